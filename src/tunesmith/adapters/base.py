@@ -1,0 +1,99 @@
+"""The adapter contract.
+
+An adapter sits beside one frozen layer, never asks how that layer is stored, and never changes it. One instance is
+one adapter of one layer: many adapters are many instances, never dictionaries inside the maths.
+
+A method is one file in this folder and one line in `METHODS` (adapters/__init__.py). The file offers
+
+    Settings                       its record, with `method: Literal["name"]`
+    build(settings, base, seed)    -> Adapter for one layer
+    to_peft(settings), from_peft(config)   its adapter_config.json, both ways (absent: PEFT does not know the method)
+
+and, where something spans layers, `shared(settings, shapes)` and `on_step(adapters, step, num_steps)`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.quant.dense import dense_weight, storage_of, weight_shape
+
+
+class Base:
+    """What an adapter sees of the layer that it stands beside: shapes, bias, numbers on request, and the product.
+
+    The layer is held without being registered as a submodule, so that an adapter's own parameters stay its own.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        storage = storage_of(layer)
+        if storage is None:
+            raise TypeError(f"no storage knows {type(layer).__name__}")
+        self._layer = (layer,)
+        self.out_features, self.in_features = weight_shape(layer)
+        self.is_embedding = isinstance(layer, nn.Embedding)
+
+    @property
+    def layer(self) -> nn.Module:
+        return self._layer[0]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[out] or None."""
+        return getattr(self.layer, "bias", None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight().dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight().device
+
+    def weight(self) -> Tensor:
+        """Dense [out, in]. Ask again in the backward pass; keep no copy."""
+        return dense_weight(self.layer)
+
+    def output(self, x: Tensor) -> Tensor:
+        """The frozen layer's own output. x [..., in] (or token ids [...] for an embedding) -> [..., out]."""
+        return self.layer(x)
+
+
+class Precomputed(Base):
+    """A base whose output is known already: rows of one product that several adapters share."""
+
+    def __init__(self, base: Base, output: Tensor) -> None:
+        self._layer = base._layer
+        self.out_features, self.in_features, self.is_embedding = base.out_features, base.in_features, base.is_embedding
+        self._output = output
+
+    def output(self, x: Tensor) -> Tensor:
+        return self._output
+
+
+class Adapter(nn.Module):
+    """One method's tensors beside one layer. Trained tensors are fp32 `nn.Parameter`s; frozen ones are buffers."""
+
+    neutral: ClassVar[bool] = True
+    """Starts as the base: the first forward equals the frozen layer's."""
+    mergeable: ClassVar[bool] = True
+    """`merged` is exact."""
+
+    def forward(self, x: Tensor, base: Base) -> Tensor:
+        """x [..., in] -> [..., out], the adapted layer's whole output, in x's dtype."""
+        raise NotImplementedError
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Dense weight [out, in] and bias [out] that compute the same, in `weight`'s dtype. Differentiable."""
+        raise NotImplementedError
+
+    def factors(self) -> tuple[Tensor, Tensor, float] | None:
+        """(A [r, in], B [out, r], scale) when the update is purely scale * B @ A, else None."""
+        return None
+
+    def groups(self) -> dict[str, float]:
+        """Learning-rate multipliers by parameter name; absent means 1 (LoRA+ gives B its own)."""
+        return {}

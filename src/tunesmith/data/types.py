@@ -1,0 +1,116 @@
+"""What flows through the data path, from the meaning of a row to what the device sees.
+
+    row --formats--> Conversation | Document     what it means
+        --render---> Example                     what the model sees
+        --pack-----> Batch                       what the device sees
+
+Preference, Prompt and Labelled rows join `Conversation` and `Document` when their objectives arrive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a row came from. `row` counts from 1, as an editor does."""
+
+    source: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.source}, row {self.row}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. `learn` None means: by role (assistant turns are learned, all others are not)."""
+
+    role: str
+    content: str
+    learn: bool | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    messages: tuple[Message, ...]
+    origin: Origin
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain text, every token of it learned."""
+
+    text: str
+    origin: Origin
+
+
+Row = Conversation | Document
+
+
+@dataclass(frozen=True)
+class Example:
+    """What the model sees of one row.
+
+    token_ids     [n] int64
+    loss_weights  [n] float32; the weight of token t *as a target*: 0 is masked, 1 is learned. The first token can
+                  never be a target. Whoever turns hidden states into losses does the shift by one.
+    """
+
+    token_ids: np.ndarray
+    loss_weights: np.ndarray
+    origin: Origin
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_learned(self) -> int:
+        return int(np.count_nonzero(self.loss_weights[1:]))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens [start, end) of a batch. A child attends to its parent's keys and its own; a document has no parent."""
+
+    start: int
+    end: int
+    parent: int | None = None
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+@dataclass
+class Batch:
+    """One micro-batch as a flat list of tokens: no padding anywhere.
+
+    token_ids [T] int64, loss_weights [T] float32, positions [T] int64 (restart at every document),
+    segments in order and covering [0, T), origins one per segment.
+    """
+
+    token_ids: torch.Tensor
+    loss_weights: torch.Tensor
+    positions: torch.Tensor
+    segments: tuple[Segment, ...]
+    origins: tuple[Origin, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return int(self.token_ids.shape[0])
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            self.token_ids.to(device),
+            self.loss_weights.to(device),
+            self.positions.to(device),
+            self.segments,
+            self.origins,
+        )

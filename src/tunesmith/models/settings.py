@@ -1,0 +1,26 @@
+"""The `model` section of a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tunesmith.settings import Settings
+
+
+class ModelSettings(Settings):
+    name: str
+    """Folder or hub id of a causal language model; a `.gguf` file is dequantised once into the cache."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Numbers in which the frozen weights are held and multiplied. auto: bfloat16 where the processor multiplies it
+    natively, float32 elsewhere."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    template: str | None = None
+    """Chat template for a base model without one (or to replace its own): a name (chatml, llama3, alpaca, plain …),
+    a file, or inline Jinja."""
+    add_tokens: tuple[str, ...] = ()
+    """Tokens to add to the vocabulary. Only their rows are trained, unless embeddings are trained in full."""
+    adapter: str | None = None
+    """An adapter folder (ours or PEFT's) to go on training from."""

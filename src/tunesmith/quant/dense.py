@@ -1,0 +1,97 @@
+"""The one door through which anyone asks a stored weight for its numbers.
+
+A storage (plain tensors today; NF4, int8, GPTQ later) is one file in this folder and one line in `STORAGES`.
+Nobody else looks at how a layer keeps its weight: adapters, merges and backward passes call `dense_weight` and
+keep no dense copy.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+class Storage(Protocol):
+    """How one kind of layer keeps its weight. `weight` returns a dense [out, in] tensor."""
+
+    def owns(self, layer: nn.Module) -> bool: ...
+
+    def weight(self, layer: nn.Module) -> Tensor: ...
+
+    def shape(self, layer: nn.Module) -> tuple[int, int]: ...
+
+
+class PlainLinear:
+    """`nn.Linear`: weight is kept as [out, in]."""
+
+    def owns(self, layer: nn.Module) -> bool:
+        return isinstance(layer, nn.Linear)
+
+    def weight(self, layer: nn.Module) -> Tensor:
+        return layer.weight  # type: ignore[return-value]
+
+    def shape(self, layer: nn.Module) -> tuple[int, int]:
+        return layer.out_features, layer.in_features  # type: ignore[return-value]
+
+
+class PlainConv1D:
+    """GPT-2's `Conv1D`: weight is kept as [in, out]."""
+
+    def owns(self, layer: nn.Module) -> bool:
+        return isinstance(layer, Conv1D)
+
+    def weight(self, layer: nn.Module) -> Tensor:
+        return layer.weight.t()  # type: ignore[operator]
+
+    def shape(self, layer: nn.Module) -> tuple[int, int]:
+        return layer.weight.shape[1], layer.weight.shape[0]  # type: ignore[return-value,union-attr]
+
+
+class PlainEmbedding:
+    """`nn.Embedding`: a table [num, dim]; as a matrix that acts on one-hot rows it is [out=dim, in=num]."""
+
+    def owns(self, layer: nn.Module) -> bool:
+        return isinstance(layer, nn.Embedding)
+
+    def weight(self, layer: nn.Module) -> Tensor:
+        return layer.weight.t()  # type: ignore[operator]
+
+    def shape(self, layer: nn.Module) -> tuple[int, int]:
+        return layer.embedding_dim, layer.num_embeddings  # type: ignore[return-value]
+
+
+STORAGES: dict[str, Storage] = {"linear": PlainLinear(), "conv1d": PlainConv1D(), "embedding": PlainEmbedding()}
+
+
+def storage_of(layer: nn.Module) -> Storage | None:
+    """The storage that owns `layer`, or None where no storage knows it."""
+    return next((storage for storage in STORAGES.values() if storage.owns(layer)), None)
+
+
+def is_matrix(layer: nn.Module) -> bool:
+    """Whether `layer` multiplies by one weight matrix that an adapter can stand beside."""
+    return storage_of(layer) is not None
+
+
+def dense_weight(layer: nn.Module) -> Tensor:
+    """The numbers of `layer`'s weight, dense, shape [out, in], whatever the storage. A view where that is free."""
+    storage = storage_of(layer)
+    if storage is None:
+        raise TypeError(f"no storage knows {type(layer).__name__}; storages: {', '.join(STORAGES)}")
+    return storage.weight(layer)
+
+
+def weight_shape(layer: nn.Module) -> tuple[int, int]:
+    """(out, in) of `layer`, without making anything dense."""
+    storage = storage_of(layer)
+    if storage is None:
+        raise TypeError(f"no storage knows {type(layer).__name__}; storages: {', '.join(STORAGES)}")
+    return storage.shape(layer)
+
+
+def compute_dtype(layer: nn.Module) -> torch.dtype:
+    """The dtype in which `layer` multiplies."""
+    return dense_weight(layer).dtype
