@@ -20,7 +20,7 @@ class TunesmithError(Exception):
     """An error a person can act on.
 
     `what` is one sentence. `where` is a file with its line or row, `found` and `expected` are short,
-    `fix` is the next thing to type or change.
+    `fix` is the next thing to type or change. `notes` are further labelled lines ("settings", "did you mean").
     """
 
     exit_code = 1
@@ -33,13 +33,16 @@ class TunesmithError(Exception):
         found: str | None = None,
         expected: str | None = None,
         fix: str | None = None,
+        notes: dict[str, str] | None = None,
     ) -> None:
         self.what, self.where, self.found, self.expected, self.fix = what, where, found, expected, fix
+        self.notes = dict(notes or {})
         super().__init__(self._render())
 
     def _render(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
-        for label, text in (("found", self.found), ("expected", self.expected), ("to do", self.fix)):
+        said = (("found", self.found), ("expected", self.expected), *self.notes.items(), ("to do", self.fix))
+        for label, text in said:
             if text:
                 lines.append(f"  {label}: {text}")
         return "\n".join(lines)

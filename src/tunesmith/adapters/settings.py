@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from tunesmith.settings import Settings
+import re
+from typing import Self
+
+from pydantic import PositiveInt, model_validator
+
+from tunesmith.settings import Contradiction, Settings
 
 
 class AdapterSettings(Settings):
     targets: str | tuple[str, ...] = "all-linear"
     """all-linear, attention, mlp, a list of layer names, or "re:" and a regular expression over full paths."""
-    last_blocks: int | None = None
+    last_blocks: PositiveInt | None = None
     """Adapt only the last so many blocks."""
     train_in_full: tuple[str, ...] = ()
     """Modules trained in full beside the adapter: embeddings, norms, head, or names."""
+
+    @model_validator(mode="after")
+    def _targets_readable(self) -> Self:
+        if not self.targets or (not isinstance(self.targets, str) and "" in self.targets):
+            raise Contradiction("targets", "is empty", "name layers, or say all-linear")
+        for target in (self.targets,) if isinstance(self.targets, str) else self.targets:
+            if target.startswith("re:"):
+                try:
+                    re.compile(target[3:])
+                except re.error as error:
+                    raise Contradiction("targets", f"holds a broken regular expression: {error}") from error
+        return self

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from tunesmith.settings import Settings
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from tunesmith.settings import Contradiction, Settings
+
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class TemplateFormat(Settings):
@@ -21,18 +25,26 @@ class TemplateFormat(Settings):
 class HeldOut(Settings):
     """Rows kept away from training. Give exactly one of the four."""
 
-    share: float | None = None
+    share: Share | None = None
     """Between 0 and 1."""
-    count: int | None = None
+    count: PositiveInt | None = None
     """Number of rows."""
     file: str | None = None
     """A file (or hub id) of its own."""
     key: str | None = None
     """A column: whole groups of equal value go to one side, about a tenth of the rows (or `share`, if given beside it)."""
 
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        given = [name for name in ("share", "count", "file", "key") if getattr(self, name) is not None]
+        if len(given) != 1 and given != ["share", "key"]:
+            said = "gives " + " and ".join(given) if given else "says nothing"
+            raise Contradiction("", said, "give one of share, count, file, key (share may stand beside key)")
+        return self
+
 
 class DataSettings(Settings):
-    train: str
+    train: Annotated[str, Field(min_length=1)]
     """A JSONL, JSON, CSV, Parquet or Arrow file, a folder of such files, or a hub id."""
     split: str = "train"
     """Which split of a hub data set."""
@@ -44,13 +56,24 @@ class DataSettings(Settings):
     """Renames columns before the format reads them: {wanted: yours}."""
     held_out: float | int | str | HeldOut | None = None
     """Share (0.1), count (200), file ("valid.jsonl"), or {key: column}."""
-    max_length: int = 2048
+    max_length: Annotated[int, Field(ge=2)] = 2048
     """Longest row in tokens."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
     """What to do with a longer row; drops and truncations are counted and shown."""
     system_turn: Literal["keep", "into-user"] = "keep"
     """For templates without a system role: put its text in front of the first user turn."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Read only the first so many rows."""
     shuffle: bool = True
     """Visit the rows in a new seeded order every epoch."""
+
+    @field_validator("held_out")
+    @classmethod
+    def _share_or_count(cls, value: float | int | str | HeldOut | None) -> float | int | str | HeldOut | None:
+        if isinstance(value, float) and not 0 < value < 1:
+            raise Contradiction(
+                "held_out", f"is a share of {value:g}", "a share lies between 0 and 1; a count is whole"
+            )
+        if isinstance(value, int) and value < 1:
+            raise Contradiction("held_out", f"is {value} rows", "leave it out, or unset it, to hold nothing out")
+        return value

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from tunesmith.settings import Settings
+from pydantic import Field, field_validator
+
+from tunesmith.settings import Contradiction, Settings
 
 
 class ModelSettings(Settings):
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     """Folder or hub id of a causal language model; a `.gguf` file is dequantised once into the cache."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
@@ -24,3 +27,19 @@ class ModelSettings(Settings):
     """Tokens to add to the vocabulary. Only their rows are trained, unless embeddings are trained in full."""
     adapter: str | None = None
     """An adapter folder (ours or PEFT's) to go on training from."""
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+            raise Contradiction("device", f"is {device!r}", "give auto, cpu, mps, cuda or cuda:0, cuda:1 …")
+        return device
+
+    @field_validator("add_tokens")
+    @classmethod
+    def _distinct_tokens(cls, tokens: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in tokens:
+            raise Contradiction("add_tokens", "holds an empty token")
+        if len(set(tokens)) != len(tokens):
+            raise Contradiction("add_tokens", "names a token twice")
+        return tokens

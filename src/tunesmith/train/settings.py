@@ -2,43 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from tunesmith.settings import Settings
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from tunesmith.settings import Contradiction, Settings
+
+DEFAULT_EPOCHS = 3.0
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainSettings(Settings):
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Budget in optimizer steps. Give exactly one of steps, epochs, minutes (none: 3 epochs)."""
-    epochs: float | None = None
+    epochs: PositiveFloat | None = None
     """Budget in passes over the rows."""
-    minutes: float | None = None
+    minutes: PositiveFloat | None = None
     """Budget in minutes of training; evaluation is counted apart. Stops in time and keeps the best checkpoint."""
-    batch_size: int = 8
+    batch_size: PositiveInt = 8
     """Rows per optimizer step. How a step is cut into micro-batches never changes the result."""
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: PositiveInt | None = None
     """Most tokens in one forward pass; lowered by itself when memory runs out. None: chosen for the device."""
-    learning_rate: float = 2e-4
+    learning_rate: PositiveFloat = 2e-4
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the learning rate falls after warm-up."""
-    warmup: float = 0.03
+    warmup: NonNegativeFloat = 0.03
     """Share of the budget (below 1) or number of steps (1 and more)."""
-    min_learning_rate: float = 0.0
+    min_learning_rate: NonNegativeFloat = 0.0
     """Where linear and cosine end."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    max_grad_norm: float | None = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat | None = 1.0
     """Clip the gradient's norm; null: never."""
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    evaluate_every: int | None = None
+    evaluate_every: PositiveInt | None = None
     """Steps between evaluations on the held-out rows; null: ten times over the budget, and at the end."""
-    save_every: int | None = None
+    save_every: PositiveInt | None = None
     """Steps between checkpoints; null: at each evaluation."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: PositiveInt = 2
     """How many of the last checkpoints stay on disk, beside the best."""
-    stop_after_no_gain: int | None = None
+    stop_after_no_gain: PositiveInt | None = None
     """Early stopping: evaluations in a row without a lower held-out loss; null: never."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        given = [name for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise Contradiction(
+                given[1],
+                f"stands beside {given[0]}: a budget is given once",
+                f"take one of {', '.join(given)} out, or unset it on the command line: train.{given[1]}=",
+            )
+        if not given:  # frozen, and not counted among the settings that a person gave
+            object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        if self.warmup >= 1 and not self.warmup.is_integer():
+            raise Contradiction("warmup", "from 1 on counts whole steps", "give a share below 1, or a whole number")
+        if self.warmup >= 1 and self.steps is not None and self.warmup > self.steps:
+            raise Contradiction("warmup", f"of {self.warmup:g} steps is longer than the budget of {self.steps} steps")
+        if self.min_learning_rate > self.learning_rate:
+            raise Contradiction("min_learning_rate", f"is above learning_rate ({self.learning_rate:g})")
+        return self
