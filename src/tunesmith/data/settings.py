@@ -32,7 +32,7 @@ class HeldOut(Settings):
     file: str | None = None
     """A file (or hub id) of its own."""
     key: str | None = None
-    """A column: whole groups of equal value go to one side, about a tenth of the rows (or `share`, if given beside it)."""
+    """A column: whole groups of equal value go to one side, about a tenth of the rows (or `share`, given beside it)."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -54,8 +54,8 @@ class DataSettings(Settings):
     """How a row is read; auto recognises it by its columns and says what it took it for."""
     columns: dict[str, str] = {}
     """Renames columns before the format reads them: {wanted: yours}."""
-    held_out: float | int | str | HeldOut | None = None
-    """Share (0.1), count (200), file ("valid.jsonl"), or {key: column}."""
+    held_out: Count | Share | str | HeldOut | None = None
+    """Share (0.1), count (200), file ("valid.jsonl", or "owner/name:split" on the hub), or {key: column}."""
     max_length: Annotated[int, Field(ge=2)] = 2048
     """Longest row in tokens."""
     overlong: Literal["drop", "truncate", "error"] = "drop"

@@ -29,13 +29,23 @@ class Origin:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `learn` None means: by role (assistant turns are learned, all others are not)."""
+    """One turn. `learn` None means: by role (assistant turns are learned, all others are not).
+
+    `tool_calls` are {"type": "function", "function": {"name": str, "arguments": dict}} with an optional "id";
+    `reasoning` is the thinking that came before an answer.
+    """
 
     role: str
     content: str
     learn: bool | None = None
     tool_calls: tuple[dict[str, Any], ...] = ()
     name: str | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def is_learned(self) -> bool:
+        return self.role == "assistant" if self.learn is None else self.learn
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,13 @@ class Batch:
 
     def __len__(self) -> int:
         return int(self.token_ids.shape[0])
+
+    @property
+    def num_learned(self) -> int:
+        """Learned targets. The first token of a segment has nothing before it, and never counts."""
+        learned = self.loss_weights != 0
+        learned[[segment.start for segment in self.segments]] = False
+        return int(learned.sum())
 
     def to(self, device: torch.device) -> Batch:
         return Batch(

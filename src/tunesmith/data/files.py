@@ -1,0 +1,297 @@
+"""Reading one file of rows, strictly: every broken row is named with its line, what was found and what to do.
+
+JSONL, JSON and CSV are parsed here and not by `datasets`, whose readers give one error without a line and let NaN,
+duplicate keys and lone surrogates pass. Parquet and Arrow go through `datasets`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.problems import Problems, listed, shown
+from tunesmith.data.types import Origin
+from tunesmith.errors import DataError
+
+RawRow = tuple[Origin, dict[str, Any]]
+
+_BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_UTF8_MARK = b"\xef\xbb\xbf"
+_BINARY = {b"\x1f\x8b": "a gzip archive", b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file", b"%PDF": "a PDF"}
+
+
+def read_file(path: Path, limit: int | None) -> list[RawRow]:
+    """All rows of one file, by its ending."""
+    problems = Problems(f"broken rows in {path}")
+    rows = READERS[path.suffix.lower()](path, limit, problems)
+    problems.raise_if_any()
+    if not rows:
+        raise DataError(
+            "the file has no rows",
+            where=str(path),
+            found="an empty file" if path.stat().st_size == 0 else "no row in it",
+            fix="give a file with rows in it",
+        )
+    return rows
+
+
+def _checked_head(path: Path) -> None:
+    """Refuse what is not UTF-8 text by its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(8192)
+    for mark, name in _BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            raise DataError("the file is not UTF-8", where=str(path), found=name, fix="save it as UTF-8")
+    kind = next((name for magic, name in _BINARY.items() if head.startswith(magic)), None)
+    if kind is None and b"\0" in head:
+        kind = "zero bytes"
+    if kind:
+        raise DataError(
+            "this looks like a binary file, not text",
+            where=str(path),
+            found=kind,
+            expected=f"{path.suffix} as UTF-8 text",
+            fix="unpack or convert it, or give it the ending of what it is",
+        )
+
+
+def _decode(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            "not valid UTF-8",
+            where=where,
+            found=f"byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line",
+            fix="save the file as UTF-8",
+        ) from None
+
+
+class _BadJSON(ValueError):
+    """Valid to Python's parser, but not a row that two readers would read alike."""
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _BadJSON(f"the key {shown(twice)!r} stands twice in one object")
+    return result
+
+
+def _no_constants(name: str) -> Any:
+    raise _BadJSON(f"{name} is not JSON; write null or a number")
+
+
+def _parse(text: str, where: str) -> Any:
+    """Strict JSON: no NaN, no duplicate keys, nothing after the value."""
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+    except json.JSONDecodeError as error:
+        at = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise DataError(
+            f"not valid JSON: {error.msg} at {at}",
+            where=where,
+            found=shown(text[max(error.pos - 20, 0) : error.pos + 20].strip() or "nothing"),
+            expected="a JSON object",
+            fix="mend or remove the row",
+        ) from None
+    except RecursionError:
+        raise DataError("nested too deeply", where=where, fix="mend or remove the row") from None
+    except ValueError as error:
+        raise DataError(f"not valid JSON: {error}", where=where, fix="mend or remove the row") from None
+
+
+def _as_object(value: Any, where: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise DataError(
+        "a row must be a JSON object",
+        where=where,
+        found=f"{type(value).__name__} {shown(value, 40)}",
+        expected='{"column": value, …}',
+        fix="mend or remove the row",
+    )
+
+
+def _read_jsonl(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
+    _checked_head(path)
+    rows: list[RawRow] = []
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            raw = raw.removeprefix(_UTF8_MARK) if number == 1 else raw
+            if not raw.strip():
+                continue
+            where = f"{path}, line {number}"
+            if not rows and not problems.count and raw.lstrip().startswith(b"["):
+                return _read_json(path, limit, problems)
+            try:
+                rows.append((Origin(str(path), number), _as_object(_parse(_decode(raw, where), where), where)))
+            except DataError as error:
+                problems.add(error)
+            if limit is not None and len(rows) >= limit:
+                break
+    return rows
+
+
+def _read_json(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
+    _checked_head(path)
+    raw = path.read_bytes().removeprefix(_UTF8_MARK)
+    if not raw.strip():
+        return []
+    first_line = raw.lstrip().partition(b"\n")[0]
+    try:
+        value = _parse(_decode(raw, str(path)), str(path))
+    except DataError:
+        # Many files named .json hold one object per line.
+        if first_line.rstrip().startswith(b"{") and first_line.rstrip().endswith(b"}"):
+            return _read_jsonl(path, limit, problems)
+        raise
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = value["data"]
+    if isinstance(value, dict) and b"\n" not in raw.strip():
+        value = [value]
+    if not isinstance(value, list):
+        raise DataError(
+            "a JSON file must hold a list of objects",
+            where=str(path),
+            found=f"an object with keys {listed(list(value)[:8])}" if isinstance(value, dict) else type(value).__name__,
+            expected='[{…}, …] or {"data": [{…}, …]}',
+        )
+    rows: list[RawRow] = []
+    for number, item in enumerate(value[:limit], start=1):
+        try:
+            rows.append((Origin(str(path), number), _as_object(item, f"{path}, row {number}")))
+        except DataError as error:
+            problems.add(error)
+    return rows
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """The csv module refuses fields over 128 KiB unless told; texts are longer."""
+    previous = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(previous)
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            yield _decode(raw.removeprefix(_UTF8_MARK) if number == 1 else raw, f"{path}, line {number}")
+
+
+def _checked_header(header: list[str], path: Path) -> list[str]:
+    names = [name.strip() for name in header]
+    wrong = next((name for name in names if not name or names.count(name) > 1), None)
+    if wrong is not None:
+        raise DataError(
+            "the first line must name every column, each once",
+            where=f"{path}, line 1",
+            found=listed(repr(name) for name in names),
+            fix="name the columns in the first line",
+        )
+    return names
+
+
+def _read_csv(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
+    _checked_head(path)
+    rows: list[RawRow] = []
+    with _long_fields():
+        reader = csv.reader(_text_lines(path), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        try:
+            header = _checked_header(next(reader, []), path) if path.stat().st_size else []
+            line = reader.line_num + 1
+            for values in reader:
+                where = f"{path}, line {line}"
+                if values and len(values) != len(header):
+                    problems.add(
+                        DataError(
+                            "the row does not have as many fields as the header",
+                            where=where,
+                            found=f"{len(values)} fields: {shown(values)}",
+                            expected=f"{len(header)} fields ({listed(header)})",
+                            fix='mend the row; put "…" around fields that hold a comma or a line break',
+                        )
+                    )
+                elif values:
+                    rows.append((Origin(str(path), line), dict(zip(header, values, strict=True))))
+                line = reader.line_num + 1
+                if limit is not None and len(rows) >= limit:
+                    break
+        except csv.Error as error:
+            problems.add(
+                DataError(
+                    f"not valid CSV: {error}",
+                    where=f"{path}, line {reader.line_num}",
+                    fix='close the quotes; write a quote inside a quoted field as ""',
+                )
+            )
+        except DataError as error:
+            problems.add(error)
+    return rows
+
+
+def _read_text(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
+    """Plain text: a row per paragraph, paragraphs parted by empty lines."""
+    _checked_head(path)
+    rows: list[RawRow] = []
+    paragraph: list[str] = []
+    start = 1
+    number = 0
+    try:
+        for number, line in enumerate(_text_lines(path), start=1):
+            if line.strip():
+                start = start if paragraph else number
+                paragraph.append(line)
+            elif paragraph:
+                rows.append((Origin(str(path), start), {"text": "".join(paragraph).strip()}))
+                paragraph = []
+    except DataError as error:
+        problems.add(error)
+    if paragraph:
+        rows.append((Origin(str(path), start), {"text": "".join(paragraph).strip()}))
+    return rows[:limit]
+
+
+def _read_columnar(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
+    """Parquet and Arrow, streamed by `datasets` so that nothing is copied into its cache."""
+    from datasets import load_dataset
+
+    if path.stat().st_size == 0:
+        return []
+    builder = "parquet" if path.suffix.lower() == ".parquet" else "arrow"
+    try:
+        stream = load_dataset(builder, data_files=str(path), split="train", streaming=True)
+        rows: list[RawRow] = []
+        for number, row in enumerate(stream, start=1):
+            rows.append((Origin(str(path), number), dict(row)))
+            if limit is not None and number >= limit:
+                break
+    except Exception as error:  # pyarrow and datasets raise a dozen kinds for a damaged file
+        raise DataError(
+            f"not a readable {builder} file",
+            where=str(path),
+            found=shown(str(error).splitlines()[0] if str(error) else type(error).__name__, 160),
+            fix="write the file again; an interrupted download or copy looks like this",
+        ) from error
+    return rows
+
+
+READERS: dict[str, Callable[[Path, int | None, Problems], list[RawRow]]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".txt": _read_text,
+    ".parquet": _read_columnar,
+    ".arrow": _read_columnar,
+}

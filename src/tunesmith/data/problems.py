@@ -1,0 +1,54 @@
+"""Broken rows, gathered so that a person hears of all of them at once."""
+
+from __future__ import annotations
+
+from tunesmith.errors import DataError
+
+SHOWN = 10
+
+
+class Problems:
+    """Collects one error per broken row; shows the first ten and the count."""
+
+    def __init__(self, noun: str) -> None:
+        self.noun = noun
+        self.count = 0
+        self.first: list[DataError] = []
+
+    def add(self, error: DataError) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(error)
+
+    def raise_if_any(self) -> None:
+        if not self.count:
+            return
+        if self.count == 1:
+            raise self.first[0]
+        lines = []
+        for error in self.first:
+            found = f" (found: {error.found})" if error.found else ""
+            lines.append(f"  {error.where}: {error.what}{found}" if error.where else f"  {error.what}{found}")
+        if self.count > len(self.first):
+            lines.append(f"  … and {self.count - len(self.first)} more")
+        raise DataError(
+            f"{self.count} {self.noun}\n" + "\n".join(lines),
+            expected=_in_order([error.expected for error in self.first]),
+            fix=_in_order([error.fix for error in self.first]),
+        )
+
+
+def _in_order(texts: list[str | None]) -> str | None:
+    """The different texts, each once."""
+    return "; ".join(dict.fromkeys(text for text in texts if text)) or None
+
+
+def shown(value: object, length: int = 80) -> str:
+    """`value` as short text for an error."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def listed(names: object) -> str:
+    """Column names for an error."""
+    return ", ".join(str(name) for name in names) or "none"  # type: ignore[attr-defined]

@@ -1,0 +1,211 @@
+"""Where rows come from: a file, a folder of files, a hub id, or a Python list."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.files import READERS, RawRow, read_file
+from tunesmith.data.problems import Problems, listed, shown
+from tunesmith.data.types import Origin
+from tunesmith.errors import DataError
+
+Source = str | Path | Iterable[Mapping[str, Any]]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SPLIT_WORDS = ("train", "validation", "valid", "dev", "eval", "test")
+
+
+def read(source: Source, *, split: str = "train", subset: str | None = None, limit: int | None = None) -> list[RawRow]:
+    """The rows of `source` with where each came from. Broken rows are one DataError that names them all."""
+    if not isinstance(source, (str, Path)):
+        return _read_python(source, limit)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _read_folder(path, split, limit)
+    if path.exists():
+        if path.suffix.lower() not in READERS:
+            raise DataError(
+                f"cannot tell what kind of file this is by its ending {path.suffix!r}",
+                where=str(path),
+                expected=listed(READERS),
+                fix="rename or convert the file",
+            )
+        return read_file(path, limit)
+    if not _looks_like_hub_id(str(source)):
+        raise DataError("no such file or folder", where=str(source), fix=_nearby(path))
+    with _quiet_datasets():
+        return _read_hub(str(source), split, subset, limit)
+
+
+def _looks_like_hub_id(name: str) -> bool:
+    return _HUB_ID.fullmatch(name) is not None and Path(name).suffix.lower() not in READERS
+
+
+def _nearby(path: Path) -> str:
+    """What stands where the file was expected."""
+    parent = path.parent
+    if not parent.is_dir():
+        return f"the folder {parent} does not exist either; check the path (a hub id is written owner/name)"
+    names = sorted(item.name for item in parent.iterdir() if item.suffix.lower() in READERS)[:8]
+    return f"data files in {parent}: {listed(names)} (a hub id is written owner/name)"
+
+
+def _read_python(source: Iterable[Mapping[str, Any]], limit: int | None) -> list[RawRow]:
+    problems = Problems("rows are not dictionaries")
+    rows: list[RawRow] = []
+    for number, row in enumerate(source, start=1):
+        if isinstance(row, Mapping):
+            rows.append((Origin("rows", number), dict(row)))
+        else:
+            problems.add(
+                DataError(
+                    "a row must be a dictionary",
+                    where=f"rows, row {number}",
+                    found=f"{type(row).__name__} {shown(row, 40)}",
+                    expected='{"column": value, …}',
+                )
+            )
+        if limit is not None and len(rows) >= limit:
+            break
+    problems.raise_if_any()
+    if not rows:
+        raise DataError("no rows were given", where="rows", fix="give at least one dictionary")
+    return rows
+
+
+def _read_folder(folder: Path, split: str, limit: int | None) -> list[RawRow]:
+    """Every data file in the folder; where file names speak of splits, only those of `split`."""
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        return _read_saved(folder, split, limit)
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix.lower() in READERS and not path.name.startswith(".")
+    )
+    if not files:
+        raise DataError("the folder has no data files", where=str(folder), expected=listed(READERS))
+    by_split = {path: _split_of(path) for path in files}
+    if any(by_split.values()):
+        chosen = [path for path in files if by_split[path] == split]
+        if not chosen:
+            raise DataError(
+                f"the folder has no file for the split {split!r}",
+                where=str(folder),
+                found=listed(path.name for path in files),
+                fix="set data.split, or name one file",
+            )
+        files = chosen
+    rows: list[RawRow] = []
+    for path in files:
+        rows += read_file(path, None if limit is None else limit - len(rows))
+        if limit is not None and len(rows) >= limit:
+            break
+    return rows
+
+
+def _split_of(path: Path) -> str | None:
+    word = re.split(r"[^a-z]", path.stem.lower())[0]
+    return word if word in _SPLIT_WORDS else None
+
+
+def _read_saved(folder: Path, split: str, limit: int | None) -> list[RawRow]:
+    """A folder written by `Dataset.save_to_disk`."""
+    from datasets import DatasetDict, load_from_disk
+
+    with _quiet_datasets():
+        try:
+            saved = load_from_disk(str(folder))
+        except Exception as error:  # pyarrow and datasets raise a dozen kinds for a damaged folder
+            raise DataError("not a readable saved data set", where=str(folder), found=shown(str(error), 160)) from error
+        if isinstance(saved, DatasetDict):
+            if split not in saved:
+                raise DataError(
+                    f"no split {split!r}", where=str(folder), found=listed(saved), fix="set data.split to one of them"
+                )
+            saved = saved[split]
+        return _collected(saved, str(folder), limit)
+
+
+def _collected(dataset: Iterable[Any], name: str, limit: int | None) -> list[RawRow]:
+    rows: list[RawRow] = []
+    for number, row in enumerate(dataset, start=1):
+        rows.append((Origin(name, number), dict(row)))
+        if limit is not None and number >= limit:
+            break
+    if not rows:
+        raise DataError("the data set has no rows", where=name)
+    return rows
+
+
+def _read_hub(name: str, split: str, subset: str | None, limit: int | None) -> list[RawRow]:
+    from datasets import load_dataset
+
+    label = f"{name} ({subset}, {split})" if subset else f"{name} ({split})"
+    try:
+        return _collected(load_dataset(name, subset, split=split, streaming=limit is not None), label, limit)
+    except DataError:
+        raise
+    except Exception as error:  # the hub's failures come as a dozen kinds, from four libraries
+        raise _hub_error(error, name, split, subset) from error
+
+
+def _hub_error(error: Exception, name: str, split: str, subset: str | None) -> DataError:
+    """One sentence for each way in which a hub data set can fail to arrive."""
+    seen: BaseException | None = error
+    kinds, text = set(), ""
+    while seen is not None:
+        kinds |= {kind.__name__ for kind in type(seen).__mro__}
+        text += f" {seen}"
+        seen = seen.__cause__ or seen.__context__
+    first = shown(str(error).splitlines()[0] if str(error) else type(error).__name__, 200)
+    if "gated" in text.lower() or "GatedRepoError" in kinds:
+        return DataError(
+            "the hub data set is gated: its owner asks you to accept terms",
+            where=name,
+            fix=f"accept them at huggingface.co/datasets/{name}, then log in with `hf auth login`",
+        )
+    offline = {"OfflineModeIsEnabled", "ConnectionError", "ConnectError", "LocalEntryNotFoundError", "TimeoutError"}
+    if kinds & offline or "couldn't reach" in text.lower() or "offline" in text.lower():
+        return DataError(
+            "there is no such file or folder here, and the hub cannot be reached",
+            where=name,
+            found=first,
+            fix="give the path of a local file, or check the network (HF_HUB_OFFLINE must not be set)",
+        )
+    if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
+        return DataError(
+            "there is no such file or folder here, and no public data set of this name on the hub",
+            where=name,
+            fix="check the spelling; for a private one log in with `hf auth login`",
+        )
+    wanted = f"split {split!r}" + (f" of subset {subset!r}" if subset else "")
+    return DataError(
+        f"the hub data set has no readable {wanted}", where=name, found=first, fix="set data.split, data.subset"
+    )
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """No progress bars and no log lines of `datasets` and the hub client inside; all as it was afterwards."""
+    import datasets
+    from huggingface_hub import utils as hub
+
+    bars, hub_bars = datasets.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    verbosity, hub_verbosity = datasets.logging.get_verbosity(), hub.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    hub.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    hub.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        hub.logging.set_verbosity(hub_verbosity)
+        if bars:
+            datasets.enable_progress_bars()
+        if hub_bars:
+            hub.enable_progress_bars()
