@@ -240,24 +240,24 @@ def _read_csv(path: Path, limit: int | None, problems: Problems) -> list[RawRow]
 
 
 def _read_text(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
-    """Plain text: a row per paragraph, paragraphs parted by empty lines."""
+    """Plain text: a row per paragraph, parted by empty lines; in a file without empty lines, a row per line."""
     _checked_head(path)
+    try:
+        lines = list(_text_lines(path))
+    except DataError as error:
+        problems.add(error)
+        return []
+    by_paragraph = any(not line.strip() for line in "".join(lines).strip().splitlines())
     rows: list[RawRow] = []
     paragraph: list[str] = []
     start = 1
-    number = 0
-    try:
-        for number, line in enumerate(_text_lines(path), start=1):
-            if line.strip():
-                start = start if paragraph else number
-                paragraph.append(line)
-            elif paragraph:
-                rows.append((Origin(str(path), start), {"text": "".join(paragraph).strip()}))
-                paragraph = []
-    except DataError as error:
-        problems.add(error)
-    if paragraph:
-        rows.append((Origin(str(path), start), {"text": "".join(paragraph).strip()}))
+    for number, line in enumerate([*lines, ""], start=1):
+        if paragraph and (not by_paragraph or not line.strip()):
+            rows.append((Origin(str(path), start), {"text": "".join(paragraph).strip()}))
+            paragraph = []
+        if line.strip():
+            start = start if paragraph else number
+            paragraph.append(line)
     return rows[:limit]
 
 

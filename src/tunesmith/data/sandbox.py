@@ -38,7 +38,7 @@ def column_environment() -> ImmutableSandboxedEnvironment:
 
 @contextmanager
 def time_limit(seconds: float = SECONDS) -> Iterator[None]:
-    """TimeoutError after `seconds`. Needs a POSIX timer that is free and the main thread; elsewhere there is no limit."""
+    """TimeoutError after `seconds`. Needs a free POSIX timer and the main thread; elsewhere there is no limit."""
     free = (
         hasattr(signal, "setitimer")
         and threading.current_thread() is threading.main_thread()

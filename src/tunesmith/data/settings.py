@@ -54,12 +54,12 @@ class DataSettings(Settings):
     """How a row is read; auto recognises it by its columns and says what it took it for."""
     columns: dict[str, str] = {}
     """Renames columns before the format reads them: {wanted: yours}."""
-    held_out: Count | Share | str | HeldOut | None = None
+    held_out: float | int | str | HeldOut | None = None
     """Share (0.1), count (200), file ("valid.jsonl", or "owner/name:split" on the hub), or {key: column}."""
     max_length: Annotated[int, Field(ge=2)] = 2048
     """Longest row in tokens."""
-    overlong: Literal["drop", "truncate", "error"] = "drop"
-    """What to do with a longer row; drops and truncations are counted and shown."""
+    overlong: Literal["drop", "truncate", "split", "error"] = "drop"
+    """What to do with a longer row; split cuts plain text into pieces. Drops and truncations are counted and shown."""
     system_turn: Literal["keep", "into-user"] = "keep"
     """For templates without a system role: put its text in front of the first user turn."""
     limit: PositiveInt | None = None

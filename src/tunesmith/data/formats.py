@@ -1,0 +1,268 @@
+"""What a row means: a table of functions from one raw row to Conversation | Document.
+
+To add a format, write one function that returns a row (or raises `Unreadable`), and one line in `FORMATS`.
+
+    text                {"text": …}
+    messages            {"messages": [{"role", "content", …}], "tools": […]},
+                        or ShareGPT's {"conversations": [{"from", "value"}], …}
+    prompt-completion   {"prompt": …, "completion": …}, both strings or both message lists
+    alpaca              {"instruction": …, "output": …}, with or without input, system, history
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jinja2 import Template, TemplateSyntaxError, UndefinedError
+from jinja2.exceptions import SecurityError, TemplateError
+
+from tunesmith.data.files import RawRow
+from tunesmith.data.messages import KNOWN_KEYS, Unreadable, need, read_messages, read_tools, text_of
+from tunesmith.data.problems import Problems, listed, shown
+from tunesmith.data.sandbox import NullValue, column_environment, time_limit
+from tunesmith.data.settings import TemplateFormat
+from tunesmith.data.types import Conversation, Document, Message, Origin, Row
+from tunesmith.errors import DataError
+
+RawColumns = Mapping[str, Any]
+
+
+def text(row: RawColumns, origin: Origin) -> Document:
+    return Document(text_of(row, "text"), origin)
+
+
+def messages(row: RawColumns, origin: Origin) -> Conversation:
+    key = "messages" if row.get("messages") is not None else "conversations"
+    if row.get(key) is None:
+        raise Unreadable("the column 'messages' is missing")
+    turns = read_messages(row[key], key)
+    if row.get("system") and turns and turns[0].role != "system":
+        turns = (Message("system", text_of(row, "system")), *turns)
+    return Conversation(turns, origin, read_tools(row.get("tools")))
+
+
+def prompt_completion(row: RawColumns, origin: Origin) -> Conversation:
+    prompt, completion = need(row, "prompt"), need(row, "completion")
+    tools = read_tools(row.get("tools"))
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return Conversation((Message("user", prompt), Message("assistant", completion)), origin, tools)
+    if isinstance(prompt, str) or isinstance(completion, str):
+        raise Unreadable("prompt and completion must both be text or both be message lists")
+    # Only the completion is learned, whatever turns the prompt holds.
+    before = tuple(replace(message, learn=False) for message in read_messages(prompt, "prompt"))
+    return Conversation(before + read_messages(completion, "completion"), origin, tools)
+
+
+def alpaca(row: RawColumns, origin: Origin) -> Conversation:
+    turns = [Message("system", text_of(row, "system"))] if row.get("system") else []
+    history = row.get("history") or ()
+    for pair in history:
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(side, str) for side in pair):
+            raise Unreadable("history must hold [question, answer] pairs of text", found=shown(pair))
+        turns += [Message("user", pair[0]), Message("assistant", pair[1])]
+    question = text_of(row, "instruction")
+    if row.get("input"):
+        question += "\n\n" + text_of(row, "input")
+    turns += [Message("user", question), Message("assistant", text_of(row, "output"))]
+    return Conversation(tuple(turns), origin)
+
+
+def template(settings: TemplateFormat) -> Callable[[RawColumns, Origin], Conversation]:
+    """A format written by the user: Jinja over the row's columns."""
+    parts = {"system": settings.system, "prompt": settings.prompt, "answer": settings.answer}
+    compiled = {name: _compile(name, source) for name, source in parts.items() if source is not None}
+    roles = {"system": "system", "prompt": "user", "answer": "assistant"}
+
+    def read(row: RawColumns, origin: Origin) -> Conversation:
+        turns = tuple(Message(roles[name], _fill(part, name, row)) for name, part in compiled.items())
+        return Conversation(turns, origin)
+
+    return read
+
+
+def _compile(name: str, source: str) -> Template:
+    try:
+        return column_environment().from_string(source)
+    except TemplateSyntaxError as error:
+        raise DataError(
+            f"not a valid Jinja template: {error.message}",
+            where=f"data.format.{name}, line {error.lineno}",
+            found=shown(source),
+            fix="columns are written {{ name }}",
+        ) from None
+
+
+def _fill(part: Template, name: str, row: RawColumns) -> str:
+    try:
+        with time_limit():
+            return part.render(row)
+    except UndefinedError as error:
+        raise Unreadable(f"data.format.{name}: {error.message}", found=f"columns {listed(row)}") from None
+    except NullValue:
+        raise Unreadable(f"data.format.{name}: a column it writes out is null", found=shown(dict(row))) from None
+    except SecurityError as error:
+        raise Unreadable(f"data.format.{name} does what a template may not: {error}") from None
+    except TimeoutError as error:
+        raise Unreadable(f"data.format.{name}: {error}") from None
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise Unreadable(f"data.format.{name} cannot be filled: {error}", found=shown(dict(row))) from None
+
+
+@dataclass(frozen=True)
+class Format:
+    """`needs`: any one of these sets of columns makes a row of this format; `reads`: all columns it looks at."""
+
+    read: Callable[[RawColumns, Origin], Row]
+    needs: tuple[frozenset[str], ...]
+    reads: frozenset[str]
+
+
+def _format(read: Callable[[RawColumns, Origin], Row], needs: str, also: str = "") -> Format:
+    """`needs` lists alternatives parted by |, each of columns parted by spaces."""
+    alternatives = tuple(frozenset(names.split()) for names in needs.split("|"))
+    return Format(read, alternatives, frozenset().union(*alternatives, also.split()))
+
+
+FORMATS: dict[str, Format] = {
+    "text": _format(text, "text"),
+    "messages": _format(messages, "messages | conversations", "tools system"),
+    "prompt-completion": _format(prompt_completion, "prompt completion", "tools"),
+    "alpaca": _format(alpaca, "instruction output", "input system history"),
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Rows by their meaning, and what was noticed on the way."""
+
+    rows: list[Row]
+    format: str
+    notes: tuple[str, ...] = ()
+
+
+def convert(raw: Sequence[RawRow], format: str | TemplateFormat, columns: Mapping[str, str]) -> Reading:
+    """Every raw row by its meaning. `columns` renames first: {wanted: yours}."""
+    if columns:
+        raw = _renamed(raw, columns)
+    notes: list[str] = []
+    if isinstance(format, TemplateFormat):
+        name, reader = "template", template(format)
+    else:
+        name = recognise(raw) if format == "auto" else format
+        reader = FORMATS[name].read
+        notes += _unused(raw, name)
+    problems = Problems(f"rows cannot be read as {name}")
+    rows: list[Row] = []
+    for origin, row in raw:
+        try:
+            result = reader(row, origin)
+            _refuse_surrogates(result)
+            rows.append(result)
+        except Unreadable as error:
+            problems.add(
+                DataError(
+                    error.what,
+                    where=str(origin),
+                    found=error.found or f"columns {listed(row)}",
+                    expected=_expectation(name),
+                    fix="mend the rows, or set data.format or data.columns",
+                )
+            )
+    problems.raise_if_any()
+    return Reading(rows, name, tuple(notes))
+
+
+def _expectation(name: str) -> str | None:
+    return f"columns {_needs_in_words(FORMATS[name])}" if name in FORMATS else None
+
+
+def _needs_in_words(kind: Format) -> str:
+    return " or ".join(" and ".join(sorted(names)) for names in kind.needs)
+
+
+def recognise(raw: Sequence[RawRow]) -> str:
+    """The one format whose columns most rows have."""
+    columns = [frozenset(name for name, value in row.items() if value is not None) for _, row in raw]
+    candidates = [
+        name
+        for name, kind in FORMATS.items()
+        if 2 * sum(any(names <= present for names in kind.needs) for present in columns) > len(columns)
+    ]
+    if len(candidates) == 1:
+        return candidates[0]
+    seen = listed(dict.fromkeys(name for _, row in raw[:100] for name in row))
+    known = "; ".join(f"{name}: {_needs_in_words(kind)}" for name, kind in FORMATS.items())
+    raise DataError(
+        f"the rows could be any of {listed(candidates)}" if candidates else "no format has these columns",
+        where=raw[0][0].source if raw else None,
+        found=f"columns {seen}",
+        expected=known,
+        fix=f"set data.format to {' or '.join(candidates)}"
+        if candidates
+        else "rename with data.columns {wanted: yours}, or set data.format to {prompt: …, answer: …} over your columns",
+    )
+
+
+def _renamed(raw: Sequence[RawRow], columns: Mapping[str, str]) -> list[RawRow]:
+    problems = Problems("rows lack a column that data.columns renames")
+    renamed: list[RawRow] = []
+    for origin, row in raw:
+        missing = [yours for yours in columns.values() if yours not in row]
+        taken = [wanted for wanted in columns if wanted in row and wanted not in columns.values()]
+        if missing or taken:
+            problems.add(
+                DataError(
+                    f"data.columns names {listed(missing)}, which the row does not have"
+                    if missing
+                    else f"data.columns writes over {listed(taken)}, which the row has already",
+                    where=str(origin),
+                    found=f"columns {listed(row)}",
+                    fix="write data.columns as {wanted: yours}",
+                )
+            )
+            continue
+        kept = {name: value for name, value in row.items() if name not in columns.values()}
+        renamed.append((origin, kept | {wanted: row[yours] for wanted, yours in columns.items()}))
+    problems.raise_if_any()
+    return renamed
+
+
+def _unused(raw: Sequence[RawRow], name: str) -> list[str]:
+    """What the rows hold and the format does not look at: said, never dropped in silence."""
+    notes = []
+    extra = dict.fromkeys(key for _, row in raw for key in row if key not in FORMATS[name].reads)
+    if extra:
+        notes.append(f"columns not used: {listed(extra)}")
+    turns = [turn for _, row in raw for key in FORMATS[name].reads for turn in _dicts(row.get(key))]
+    if name == "messages" and turns:
+        odd = dict.fromkeys(
+            key for turn in turns if "role" in turn or "from" in turn for key in turn if key not in KNOWN_KEYS
+        )
+        if odd:
+            notes.append(f"message keys not used: {listed(odd)}")
+    return notes
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _refuse_surrogates(row: Row) -> None:
+    """Half of a UTF-16 pair is not text: no tokenizer can encode it."""
+    parts = (
+        [row.text]
+        if isinstance(row, Document)
+        else [part for turn in row.messages for part in (turn.role, turn.content, turn.reasoning, turn.name) if part]
+        + [repr(call) for turn in row.messages for call in turn.tool_calls]
+    )
+    for part in parts:
+        if not part.isascii():
+            try:
+                part.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise Unreadable(
+                    "the text holds half of a UTF-16 pair, which is no character",
+                    found=repr(part[max(error.start - 10, 0) : error.end + 10]),
+                ) from None

@@ -1,0 +1,205 @@
+"""Message lists as people write them: OpenAI's `messages` and ShareGPT's `conversations`, with tools and tool calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tunesmith.data.problems import listed, shown
+from tunesmith.data.types import Message
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+}
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_LEARN = ("learn", "train", "weight")
+KNOWN_KEYS = {
+    *("role", "from", "content", "value", "tool_calls", "function_call", "name", "tool_call_id"),
+    *_REASONING,
+    *_LEARN,
+}
+
+
+class Unreadable(Exception):
+    """This row is not of its format; `convert` adds the file and the row."""
+
+    def __init__(self, what: str, found: str | None = None) -> None:
+        super().__init__(what)
+        self.what, self.found = what, found
+
+
+def need(row: Mapping[str, Any], key: str) -> Any:
+    if key not in row:
+        raise Unreadable(f"the column {key!r} is missing")
+    if row[key] is None:
+        raise Unreadable(f"the column {key!r} is null")
+    return row[key]
+
+
+def text_of(row: Mapping[str, Any], key: str) -> str:
+    value = need(row, key)
+    if not isinstance(value, str):
+        raise Unreadable(f"the column {key!r} must be text", found=f"{type(value).__name__} {shown(value, 40)}")
+    return value
+
+
+def read_messages(value: Any, key: str) -> tuple[Message, ...]:
+    value = _parsed(value, key)
+    if not isinstance(value, (list, tuple)):
+        raise Unreadable(f"{key!r} must be a list of messages", found=f"{type(value).__name__} {shown(value, 40)}")
+    turns: list[Message] = []
+    for index, item in enumerate(value, start=1):
+        place = f"message {index} of {key!r}"
+        if not isinstance(item, Mapping):
+            raise Unreadable(f"{place} must be an object", found=f"{type(item).__name__} {shown(item, 40)}")
+        turn = _read_message(item, place)
+        if turns and turn.tool_calls and _joins(turns[-1], item):
+            # ShareGPT writes a call as a turn of its own; it belongs to the assistant's turn before it.
+            turns[-1] = replace(turns[-1], tool_calls=turns[-1].tool_calls + turn.tool_calls)
+        else:
+            turns.append(turn)
+    return tuple(turns)
+
+
+def _joins(before: Message, item: Mapping[str, Any]) -> bool:
+    return before.role == "assistant" and (item.get("role") or item.get("from")) == "function_call"
+
+
+def _read_message(item: Mapping[str, Any], place: str) -> Message:
+    role = item.get("role") if item.get("role") is not None else item.get("from")
+    if role is None:
+        raise Unreadable(f"{place} has no 'role'", found=f"keys {listed(item)}")
+    if not isinstance(role, str) or role not in ROLES:
+        raise Unreadable(f"{place} has a role nobody knows", found=f"{shown(role, 40)}; known: {listed(ROLES)}")
+    content = item.get("content") if item.get("content") is not None else item.get("value")
+    calls = item.get("tool_calls")
+    if role == "function_call":
+        content, calls = None, content
+    elif calls is None and item.get("function_call") is not None:
+        calls = [item["function_call"]]
+    tool_calls = _read_calls(calls, place)
+    if content is None and not tool_calls:
+        raise Unreadable(f"{place} has no content", found=f"keys {listed(item)}")
+    reasoning = next((item[name] for name in _REASONING if item.get(name) is not None), None)
+    return Message(
+        role=ROLES[role],
+        content=_read_content(content, place),
+        learn=_read_learn(item, place),
+        tool_calls=tool_calls,
+        name=_optional_text(item, "name", place),
+        tool_call_id=_optional_text(item, "tool_call_id", place),
+        reasoning=None if reasoning is None else _read_content(reasoning, place),
+    )
+
+
+def _optional_text(item: Mapping[str, Any], key: str, place: str) -> str | None:
+    value = item.get(key)
+    if value is not None and not isinstance(value, str):
+        raise Unreadable(f"{key!r} of {place} must be text", found=shown(value, 40))
+    return value
+
+
+def _read_learn(item: Mapping[str, Any], place: str) -> bool | None:
+    """Whether the turn is learned; OpenAI writes `weight` 0 or 1, others `train` or `learn`."""
+    key = next((name for name in _LEARN if item.get(name) is not None), None)
+    if key is None:
+        return None
+    if item[key] not in (0, 1, False, True):
+        raise Unreadable(f"{key!r} of {place} must be 0, 1, true or false", found=shown(item[key], 40))
+    return bool(item[key])
+
+
+def _read_content(content: Any, place: str) -> str:
+    """Text, or a list of text parts; a tool's answer may be any JSON value."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, (list, tuple)):
+        parts = []
+        for part in content:
+            piece = part.get("text") if isinstance(part, Mapping) else part
+            if not isinstance(piece, str):
+                raise Unreadable(f"{place} has a part that is not text", found=shown(part))
+            parts.append(piece)
+        return "".join(parts)
+    raise Unreadable(f"the content of {place} must be text", found=f"{type(content).__name__} {shown(content, 40)}")
+
+
+def _parsed(value: Any, what: str) -> Any:
+    """`value` itself, or what the JSON text in it says."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"{what} is text that is not JSON: {error}", found=shown(value)) from None
+
+
+def _read_calls(calls: Any, place: str) -> tuple[dict[str, Any], ...]:
+    """Calls as transformers' templates want them: the arguments an object, not text."""
+    if calls is None:
+        return ()
+    calls = _parsed(calls, f"the tool call of {place}")
+    calls = [calls] if isinstance(calls, Mapping) else calls
+    if not isinstance(calls, (list, tuple)):
+        raise Unreadable(f"the tool calls of {place} must be a list", found=shown(calls))
+    result = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise Unreadable(f"a tool call of {place} has no function name", found=shown(call))
+        arguments = function.get("arguments", function.get("parameters"))
+        arguments = _parsed(arguments, f"the arguments of {function['name']} in {place}") if arguments else {}
+        if not isinstance(arguments, Mapping):
+            raise Unreadable(
+                f"the arguments of {function['name']} in {place} must be an object", found=shown(arguments)
+            )
+        read: dict[str, Any] = {
+            "type": "function",
+            "function": {"name": function["name"], "arguments": dict(arguments)},
+        }
+        result.append({"id": call["id"], **read} if isinstance(call.get("id"), str) else read)
+    return tuple(result)
+
+
+def read_tools(tools: Any) -> tuple[dict[str, Any], ...]:
+    """Tool descriptions, each wrapped as {"type": "function", "function": {…}}."""
+    if tools is None or (isinstance(tools, str) and not tools.strip()):
+        return ()
+    tools = _parsed(tools, "'tools'")
+    tools = [tools] if isinstance(tools, Mapping) else tools
+    if not isinstance(tools, (list, tuple)):
+        raise Unreadable("'tools' must be a list of objects", found=shown(tools))
+    result = []
+    for tool in tools:
+        tool = _parsed(tool, "an entry of 'tools'")
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise Unreadable("an entry of 'tools' has no name", found=shown(tool))
+        result.append({"type": "function", "function": _without_nulls(function)})
+    return tuple(result)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every object the keys of all others, filled with null; a schema has no use for them."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_nulls(item) for item in value]
+    return value
