@@ -31,7 +31,7 @@ class Lined:
     errors: list[TunesmithError] = field(default_factory=list)
 
 
-def _core_schema(kind: type) -> type:
+def _core_schema(kind: Any) -> None:
     """`kind` (a loader or dumper) with YAML 1.2 scalars; integers may group their digits: 1_000."""
     kind.yaml_implicit_resolvers = {}
     number = r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
@@ -42,8 +42,7 @@ def _core_schema(kind: type) -> type:
         ("float", f"^(?:{number})$", "-+.0123456789"),
         ("merge", r"^<<$", "<"),
     ):
-        kind.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))  # type: ignore[attr-defined]
-    return kind
+        kind.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
 
 
 class _Loader(yaml.SafeLoader):

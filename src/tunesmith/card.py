@@ -1,0 +1,143 @@
+"""The model card: what was trained, on what, how, and with which result, for whoever finds the adapter later.
+
+Made from the run folder alone. The names of `summary.json` that it knows beside the loop's own:
+
+    base_model, base_digest     hub id or folder name of the base, and the digest of its weights
+    trained_parameters, total_parameters
+    rows, held_out_rows, dropped_rows, truncated_rows, learned_tokens_per_epoch
+    data_digest                 of the training file(s)
+    before, after               held-out metrics of the base and of the best checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from tunesmith.notation import write
+from tunesmith.record import write_file
+
+
+def write_card(folder: Path) -> None:
+    """README.md in the run folder, and in those of its folders that hold an adapter."""
+    text = card(folder)
+    for place in [folder, *(config.parent for config in sorted(folder.glob("*/adapter_config.json")))]:
+        write_file(place / "README.md", text)
+
+
+def card(folder: Path) -> str:
+    """The card's text, front matter first."""
+    summary, environment, recipe = (
+        _read(folder / name) for name in ("summary.json", "environment.json", "provenance.json")
+    )
+    recipe = recipe["recipe"]
+    base = str(summary.get("base_model") or _public(recipe["model"]["name"]))
+    front = {
+        "library_name": "peft",
+        "base_model": base,
+        "pipeline_tag": "text-generation",
+        "tags": ["tunesmith", recipe["adapter"]["method"], recipe["objective"]["kind"]],
+    }
+    licence = recipe["output"].get("licence")
+    if licence:
+        front["license"] = licence
+    name = recipe["output"].get("name") or folder.absolute().name
+    version = environment["versions"].get("tunesmith", "")
+    sections = [
+        f"---\n{write(front)}---\n",
+        f"# {name}\n\nAn adapter for **{base}**, trained with Tunesmith {version}.\n",
+        _table("Training", _training(recipe, summary)),
+        _table("Data", _data(recipe, summary)),
+        _table("Results", _results(summary)),
+        _table("Made with", _made_with(environment, summary)),
+        "## Use\n\n```sh\ntunesmith chat FOLDER\n```\n\nor with PEFT:\n\n```python\nfrom peft import PeftModel\n"
+        f"from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained({base!r})\n"
+        'model = PeftModel.from_pretrained(model, "FOLDER")\n```\n',
+        f"## Licence\n\n{licence or 'Not stated by its maker. The terms of the base model and of the data apply.'}\n",
+    ]
+    return "\n".join(section for section in sections if section)
+
+
+def _training(recipe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    adapter, train = recipe["adapter"], recipe["train"]
+    letters = ", ".join(
+        f"{key} {value}" for key, value in adapter.items() if key != "method" and value not in (None, [])
+    )
+    budget = next(f"{train[kind]:g} {kind}" for kind in ("steps", "minutes", "epochs") if train.get(kind) is not None)
+    trained, total = summary.get("trained_parameters"), summary.get("total_parameters")
+    share = f"{trained:,} of {total:,} ({trained / total:.2%})" if trained and total else None
+    return {
+        "method": f"{adapter['method']} ({letters})",
+        "objective": recipe["objective"]["kind"],
+        "weights trained": share,
+        "budget": f"{budget}; {summary['step']} steps done, ended: {summary['reason']}",
+        "batch": f"{train['batch_size']} rows a step",
+        "optimizer": f"{train['optimizer']}, learning rate {train['learning_rate']:g}, {train['schedule']}",
+        "seed": train["seed"],
+    }
+
+
+def _data(recipe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    data = recipe["data"]
+    shape = data["format"] if isinstance(data["format"], str) else "template over its columns"
+    return {
+        "source": _public(data["train"]),
+        "format": shape,
+        "rows": summary.get("rows"),
+        "held out": summary.get("held_out_rows"),
+        "dropped": summary.get("dropped_rows"),
+        "truncated": summary.get("truncated_rows"),
+        "digest": summary.get("data_digest"),
+    }
+
+
+def _results(summary: dict[str, Any]) -> dict[str, Any]:
+    results: dict[str, Any] = {"last training loss": _rounded(summary.get("final_loss"))}
+    for name, value in (summary.get("best_metrics") or {}).items():
+        results[f"held-out {name} (best, step {summary.get('best_step')})"] = _rounded(value)
+    for when in ("before", "after"):
+        for name, value in (summary.get(when) or {}).items():
+            results[f"{name} {when}"] = _rounded(value)
+    return results
+
+
+def _made_with(environment: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    seconds, evaluating = summary["train_seconds"], summary["evaluation_seconds"]
+    return {
+        "command": f"`{shlex.join(_public(word) for word in environment['command'])}`",
+        "time": f"{seconds:,.0f} s of training, {evaluating:,.0f} s of evaluation",
+        "tokens": f"{summary['num_tokens']:,}",
+        "tokens per second": _rounded(summary.get("tokens_per_second")),
+        "machine": f"{environment['processor']}, {environment['cores']} cores"
+        + "".join(f", {gpu}" for gpu in environment.get("gpus", [])),
+        "versions": ", ".join(f"{package} {version}" for package, version in environment["versions"].items()),
+        "commit": environment.get("commit"),
+        "base digest": summary.get("base_digest"),
+        "finished": environment.get("started", "")[:10],
+    }
+
+
+def _public(text: str) -> str:
+    """Hub ids and flags as they are; of an absolute path its last part: a card is read by strangers."""
+    head, equals, value = text.partition("=")
+    if equals and value.startswith("/"):
+        return f"{head}={Path(value).name}"
+    return Path(text).name if text.startswith("/") else text
+
+
+def _rounded(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _table(title: str, rows: dict[str, Any]) -> str:
+    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    return f"## {title}\n\n| | |\n|---|---|\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values

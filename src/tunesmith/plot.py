@@ -1,0 +1,114 @@
+"""The picture of a run: how the loss fell, and how fast it went."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+INK, FAINT, BLUE, ORANGE, GREEN = "#22272e", "#8b949e", "#2f6fbb", "#d9730d", "#2b8a57"
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(steps, evaluations) of a metrics.jsonl, each in order."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return (
+        [line for line in lines if line["event"] == "step"],
+        [line for line in lines if line["event"] == "evaluation" and line["metrics"].get("loss") is not None],
+    )
+
+
+def smoothed(values: list[float], span: float) -> list[float]:
+    """Mean over neighbours on both sides, weighted by a Gaussian of width `span` steps: no lag behind the curve."""
+    width = max(span, 0.5)
+    reach = int(3 * width) + 1
+    weights = [math.exp(-0.5 * (offset / width) ** 2) for offset in range(reach + 1)]
+    out = []
+    for centre in range(len(values)):
+        near = range(max(0, centre - reach), min(len(values), centre + reach + 1))
+        total = sum(weights[abs(index - centre)] for index in near)
+        out.append(sum(weights[abs(index - centre)] * values[index] for index in near) / total)
+    return out
+
+
+def plot_run(metrics: Path, out: Path, title: str | None = None) -> None:
+    """Draws `metrics` (a metrics.jsonl) into `out` (PNG): loss and held-out loss above, rate and speed below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps, evaluations = read_metrics(metrics)
+    steps = [step for step in steps if step["loss"] is not None]
+    figure = Figure(figsize=(8, 5.4), dpi=150, layout="constrained", facecolor="white")
+    loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
+    for axes in (loss_axes, rate_axes):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(FAINT)
+        axes.tick_params(colors=INK, labelsize=8.5)
+        axes.grid(axis="y", color="#e6e9ed", linewidth=0.8)
+        axes.set_axisbelow(True)
+    _draw_loss(loss_axes, steps, evaluations)
+    _draw_rates(rate_axes, steps)
+    loss_axes.set_title(title or _name(metrics), loc="left", fontsize=11, color=INK, fontweight="bold")
+    FigureCanvasAgg(figure)
+    partial = out.with_name(f".{out.name}")
+    figure.savefig(partial, format="png")
+    partial.replace(out)
+
+
+def _name(metrics: Path) -> str:
+    return metrics.absolute().parent.name
+
+
+def _draw_loss(axes: Any, steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:
+    x, losses = [step["step"] for step in steps], [step["loss"] for step in steps]
+    if len(steps) > 4:
+        axes.plot(x, losses, color=BLUE, alpha=0.28, linewidth=1)
+        axes.plot(x, smoothed(losses, len(steps) / 50), color=BLUE, linewidth=1.9, label="training loss (smoothed)")
+    elif steps:
+        axes.plot(x, losses, color=BLUE, marker="o", markersize=3.5, linewidth=1.5, label="training loss")
+    if evaluations:
+        held_x, held = [line["step"] for line in evaluations], [line["metrics"]["loss"] for line in evaluations]
+        axes.plot(held_x, held, color=ORANGE, marker="o", markersize=4.5, linewidth=1.4, label="held-out loss")
+        best = min(range(len(held)), key=held.__getitem__)
+        axes.plot(
+            [held_x[best]], [held[best]], "o", markersize=10, markerfacecolor="none", color=ORANGE, markeredgewidth=1.6
+        )
+        near_end = held_x[best] > 0.75 * max(x + held_x)
+        axes.annotate(
+            f"best {held[best]:.3f} at step {held_x[best]}",
+            (held_x[best], held[best]),
+            xytext=(-9 if near_end else 9, 13),
+            textcoords="offset points",
+            ha="right" if near_end else "left",
+            fontsize=8.5,
+            color=ORANGE,
+        )
+    if len(losses) > 20:  # a first loss far above the rest would flatten the curve
+        shown = losses[2:] + [line["metrics"]["loss"] for line in evaluations]
+        low, high = min(shown), max(shown)
+        axes.set_ylim(low - 0.06 * (high - low) - 1e-9, high + 0.08 * (high - low) + 1e-9)
+    axes.set_ylabel("loss per learned token", fontsize=9, color=INK)
+    if steps or evaluations:
+        axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="upper right")
+
+
+def _draw_rates(axes: Any, steps: list[dict[str, Any]]) -> None:
+    x = [step["step"] for step in steps]
+    rates = [step["learning_rate"] for step in steps]
+    speeds = [step["tokens_per_second"] for step in steps]
+    axes.plot(x, rates, color=FAINT, linewidth=1.5)
+    axes.set_ylabel("learning rate", fontsize=9, color="#6b747e")
+    axes.set_ylim(0, 1.15 * max(rates, default=1.0) or 1.0)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    axes.yaxis.get_offset_text().set_fontsize(7.5)
+    axes.set_xlabel("optimizer step", fontsize=9, color=INK)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    beside = axes.twinx()
+    beside.plot(x, speeds, color=GREEN, linewidth=1.3)
+    beside.set_ylim(0, 1.35 * statistics.median(speeds) if speeds and statistics.median(speeds) > 0 else 1)
+    beside.set_ylabel("tokens / s", fontsize=9, color=GREEN)
+    beside.tick_params(colors=GREEN, labelsize=8.5)
+    beside.spines[["top", "left"]].set_visible(False)
+    beside.spines["right"].set_color(FAINT)

@@ -1,0 +1,341 @@
+"""A recipe: YAML and overrides to one frozen record, checked whole before anything is loaded.
+
+    load("recipes/sql.yaml", ["train.steps=60"]) -> Resolved: the Recipe, and where each of its values came from
+
+Every fault of the file is reported at once, each with its line. Nothing unknown is let through, at any depth.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SerializeAsAny, ValidationError, create_model, model_validator
+
+from tunesmith.adapters import METHODS
+from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.data.settings import DataSettings, HeldOut
+from tunesmith.errors import RecipeError, TunesmithError, together
+from tunesmith.models.settings import ModelSettings
+from tunesmith.notation import Path, dotted, read, read_scalar, write_inline
+from tunesmith.objectives.settings import SFTSettings
+from tunesmith.record import OutputSettings
+from tunesmith.settings import Contradiction, Settings
+from tunesmith.strict import near, parse, setting_names, unknown_key
+from tunesmith.train.settings import TrainSettings
+
+DEFAULT_METHOD = "lora"
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
+
+
+class Recipe(Settings):
+    """One training run in full."""
+
+    model: ModelSettings
+    data: DataSettings
+    adapter: SerializeAsAny[AdapterSettings] = Field(default_factory=lambda: METHODS[DEFAULT_METHOD].Settings())
+    objective: SFTSettings = SFTSettings()
+    train: TrainSettings = TrainSettings()
+    output: OutputSettings = OutputSettings()
+
+    @model_validator(mode="after")
+    def _something_held_out(self) -> Self:
+        for name in ("stop_after_no_gain", "evaluate_every"):
+            if getattr(self.train, name) is not None and self.data.held_out is None:
+                raise Contradiction(
+                    f"train.{name}", "has nothing to evaluate on", "hold rows out, for example data.held_out: 0.05"
+                )
+        return self
+
+    def explicit(self) -> dict[str, Any]:
+        """The settings that were given, without those left at their defaults, as plain values."""
+        return {name: section for name, section in self.model_dump(mode="json", exclude_unset=True).items() if section}
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Recipe:
+        """A recipe that differs in some settings: {"train.learning_rate": 1e-3}. The same checks apply."""
+        tree = _Tree(self.explicit(), {}, "recipe")
+        for key, value in changes.items():
+            tree.set(_split(key, "changes"), value, "changes")
+        return tree.recipe()
+
+
+SECTIONS: dict[str, type[Settings]] = {
+    "model": ModelSettings,
+    "data": DataSettings,
+    "adapter": AdapterSettings,
+    "objective": SFTSettings,
+    "train": TrainSettings,
+    "output": OutputSettings,
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe, where each value came from ("train.steps" -> "recipes/sql.yaml, line 9"), and its name."""
+
+    recipe: Recipe
+    provenance: dict[str, str]
+    name: str
+    source: str
+
+    @property
+    def folder(self) -> FilePath:
+        """The run folder."""
+        return FilePath(self.recipe.output.folder or os.path.join("runs", self.name))
+
+    @cached_property
+    def plain(self) -> dict[str, dict[str, Any]]:
+        """Every setting, defaults too, as plain values; reading it back gives the same recipe."""
+        plain: dict[str, dict[str, Any]] = self.recipe.model_dump(mode="json")
+        plain["output"]["folder"] = str(self.folder.absolute())
+        return plain
+
+    @property
+    def yaml(self) -> str:
+        """`plain` as YAML, each line with where its value came from."""
+        lines = [f"# resolved from {self.source}"]
+        for section, settings in self.plain.items():
+            lines += ["", f"{section}:"]
+            written = {key: f"  {key}: {write_inline(value)}" for key, value in settings.items()}
+            column = min(max(map(len, written.values())), 56)
+            for key, text in written.items():
+                lines.append(f"{text:<{column}}  # {self.provenance[f'{section}.{key}']}")
+        return "\n".join(lines) + "\n"
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Resolved:
+    """The recipe in a YAML file (or in a run folder), with `section.key=value` overrides on top."""
+    file = FilePath(path)
+    if file.is_dir():
+        file = file / "recipe.yaml"
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe {path}", fix=_recipes_beside(file)) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError("is not text in UTF-8", where=str(file), found=str(error)) from None
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", where=str(file)) from None
+    lined = read(text, str(file))
+    if lined.value is not None and not isinstance(lined.value, dict):
+        lined.errors.append(RecipeError(f"a recipe is a mapping of {', '.join(SECTIONS)}", where=str(file)))
+        lined.value = None
+    if lined.errors and lined.value is None:
+        raise together(lined.errors)
+    sources = {place: f"{file}, line {line}" for place, line in lined.lines.items()}
+    name = file.absolute().parent.name if file.stem == "recipe" else file.stem
+    return _resolve(_Tree(lined.value or {}, sources, str(file), lined.errors), overrides, name, file.parent)
+
+
+def from_dict(
+    values: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str = "run", source: str = "recipe"
+) -> Resolved:
+    """The recipe in plain nested values; relative paths start at the current folder."""
+    return _resolve(_Tree(values, {}, source), overrides, name, FilePath())
+
+
+def json_schema() -> dict[str, Any]:
+    """The recipe's JSON schema, every method's record in it, for editors."""
+    records: Any = tuple(module.Settings for module in METHODS.values())
+    union = Annotated[records, Field(discriminator="method")] if len(records) > 1 else records[0]
+    whole: type[Recipe] = create_model(  # type: ignore[call-overload]
+        "Recipe", __base__=Recipe, adapter=(union, METHODS[DEFAULT_METHOD].Settings())
+    )
+    return whole.model_json_schema()
+
+
+def _recipes_beside(file: FilePath) -> str:
+    folders = [folder for folder in (file.parent, FilePath("recipes")) if folder.is_dir()]
+    found = sorted({str(recipe) for folder in folders for recipe in folder.glob("*.y*ml")})
+    return "there is " + ", ".join(found[:8]) if found else "name a YAML file"
+
+
+def _resolve(tree: _Tree, overrides: Sequence[str], name: str, folder: FilePath) -> Resolved:
+    for text in overrides:
+        tree.override(text)
+    recipe = _Paths(tree, folder).in_recipe(tree.recipe())
+    provenance = {
+        f"{section}.{key}": tree.provenance((section, key))
+        for section, settings in recipe.model_dump().items()
+        for key in settings
+    }
+    return Resolved(recipe, provenance, recipe.output.name or name, tree.source)
+
+
+def _split(key: str, where: str) -> Path:
+    """data.held_out.share -> ("data", "held_out", "share")."""
+    parts = tuple(part.strip() for part in key.split("."))
+    if len(parts) < 2 or not all(parts):
+        meant = near(key, [], _elsewhere(DEFAULT_METHOD, ""))
+        notes = {"did you mean": meant} if meant else {}
+        raise RecipeError(f"{key!r} does not name a setting", where=where, expected="section.key", notes=notes)
+    return parts
+
+
+class _Tree:
+    """The values of a recipe before they are a Recipe, and where each came from."""
+
+    def __init__(
+        self, values: Mapping[str, Any], sources: dict[Path, str], source: str, errors: Sequence[TunesmithError] = ()
+    ) -> None:
+        self.values: dict[str, Any] = _copied(values)
+        self.sources, self.source, self.errors = dict(sources), source, list(errors)
+
+    def override(self, text: str) -> None:
+        """`section.key=value`; the value is YAML, and none at all is null."""
+        key, equals, value = text.partition("=")
+        try:
+            if not equals:
+                expected = "section.key=value"
+                raise RecipeError(f"{text!r} is not an override", where="command line", expected=expected)
+            self.set(_split(key, "command line"), read_scalar(value), "command line")
+        except RecipeError as error:
+            self.errors.append(error)
+
+    def set(self, path: Path, value: Any, source: str) -> None:
+        inner = self.values
+        for part in path[:-1]:
+            if not isinstance(inner.get(str(part)), dict):
+                inner[str(part)] = {}
+            inner = inner[str(part)]
+        inner[str(path[-1])] = value
+        for old in [place for place in self.sources if place[: len(path)] == path]:
+            del self.sources[old]
+        self.sources[path] = source
+
+    def where(self, path: Path) -> str:
+        """The nearest place with a known line."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.sources:
+                return self.sources[path[:length]]
+        return self.source
+
+    def provenance(self, path: Path) -> str:
+        section, key = str(path[0]), path[1]
+        if key not in (self.values.get(section) or {}):
+            return "default"
+        within = (place for place in self.sources if place[:2] == path)
+        of_keys = dict.fromkeys(self.sources[place] for place in within if isinstance(place[-1], str))
+        return "; ".join(of_keys) or self.source
+
+    def recipe(self) -> Recipe:
+        """The record, or every fault of the tree in one error."""
+        errors = self.errors
+        sections: dict[str, Settings] = {}
+        method = self._method()
+        for name, value in self.values.items():
+            elsewhere = _elsewhere(method or DEFAULT_METHOD, name)
+            if name not in SECTIONS:
+                names = list(SECTIONS)
+                where = self.where((name,))
+                errors.append(unknown_key(name, (name,), where, called="a recipe", settings=names, elsewhere=elsewhere))
+            elif value is not None and not isinstance(value, dict):
+                expected = "a mapping with " + ", ".join(setting_names(_record(name, method or DEFAULT_METHOD)))
+                errors.append(RecipeError(f"{name} is not a mapping", where=self.where((name,)), expected=expected))
+            elif name != "adapter" or method is not None:
+                record = _record(name, method or DEFAULT_METHOD)
+                called = method if name == "adapter" and method else name
+                parsed, wrong = parse(record, value or {}, (name,), self.where, called=called, elsewhere=elsewhere)
+                errors += wrong
+                if parsed is not None:
+                    sections[name] = parsed
+        for name in ("model", "data"):
+            if name not in self.values:
+                key = "name" if name == "model" else "train"
+                errors.append(RecipeError(f"{name}.{key} is missing", where=self.source, expected=f"a {name} section"))
+        if errors:
+            raise together(errors)
+        try:
+            return Recipe.model_validate(sections)
+        except ValidationError as error:
+            raise together([self._across(detail) for detail in error.errors()]) from None
+
+    def _across(self, detail: Any) -> RecipeError:
+        """A rule between sections, at the line of the setting that it names."""
+        cause = detail["ctx"]["error"]
+        return RecipeError(f"{cause.key} {cause.text}", where=self.where(_split(cause.key, "recipe")), fix=cause.fix)
+
+    def _method(self) -> str | None:
+        """The adapter's method; None, with an error noted, where there is no such method."""
+        section = self.values.get("adapter")
+        method = section.get("method", DEFAULT_METHOD) if isinstance(section, dict) else DEFAULT_METHOD
+        if isinstance(method, str) and method in METHODS:
+            return method
+        meant = near(str(method), list(METHODS), {})
+        self.errors.append(
+            RecipeError(
+                f"adapter.method: there is no method {method!r}",
+                where=self.where(("adapter", "method")),
+                notes={"methods": ", ".join(METHODS)} | ({"did you mean": meant} if meant else {}),
+            )
+        )
+        return None
+
+
+def _copied(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _copied(value) for key, value in values.items()}
+    return [_copied(value) for value in values] if isinstance(values, list | tuple) else values
+
+
+def _record(section: str, method: str) -> type[Settings]:
+    record: type[Settings] = METHODS[method].Settings if section == "adapter" else SECTIONS[section]
+    return record
+
+
+def _elsewhere(method: str, section: str) -> dict[str, str]:
+    """Bare name -> full name, for the settings of all other sections."""
+    return {
+        key: f"{name}.{key}" for name in SECTIONS if name != section for key in setting_names(_record(name, method))
+    }
+
+
+class _Paths:
+    """Makes the files that a recipe names absolute: first from the recipe's folder, then from the current one."""
+
+    def __init__(self, tree: _Tree, folder: FilePath) -> None:
+        self.tree, self.folders = tree, list(dict.fromkeys((folder.absolute(), FilePath.cwd())))
+        self.errors: list[TunesmithError] = []
+
+    def in_recipe(self, recipe: Recipe) -> Recipe:
+        model, data = recipe.model, recipe.data
+        model = model.model_copy(
+            update=self._changed("model", "name", model.name, (".gguf",))
+            | self._changed("model", "adapter", model.adapter, ())
+            | self._changed("model", "template", model.template, (".jinja", ".j2", ".txt"))
+        )
+        data = data.model_copy(update=self._changed("data", "train", data.train, DATA_SUFFIXES))
+        if isinstance(data.held_out, str):
+            data = data.model_copy(update=self._changed("data", "held_out", data.held_out, DATA_SUFFIXES))
+        elif isinstance(data.held_out, HeldOut):
+            file = self._changed("data", "file", data.held_out.file, DATA_SUFFIXES)
+            data = data.model_copy(update={"held_out": data.held_out.model_copy(update=file)} if file else {})
+        if self.errors:
+            raise together(self.errors)
+        return recipe.model_copy(update={"model": model, "data": data})
+
+    def _changed(
+        self, section: Literal["model", "data"], key: str, text: str | None, suffixes: tuple[str, ...]
+    ) -> dict[str, str]:
+        """{key: absolute path} where `text` is a file or folder; {} where it is a hub id, a name or inline text."""
+        if text is None or "://" in text or "\n" in text or "{" in text:
+            return {}
+        wanted = FilePath(text).expanduser()
+        tried = [folder / wanted for folder in self.folders]
+        for path in tried:
+            if path.exists():
+                return {key: os.path.normpath(path)}
+        if text.startswith((".", "/", "~")) or text.lower().endswith(suffixes or ("/",)) or text.count("/") > 1:
+            full: Path = (section, "held_out", "file") if key == "file" else (section, key)
+            self.errors.append(
+                RecipeError(
+                    f"{dotted(full)}: there is no {text}",
+                    where=self.tree.where(full),
+                    notes={"looked for": " and ".join(dict.fromkeys(os.path.normpath(path) for path in tried))},
+                )
+            )
+        return {}

@@ -1,0 +1,313 @@
+"""The run folder: one run's recipe, environment, metrics, summary, picture and model card.
+
+    lock              held while a run works here, with its process id
+    recipe.yaml       every setting, each with where it came from; provenance.json says the same to programs
+    environment.json  machine, versions, command line; never an environment variable
+    metrics.jsonl     one line per step, evaluation and note
+    summary.json      what came out of it
+    loss.png          the curves
+    README.md         the model card
+
+Checkpoints and the adapter stand beside these, written by those who make them. Files are replaced whole: whoever reads
+one sees the old or the new, never half of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+from tunesmith import machine
+from tunesmith.errors import CheckpointError, MachineError
+from tunesmith.settings import Settings
+from tunesmith.train.events import Ended, Evaluated, Event, Noted, Saved, Started, StepDone
+
+FREE_TO_CHANGE = ("output", "train.save_every", "train.keep_checkpoints")
+"""Settings that a resumed run may have otherwise: no weight depends on them."""
+
+
+class OutputSettings(Settings):
+    """The `output` section of a recipe."""
+
+    folder: str | None = None
+    """The run folder; null: runs/ and the run's name."""
+    name: str | None = None
+    """What the run is called; null: as the recipe's file."""
+    report_to: tuple[Literal["wandb", "trackio", "tensorboard", "mlflow"], ...] = ()
+    """Services that get the numbers too; each needs its extra: pip install 'tunesmith[wandb]'."""
+    licence: str | None = None
+    """Licence of what is trained, as the model card states it (apache-2.0, cc-by-4.0 …)."""
+
+
+class Written(Protocol):
+    """What a run folder writes down of a recipe."""
+
+    provenance: dict[str, str]
+
+    @property
+    def plain(self) -> dict[str, dict[str, Any]]: ...
+
+    @property
+    def yaml(self) -> str: ...
+
+
+class Run:
+    """A run folder that this process holds. A listener: give it to the loop."""
+
+    def __init__(self, folder: Path, resolved: Written, lock: int) -> None:
+        self.folder, self.resolved, self._lock = folder, resolved, lock
+        self.facts: dict[str, Any] = {}
+        self._metrics: Any = None
+        self._last_save: dict[str, Any] | None = None
+        self._last_step: StepDone | None = None
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], resolved: Written, resume: bool = False) -> Self:
+        """Takes `folder` for this run, or says why it may not. With `resume`, goes on in it where a run has begun."""
+        path = Path(folder)
+        with guarded(path):
+            path.mkdir(parents=True, exist_ok=True)
+        lock = _locked(path)
+        try:
+            _may_run_here(path, resolved, resume)
+            run = cls(path, resolved, lock)
+            run._write_beginnings(begun=_has_begun(path))
+        except BaseException:
+            os.close(lock)
+            raise
+        return run
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / "loss.png"
+
+    def describe(self, **facts: Any) -> None:
+        """Adds to what summary and model card say; see `tunesmith.card` for the names that the card knows."""
+        self.facts |= facts
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._cut_metrics(event.first_step)
+        elif isinstance(event, StepDone):
+            self._last_step = event
+            self._write_line({"event": "step"} | _numbers(event, leave_out=("num_steps", "seconds_left")))
+        elif isinstance(event, Evaluated):
+            self._write_line({"event": "evaluation"} | _numbers(event))
+        elif isinstance(event, Noted):
+            self._write_line({"event": "note", "text": event.text})
+        elif isinstance(event, Saved):
+            self._last_save = {"step": event.step, "path": os.path.relpath(event.path, self.folder)}
+            if self._metrics is not None:
+                os.fsync(self._metrics.fileno())
+        elif isinstance(event, Ended):
+            self._finish(event)
+
+    def close(self) -> None:
+        """Lets the folder go; another run may take it."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write_beginnings(self, begun: bool) -> None:
+        path = self.folder / "environment.json"
+        environment = machine.describe() | {
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        if begun and path.is_file():
+            before = json.loads(path.read_text())
+            environment["before"] = [*before.pop("before", []), before]
+        write_file(self.folder / "recipe.yaml", self.resolved.yaml)
+        write_json(
+            self.folder / "provenance.json", {"recipe": self.resolved.plain, "provenance": self.resolved.provenance}
+        )
+        write_json(path, environment)
+
+    def _cut_metrics(self, first_step: int) -> None:
+        """Leaves of metrics.jsonl what an unbroken run has written by the time it has done `first_step` steps."""
+        path = self.folder / "metrics.jsonl"
+        kept: list[str] = []
+        end = 0
+        for line in path.read_text().splitlines() if path.is_file() and first_step else []:
+            try:
+                step = json.loads(line).get("step")
+            except ValueError:  # torn by whatever ended the run
+                break
+            if step is not None and step > first_step:
+                break
+            kept.append(line)
+            if step is not None:
+                end = len(kept)
+        write_file(path, "".join(f"{line}\n" for line in kept[:end]))
+        with guarded(path):
+            self._metrics = path.open("a", encoding="utf-8")
+
+    def _write_line(self, values: dict[str, Any]) -> None:
+        if self._metrics is None:  # a note before the first step
+            self._cut_metrics(0) if not _has_begun(self.folder) else self._reopen_metrics()
+        with guarded(self.folder / "metrics.jsonl"):
+            self._metrics.write(json.dumps(finite(values)) + "\n")
+            self._metrics.flush()
+
+    def _reopen_metrics(self) -> None:
+        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+
+    def _finish(self, event: Ended) -> None:
+        from tunesmith.card import write_card
+        from tunesmith.plot import plot_run
+
+        summary = _numbers(event) | {"last_checkpoint": self._last_save}
+        if self._last_step is not None:
+            summary["final_loss"] = self._last_step.loss
+            summary["peak_memory_bytes"] = self._last_step.memory_bytes
+        if event.train_seconds > 0:
+            summary["tokens_per_second"] = event.num_tokens / event.train_seconds
+        write_json(self.folder / "summary.json", summary | self.facts)
+        with guarded(self.picture):
+            plot_run(self.folder / "metrics.jsonl", self.picture)
+        write_card(self.folder)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the folder's lock; it goes with the process, however that ends."""
+    path = folder / "lock"
+    with guarded(path):
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise MachineError(
+                "this file system cannot lock files", where=str(path), found=error.strerror, fix="use a local folder"
+            ) from None
+        raise CheckpointError(
+            "another run is at work in this folder",
+            where=str(folder),
+            found=f"process {holder}",
+            fix="wait for it, or give this run its own: output.folder=…",
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a run has trained here; one that failed before its first step has not."""
+    metrics = folder / "metrics.jsonl"
+    return (metrics.is_file() and metrics.stat().st_size > 0) or any((folder / "checkpoints").glob("*"))
+
+
+def _may_run_here(folder: Path, resolved: Written, resume: bool) -> None:
+    inside = sorted(entry.name for entry in folder.iterdir() if entry.name != "lock")
+    if not inside:
+        return
+    record = folder / "provenance.json"
+    if not record.is_file():
+        raise CheckpointError(
+            "the folder is not empty, and not a run's",
+            where=str(folder),
+            found=", ".join(inside[:5]) + (" …" if len(inside) > 5 else ""),
+            fix="give the run a folder of its own: output.folder=…",
+        )
+    if not _has_begun(folder):
+        return
+    if not resume:
+        raise CheckpointError(
+            "a run has been here already",
+            where=str(folder),
+            fix="go on with it: --resume; or give this run its own folder: output.folder=…",
+        )
+    differing = _differences(json.loads(record.read_text())["recipe"], json.loads(json.dumps(resolved.plain)))
+    if differing:
+        raise CheckpointError(
+            "the run that began here has another recipe",
+            where=str(folder),
+            notes={"differs in": "; ".join(differing)},
+            fix=f"tunesmith train {folder / 'recipe.yaml'} --resume; or start anew: output.folder=…",
+        )
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Settings that differ and may not, as "train.seed (was 0, now 1)"."""
+    differing = []
+    for section in dict.fromkeys([*then, *now]):
+        before, after = then.get(section, {}), now.get(section, {})
+        for key in dict.fromkeys([*before, *after]):
+            free = section in FREE_TO_CHANGE or f"{section}.{key}" in FREE_TO_CHANGE
+            if not free and before.get(key) != after.get(key):
+                differing.append(f"{section}.{key} (was {before.get(key)}, now {after.get(key)})")
+    return differing
+
+
+def _numbers(event: Event, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {key: value for key, value in vars(event).items() if key not in leave_out}
+
+
+def finite(value: Any) -> Any:
+    """`value` with NaN and infinities as null: JSON has no word for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_file(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replaces `path` whole: written beside it, flushed to the disk, then renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with guarded(path):
+            with beside.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """A write that fails says so in one sentence: the disk is full, or the folder may not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
+        existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+        free = shutil.disk_usage(existing).free / 1e6
+        raise MachineError(
+            "the disk is full",
+            where=str(path),
+            found=f"{free:,.0f} MB free",
+            fix="make room, or move the run: output.folder=…; what was saved before can be resumed",
+        ) from error
