@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,15 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 def smoothed(values: list[float], span: float) -> list[float]:
     """Mean over neighbours on both sides, weighted by a Gaussian of width `span` steps: no lag behind the curve."""
+    import numpy as np
+
     width = max(span, 0.5)
-    reach = int(3 * width) + 1
-    weights = [math.exp(-0.5 * (offset / width) ** 2) for offset in range(reach + 1)]
-    out = []
-    for centre in range(len(values)):
-        near = range(max(0, centre - reach), min(len(values), centre + reach + 1))
-        total = sum(weights[abs(index - centre)] for index in near)
-        out.append(sum(weights[abs(index - centre)] * values[index] for index in near) / total)
-    return out
+    offsets = np.arange(-int(3 * width) - 1, int(3 * width) + 2)
+    weights = np.exp(-0.5 * (offsets / width) ** 2)
+    reach = len(offsets) // 2
+    totals, counts = (np.convolve(row, weights)[reach : reach + len(values)] for row in (values, np.ones(len(values))))
+    means: list[float] = (totals / counts).tolist()
+    return means
 
 
 def plot_run(metrics: Path, out: Path, title: str | None = None) -> None:

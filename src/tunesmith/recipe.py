@@ -142,9 +142,8 @@ def json_schema() -> dict[str, Any]:
     """The recipe's JSON schema, every method's record in it, for editors."""
     records: Any = tuple(module.Settings for module in METHODS.values())
     union = Annotated[records, Field(discriminator="method")] if len(records) > 1 else records[0]
-    whole: type[Recipe] = create_model(  # type: ignore[call-overload]
-        "Recipe", __base__=Recipe, adapter=(union, METHODS[DEFAULT_METHOD].Settings())
-    )
+    adapter: dict[str, Any] = {"adapter": (union, METHODS[DEFAULT_METHOD].Settings())}
+    whole = create_model("Recipe", __base__=Recipe, **adapter)
     return whole.model_json_schema()
 
 
