@@ -1,0 +1,196 @@
+"""A tokenizer's chat template, and what it does with system turns, tools and the end of a turn: found out by asking it.
+
+Templates differ without saying so: some refuse a system turn or drop it, many drop tools, some never end a turn.
+Each is asked once, with words that no template contains, whether they come back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from tunesmith.data.problems import shown
+from tunesmith.data.sandbox import time_limit
+from tunesmith.data.types import Message
+from tunesmith.errors import DataError
+
+Turn = dict[str, Any]
+
+# Words that stand for a content, and can be found again in the rendered text.
+SYSTEM, USER, ANSWER, FOLLOW_UP, TOOL, ARGUMENT = (
+    f"zq{word}qz" for word in ("sys", "usr", "ans", "next", "tool", "arg")
+)
+
+
+class TemplateFailed(Exception):
+    """The template raised, or did not end in time."""
+
+
+def as_turn(message: Message) -> Turn:
+    """The dictionary that templates expect."""
+    turn: Turn = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = list(message.tool_calls)
+    for key, value in (
+        ("name", message.name),
+        ("tool_call_id", message.tool_call_id),
+        ("reasoning_content", message.reasoning),
+    ):
+        if value is not None:
+            turn[key] = value
+    return turn
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a template does.
+
+    `header`  the text that opens an answer, both in training and in a prompt
+    `ends`    texts that end a turn, the first of them after the last answer
+    `stops`   whether the last answer ends with a token of the vocabulary; if not, EOS must be added
+    """
+
+    header: str
+    ends: tuple[str, ...]
+    stops: bool
+    system: bool
+    tools: bool
+    tool_turns: bool
+    reasoning: bool
+
+
+class ChatTemplate:
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._tokens = sorted(
+            {token for token in (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens) if token.strip()},
+            key=lambda token: (-len(token), token),
+        )
+        self.token_pattern = re.compile("|".join(map(re.escape, self._tokens)) or r"(?!)")
+
+    def render(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] = (), *, open_answer: bool = False) -> str:
+        """The text of `turns`; `open_answer` adds what comes before an answer."""
+        try:
+            with time_limit():
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        list(turns), tools=list(tools) or None, tokenize=False, add_generation_prompt=open_answer
+                    )
+                )
+        except (
+            TemplateError,
+            TimeoutError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+        ) as error:
+            raise TemplateFailed(str(error) or type(error).__name__) from error
+
+    def _tried(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] = ()) -> str:
+        """The text, or nothing where the template refuses."""
+        try:
+            return self.render(turns, tools)
+        except TemplateFailed:
+            return ""
+
+    @cached_property
+    def traits(self) -> Traits:
+        user, answer = {"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}
+        if not self.tokenizer.chat_template:
+            raise DataError(
+                "the tokenizer has no chat template, and the rows are conversations",
+                where="model.template",
+                fix="set model.template to a name (chatml, llama3, alpaca, plain …), a file, or Jinja text",
+            )
+        try:
+            whole = self.render([user, answer])
+            prompt, bare = self.render([user], open_answer=True), self.render([user])
+        except TemplateFailed as error:
+            raise DataError(
+                "the chat template cannot render one question and one answer",
+                where="chat template",
+                found=shown(str(error), 200),
+                fix="set model.template to another one",
+            ) from error
+        if USER not in whole or ANSWER not in whole:
+            raise DataError(
+                "the chat template does not write out what the turns say",
+                where="chat template",
+                found=shown(whole, 200),
+                fix="set model.template to another one",
+            )
+        opening = whole[whole.index(USER) + len(USER) : whole.index(ANSWER)]
+        between_turns = bare[bare.index(USER) + len(USER) :] if USER in bare else ""
+        offered = prompt[len(bare) :] if prompt.startswith(bare) else ""
+        header = common_prefix(offered, opening.removeprefix(between_turns))
+        ends, stops = self._ends(whole.partition(ANSWER)[2], user, answer)
+        return Traits(
+            header=header,
+            ends=ends,
+            stops=stops,
+            system=self._shows_system(user, answer),
+            tools=TOOL in self._tried([user], [_tool()]),
+            tool_turns=self._shows_tool_turns(user, answer),
+            reasoning=FOLLOW_UP in self._tried([user, answer | {"reasoning_content": FOLLOW_UP}]),
+        )
+
+    def _ends(self, tail: str, user: Turn, answer: Turn) -> tuple[tuple[str, ...], bool]:
+        """How a turn ends: after the last answer, and in the middle where that differs."""
+        last = self.token_pattern.search(tail)
+        if last is None:
+            marker = tail.rstrip()
+            return ((marker,) if marker else ()), False
+        ends = [tail[: last.end()].lstrip() if tail[: last.start()].strip() else last.group()]
+        middle = self._tried([user, answer, user | {"content": FOLLOW_UP}]).partition(ANSWER)[2].partition(FOLLOW_UP)[0]
+        between = self.token_pattern.search(middle)
+        before_user = self._tried([user, answer]).partition(USER)[0].rstrip()
+        # A token that opens the user's turn closes nothing.
+        if between and between.group() not in ends and not before_user.endswith(between.group()):
+            ends.append(between.group())
+        return tuple(ends), True
+
+    def _shows_system(self, user: Turn, answer: Turn) -> bool:
+        return SYSTEM in self._tried([{"role": "system", "content": SYSTEM}, user, answer])
+
+    def _shows_tool_turns(self, user: Turn, answer: Turn) -> bool:
+        """Whether a call's name and arguments and the tool's reply all come back."""
+        call = {"type": "function", "id": "zqzqzqzqz", "function": {"name": TOOL, "arguments": {ARGUMENT: 1}}}
+        turns = [
+            user,
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": FOLLOW_UP, "name": TOOL, "tool_call_id": "zqzqzqzqz"},
+            answer,
+        ]
+        text = self._tried(turns)
+        return TOOL in text and ARGUMENT in text and FOLLOW_UP in text and ANSWER in text
+
+    @cached_property
+    def takes_role_tool(self) -> bool:
+        call = {"role": "assistant", "content": ANSWER}
+        return FOLLOW_UP in self._tried(
+            [{"role": "user", "content": USER}, call, {"role": "tool", "content": FOLLOW_UP}, call]
+        )
+
+
+def _tool() -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"x": {"type": "string", "description": "x"}}}
+    return {"type": "function", "function": {"name": TOOL, "description": "x", "parameters": parameters}}
+
+
+def common_prefix(a: str, b: str) -> str:
+    """The longest text that both begin with."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[:middle] == b[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return a[:low]

@@ -1,0 +1,121 @@
+"""Which characters of a rendered conversation are learned.
+
+A learned answer runs from the end of what the model is given (the prompt as generation would show it) to the end of
+the turn's end token; the line break behind that token is the template's, not the model's, and is not learned.
+
+The start is where the prompt of generation ends: `render(turns before, open_answer=True)` must be a beginning of the
+whole text. Templates that rewrite earlier turns, or open an answer otherwise than they show it, break that; then the
+answer's place is found by rendering once more with another content and looking where the two texts part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.data.chat import ChatTemplate, Turn, common_prefix
+
+_OTHER = "\ue000zq\ue001"
+
+
+class MaskUnknown(Exception):
+    """The template hides where an answer begins or ends."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters [start, end) of a learned turn. `is_prompted`: the text before it is what generation would show."""
+
+    start: int
+    end: int
+    is_prompted: bool
+
+
+def learned_spans(
+    chat: ChatTemplate, turns: Sequence[Turn], learned: Sequence[bool], tools: Sequence[dict[str, Any]]
+) -> tuple[str, list[Span]]:
+    """The rendered text and the learned spans in it, in order."""
+    text = chat.render(turns, tools)
+    spans: list[Span] = []
+    for index, turn in enumerate(turns):
+        if not learned[index]:
+            continue
+        if turn["role"] == "assistant":
+            start, is_prompted = _start(chat, text, turns, index, tools)
+            spans.append(Span(start, _end(chat, text, turns, index, tools, start), is_prompted))
+        elif turn["content"]:
+            spans.append(_content_span(chat, text, turns, index, tools))
+    return text, spans
+
+
+def _start(
+    chat: ChatTemplate, text: str, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]]
+) -> tuple[int, bool]:
+    header = chat.traits.header
+    if index:
+        prompt = chat.render(turns[:index], tools, open_answer=True)
+        if text.startswith(prompt):
+            return len(prompt), True
+        bare = chat.render(turns[:index], tools)
+        if text.startswith(bare + header):
+            return len(bare + header), False
+    limit = _content_start(chat, text, turns, index, tools)
+    at = text.rfind(header, 0, limit)
+    gap = text[at + len(header) : limit]
+    if at < 0 or (not header and gap) or any(end in gap for end in chat.traits.ends):
+        raise MaskUnknown(f"where turn {index + 1} begins")
+    return at + len(header), False
+
+
+def _content_start(
+    chat: ChatTemplate, text: str, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]]
+) -> int:
+    """Where the content of a turn begins: the place from which another content gives another text."""
+    other = chat.render([*turns[:index], turns[index] | {"content": _OTHER}, *turns[index + 1 :]], tools)
+    if other == text:
+        raise MaskUnknown(f"where turn {index + 1} stands: the text does not depend on what it says")
+    return len(common_prefix(text, other))
+
+
+def _end(
+    chat: ChatTemplate, text: str, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]], start: int
+) -> int:
+    """The end of the turn's end token."""
+    ends = chat.traits.ends
+    is_last = index == len(turns) - 1
+    content = turns[index]["content"].strip()
+    at = _past_spaces(text, start)
+    if text.startswith(content, at):
+        at += len(content)
+        behind = _past_spaces(text, at)
+        for end in ends:
+            if text.startswith(end, behind):
+                return behind + len(end)
+        if not ends and not turns[index].get("tool_calls"):
+            return at
+    limit = len(text) if is_last else _content_start(chat, text, turns, index + 1, tools)
+    found = max((text.rfind(end, start, limit) + len(end) for end in ends if end in text[start:limit]), default=0)
+    if found:
+        return found
+    if is_last:
+        return len(text.rstrip())
+    raise MaskUnknown(f"where turn {index + 1} ends")
+
+
+def _past_spaces(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _content_span(
+    chat: ChatTemplate, text: str, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]]
+) -> Span:
+    """The content alone of a turn that is not the model's own but learned on request."""
+    start = _content_start(chat, text, turns, index, tools)
+    content = turns[index]["content"]
+    for written in (content, content.strip()):
+        if written and text.startswith(written, start):
+            return Span(start, start + len(written), True)
+    raise MaskUnknown(f"what of turn {index + 1} is written out")

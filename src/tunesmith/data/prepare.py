@@ -1,0 +1,241 @@
+"""The whole way from a source to examples, with a count of everything that happened on it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from tunesmith.data.files import RawRow
+from tunesmith.data.formats import convert
+from tunesmith.data.problems import Problems
+from tunesmith.data.render import Renderer
+from tunesmith.data.settings import DataSettings
+from tunesmith.data.sources import read
+from tunesmith.data.split import split
+from tunesmith.data.types import Document, Example, Origin, Row
+from tunesmith.errors import DataError
+
+FIRST = 5
+
+
+@dataclass
+class Tally:
+    """How many rows something happened to, and the first few of them."""
+
+    count: int = 0
+    first: list[Origin] = field(default_factory=list)
+
+    def add(self, origin: Origin) -> None:
+        self.count += 1
+        if len(self.first) < FIRST:
+            self.first.append(origin)
+
+
+# What can happen to a row, in the order in which it is told.
+KINDS = {
+    "empty": "empty, left out",
+    "overlong": "longer than data.max_length, left out",
+    "truncated": "cut to data.max_length",
+    "split": "of plain text, cut into pieces",
+    "unlearnable": "with nothing to learn, left out",
+    "straddled": "where a token reaches over the border of prompt and answer",
+    "unprompted": "whose earlier turns are shown otherwise than generation shows them",
+    "control": "whose own text holds special tokens",
+    "leaked": "that stand in training too",
+}
+
+
+@dataclass
+class Counts:
+    """One side, training or held out. `tokens` and `learned` are of the rows that are left."""
+
+    read: int = 0
+    kept: int = 0
+    tokens: int = 0
+    learned: int = 0
+    kinds: dict[str, Tally] = field(default_factory=lambda: {kind: Tally() for kind in KINDS})
+
+    def add(self, kind: str, origin: Origin) -> None:
+        self.kinds[kind].add(origin)
+
+    def __getitem__(self, kind: str) -> int:
+        return self.kinds[kind].count
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Examples, and how they came to be.
+
+    `held_out_rows` are the held-out rows by their meaning, for answers that are generated and scored.
+    `fingerprint` changes whenever a token, a weight or the order changes: a resumed run must find it the same.
+    """
+
+    train: list[Example]
+    held_out: list[Example]
+    held_out_rows: list[Row]
+    counts: Counts
+    held_out_counts: Counts
+    format: str
+    notes: tuple[str, ...]
+    fingerprint: str
+    renderer: Renderer
+
+
+def prepare(
+    settings: DataSettings, tokenizer: Any, *, seed: int, rows: Iterable[Mapping[str, Any]] | None = None
+) -> Prepared:
+    """All examples of a recipe's `data` section; `rows` stand in for `settings.train` where given."""
+    source = settings.train if rows is None else rows
+    raw = read(source, split=settings.split, subset=settings.subset, limit=settings.limit)
+    parted = split(raw, settings, seed=seed)
+    renderer = Renderer(tokenizer, system_turn=settings.system_turn)
+    train, counts, _, form, notes = _side(parted.train, settings, renderer)
+    if not train:
+        raise DataError(
+            "no row is left to train on",
+            where=settings.train if rows is None else "rows",
+            found=f"{counts.read} rows: " + "; ".join(told(counts)),
+            fix="raise data.max_length, or look at the rows that are named",
+        )
+    held_out: list[Example] = []
+    held_out_counts, held_out_rows = Counts(), list[Row]()
+    if parted.held_out:
+        held_out, held_out_counts, held_out_rows, _, _ = _side(parted.held_out, settings, renderer)
+        _count_leaks(train, held_out, held_out_counts)
+        if not held_out:
+            raise DataError(
+                "no held-out row is left",
+                where="data.held_out",
+                found=f"{held_out_counts.read} rows: " + "; ".join(told(held_out_counts)),
+                fix="hold out more rows, or raise data.max_length",
+            )
+    return Prepared(
+        train,
+        held_out,
+        held_out_rows,
+        counts,
+        held_out_counts,
+        form,
+        (parted.how, *notes, *renderer.notes),
+        fingerprint(train, held_out),
+        renderer,
+    )
+
+
+def told(counts: Counts) -> list[str]:
+    """What happened to rows, in words, with the first rows of each kind."""
+    return [
+        f"{tally.count:,} {'row' if tally.count == 1 else 'rows'} {KINDS[kind]} ({_places(tally)})"
+        for kind, tally in counts.kinds.items()
+        if tally.count
+    ]
+
+
+def _places(tally: Tally) -> str:
+    """Row numbers under their file's name, which is said once."""
+    by_source: dict[str, list[str]] = {}
+    for origin in tally.first:
+        by_source.setdefault(origin.source, []).append(str(origin.row))
+    more = ", …" if tally.count > len(tally.first) else ""
+    return "; ".join(f"{source}: row {', '.join(numbers)}" for source, numbers in by_source.items()) + more
+
+
+def _side(
+    raw: Sequence[RawRow], settings: DataSettings, renderer: Renderer
+) -> tuple[list[Example], Counts, list[Row], str, tuple[str, ...]]:
+    reading = convert(raw, settings.format, settings.columns)
+    counts = Counts(read=len(raw))
+    full: list[Row] = []
+    for row in reading.rows:
+        if is_empty(row):
+            counts.add("empty", row.origin)
+        elif not isinstance(row, Document) and not any(message.is_learned for message in row.messages):
+            counts.add("unlearnable", row.origin)
+        else:
+            full.append(row)
+    rendering = renderer.render_all(full)
+    for kind in ("straddled", "unprompted", "control"):
+        for origin in getattr(rendering, kind):
+            counts.add(kind, origin)
+    examples = _fit(full, rendering.examples, settings, counts)
+    counts.kept = len(examples)
+    counts.tokens = sum(len(example) for example in examples)
+    counts.learned = sum(example.num_learned for example in examples)
+    return examples, counts, full, reading.format, reading.notes
+
+
+def is_empty(row: Row) -> bool:
+    """Nothing to say: no text, no turns, or no learned turn with anything in it."""
+    if isinstance(row, Document):
+        return not row.text.strip()
+    learned = [turn for turn in row.messages if turn.is_learned]
+    return not row.messages or (
+        bool(learned) and not any(turn.content.strip() or turn.tool_calls or turn.reasoning for turn in learned)
+    )
+
+
+def _fit(rows: Sequence[Row], examples: Sequence[Example], settings: DataSettings, counts: Counts) -> list[Example]:
+    """Examples of at most `max_length` tokens, each with something to learn."""
+    problems = Problems("rows are longer than data.max_length")
+    fitted: list[Example] = []
+    for row, example in zip(rows, examples, strict=True):
+        pieces = [example]
+        if len(example) > settings.max_length:
+            pieces = _shortened(row, example, settings, counts, problems)
+        learnable = [piece for piece in pieces if piece.num_learned]
+        if pieces and not learnable:
+            counts.add("unlearnable", example.origin)
+        fitted += learnable
+    problems.raise_if_any()
+    return fitted
+
+
+def _shortened(row: Row, example: Example, settings: DataSettings, counts: Counts, problems: Problems) -> list[Example]:
+    limit = settings.max_length
+    if settings.overlong == "error":
+        problems.add(
+            DataError(
+                "the row is longer than data.max_length",
+                where=str(example.origin),
+                found=f"{len(example)} tokens",
+                expected=f"at most {limit}",
+                fix="raise data.max_length, or set data.overlong to drop or truncate",
+            )
+        )
+        return []
+    if settings.overlong == "truncate":
+        counts.add("truncated", example.origin)
+        return [_piece(example, 0, limit)]
+    if settings.overlong == "split" and isinstance(row, Document):
+        counts.add("split", example.origin)
+        return [_piece(example, start, start + limit) for start in range(0, len(example), limit)]
+    counts.add("overlong", example.origin)
+    return []
+
+
+def _piece(example: Example, start: int, end: int) -> Example:
+    weights = example.loss_weights[start:end].copy()
+    weights[:1] = 0.0
+    return replace(example, token_ids=example.token_ids[start:end], loss_weights=weights)
+
+
+def _count_leaks(train: Sequence[Example], held_out: Sequence[Example], counts: Counts) -> None:
+    known = {example.token_ids.tobytes() for example in train}
+    for example in held_out:
+        if example.token_ids.tobytes() in known:
+            counts.add("leaked", example.origin)
+
+
+def fingerprint(*sides: Sequence[Example]) -> str:
+    """Digest of every token, weight and border of every side, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for side in sides:
+        digest.update(np.array([len(side), *(len(example) for example in side)], dtype="<i8").tobytes())
+        for example in side:
+            digest.update(example.token_ids.astype("<i8").tobytes())
+            digest.update(example.loss_weights.astype("<f4").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,266 @@
+"""From what a row means to what the model sees: token ids and the mask. Special tokens and mask are decided here alone.
+
+BOS     exactly once at the start where the tokenizer or its template uses one, whichever of the two writes it.
+Mask    answers and their end token are learned (`mask.py`); in a document every token but the first.
+Prompt  `prompt_ids` gives for generation the very ids that training begins with.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from tunesmith.data.chat import ChatTemplate, TemplateFailed, as_turn
+from tunesmith.data.mask import MaskUnknown, Span, learned_spans
+from tunesmith.data.problems import Problems, shown
+from tunesmith.data.types import Conversation, Document, Example, Message, Origin, Row
+from tunesmith.errors import DataError, ModelError
+
+BATCH = 512
+
+_TOOLS_HEAD = (
+    "You may call functions. They are described by JSON, one a line:\n<tools>\n{tools}\n</tools>\n"
+    'To call one, write <tool_call>{{"name": …, "arguments": {{…}}}}</tool_call>.'
+)
+
+
+@dataclass
+class Rendering:
+    """Examples in the order of their rows, and what was counted on the way.
+
+    `unprompted`  rows in which an earlier turn is shown otherwise than generation showed it
+    `straddled`   rows in which a token reaches over the border of prompt and answer
+    `control`     rows whose own text holds special tokens of the tokenizer
+    """
+
+    examples: list[Example] = field(default_factory=list)
+    unprompted: list[Origin] = field(default_factory=list)
+    straddled: list[Origin] = field(default_factory=list)
+    control: list[Origin] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A rendered row before it is tokenised."""
+
+    text: str
+    spans: list[Span]
+    add_eos: bool
+    origin: Origin
+    is_document: bool = False
+
+
+class Renderer:
+    """Renders rows with one tokenizer. `notes` says aloud where the template needed help."""
+
+    def __init__(self, tokenizer: Any, *, system_turn: Literal["keep", "into-user"] = "keep") -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                "the tokenizer is not a fast one, which knows the place of each token in the text",
+                found=type(tokenizer).__name__,
+                fix="convert it with transformers (AutoTokenizer, then save_pretrained)",
+            )
+        self.tokenizer = tokenizer
+        self.system_turn = system_turn
+        self.chat = ChatTemplate(tokenizer)
+        self._encoder = copy.deepcopy(tokenizer.backend_tokenizer)
+        # Post-processors trim white space off the offsets; special tokens are ours to add.
+        self._encoder.post_processor = None
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        bare, full = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
+        at = next((i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare), 0)
+        self._before: list[int] = full[:at]
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.eos_id: int | None = tokenizer.eos_token_id
+        self._notes: dict[str, None] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._notes)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens at which generation stops: EOS, and what ends a turn where that is one token."""
+        ids = [] if self.eos_id is None else [self.eos_id]
+        if self.tokenizer.chat_template:
+            for end in self.chat.traits.ends:
+                encoded = self._encoder.encode(end, add_special_tokens=False).ids
+                ids += encoded if len(encoded) == 1 else []
+        return tuple(dict.fromkeys(ids))
+
+    def render(self, row: Row) -> Example:
+        return self.render_all([row]).examples[0]
+
+    def render_all(self, rows: Sequence[Row]) -> Rendering:
+        """Every row as the model sees it; rows that cannot be rendered are one DataError that names them."""
+        problems = Problems("rows cannot be rendered by the chat template")
+        rendering = Rendering()
+        for start in range(0, len(rows), BATCH):
+            texts: list[_Text] = []
+            for row in rows[start : start + BATCH]:
+                try:
+                    texts.append(self._document(row) if isinstance(row, Document) else self._conversation(row))
+                except (TemplateFailed, MaskUnknown) as error:
+                    problems.add(_row_error(error, row.origin))
+                    continue
+                if self._holds_control_token(row):
+                    rendering.control.append(row.origin)
+            if not problems.count:
+                self._tokenise(texts, rendering)
+        problems.raise_if_any()
+        return rendering
+
+    def prompt_ids(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Ids to generate from: the very ids that training shows before the answer."""
+        messages, tools = self._fitted(messages, tools)
+        try:
+            text = self.chat.render([as_turn(turn) for turn in messages], tools, open_answer=add_generation_prompt)
+        except TemplateFailed as error:
+            raise DataError(f"the chat template refuses the prompt: {error}") from error
+        ids = self._encoder.encode(text, add_special_tokens=False).ids
+        drop, before = self._bos_repair(ids)
+        return before + ids[drop:]
+
+    def _holds_control_token(self, row: Row) -> bool:
+        search = self.chat.token_pattern.search
+        if isinstance(row, Document):
+            return search(row.text) is not None
+        return any(search(turn.content) for turn in row.messages)
+
+    def _document(self, row: Document) -> _Text:
+        if self.eos_id is None:
+            self._notes["the tokenizer has no EOS: documents do not end with one"] = None
+        return _Text(row.text, [Span(0, len(row.text), True)], self.eos_id is not None, row.origin, is_document=True)
+
+    def _conversation(self, row: Conversation) -> _Text:
+        messages, tools = self._fitted(row.messages, row.tools)
+        turns = [as_turn(turn) for turn in messages]
+        learned = [turn.is_learned for turn in messages]
+        if not self.chat.traits.reasoning and any(turn.reasoning and turn.is_learned for turn in messages):
+            self._notes["the chat template drops reasoning: it is not trained"] = None
+        text, spans = learned_spans(self.chat, turns, learned, tools)
+        ends_open = bool(spans) and learned[-1] and turns[-1]["role"] == "assistant" and not self.chat.traits.stops
+        if ends_open:
+            self._notes["the chat template never ends an answer: EOS is added, and learned"] = None
+            text = text[: spans[-1].end]
+        return _Text(text, spans, ends_open and self.eos_id is not None, row.origin)
+
+    def _fitted(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+    ) -> tuple[list[Message], tuple[dict[str, Any], ...]]:
+        """The turns as the template can show them: where needed, tools as text and the system turn in the user's."""
+        turns, kept = list(messages), tuple(tools)
+        traits = self.chat.traits
+        has_tools = bool(kept) or any(turn.tool_calls or turn.role == "tool" for turn in turns)
+        if has_tools and not (traits.tools and traits.tool_turns):
+            self._notes[
+                "the chat template has no place for tools: they are described in the system turn, "
+                "and calls are written as <tool_call>{json}</tool_call>"
+            ] = None
+            turns, kept = self._tools_as_text(turns, kept), ()
+        if turns and turns[0].role == "system" and (self.system_turn == "into-user" or not traits.system):
+            if self.system_turn == "keep" and messages and messages[0].role == "system":
+                raise TemplateFailed(
+                    "it has no system turn; set data.system_turn=into-user to put it before the user's"
+                )
+            self._notes["system turns are put in front of the first user turn"] = None
+            turns = _system_into_user(turns)
+        return turns, kept
+
+    def _tools_as_text(self, turns: list[Message], tools: tuple[dict[str, Any], ...]) -> list[Message]:
+        written = [self._call_as_text(turn) for turn in turns]
+        if not tools:
+            return written
+        described = _TOOLS_HEAD.format(tools="\n".join(_json(tool["function"]) for tool in tools))
+        if written and written[0].role == "system":
+            return [replace(written[0], content=f"{written[0].content}\n\n{described}"), *written[1:]]
+        return [Message("system", described), *written]
+
+    def _call_as_text(self, turn: Message) -> Message:
+        if turn.tool_calls:
+            calls = "\n".join(f"<tool_call>{_json(call['function'])}</tool_call>" for call in turn.tool_calls)
+            content = f"{turn.content}\n{calls}" if turn.content else calls
+            return replace(turn, content=content, tool_calls=())
+        if turn.role == "tool" and not self.chat.takes_role_tool:
+            return Message("user", f"<tool_response>{turn.content}</tool_response>", turn.learn)
+        return turn
+
+    def _bos_repair(self, ids: Sequence[int]) -> tuple[int, list[int]]:
+        """How many ids to drop in front, and which to put there, so that BOS stands exactly once."""
+        if self.bos_id is None:
+            return 0, []
+        count = next((i for i, token in enumerate(ids) if token != self.bos_id), len(ids))
+        if count > 1:
+            self._notes["the chat template writes BOS more than once: one is kept"] = None
+        if count == 0 and self.bos_id in self._before:
+            return 0, [self.bos_id]
+        return max(count - 1, 0), []
+
+    def _tokenise(self, texts: Sequence[_Text], rendering: Rendering) -> None:
+        encodings = self._encoder.encode_batch([item.text for item in texts], add_special_tokens=False)
+        for item, encoding in zip(texts, encodings, strict=True):
+            ids = encoding.ids
+            offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+            learned, straddled = _learned_tokens(offsets, item.spans)
+            drop, before = (0, list(self._before)) if item.is_document else self._bos_repair(ids)
+            if item.is_document and self.bos_id is not None and ids[:1] == [self.bos_id]:
+                before = []
+            after = [self.eos_id] if item.add_eos and (not ids or ids[-1] != self.eos_id) else []
+            token_ids = np.array(before + ids[drop:] + after, dtype=np.int64)
+            weights = np.concatenate([np.zeros(len(before)), learned[drop:], np.ones(len(after))]).astype(np.float32)
+            weights[:1] = 0.0  # nothing comes before the first token, so nothing can predict it
+            rendering.examples.append(Example(token_ids, weights, item.origin))
+            if straddled:
+                rendering.straddled.append(item.origin)
+            if not all(span.is_prompted for span in item.spans):
+                rendering.unprompted.append(item.origin)
+
+
+def _learned_tokens(offsets: np.ndarray, spans: Sequence[Span]) -> tuple[np.ndarray, bool]:
+    """Tokens [n, 2] that share a character with a learned span, and whether one reaches over a span's start."""
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    learned = np.zeros(len(offsets), dtype=bool)
+    straddled = False
+    for span in spans:
+        # An empty token at the very start (a tokenizer's word mark) is the answer's own.
+        learned |= (starts < span.end) & ((ends > span.start) | ((starts == span.start) & (ends == span.start)))
+        straddled |= bool(((starts < span.start) & (ends > span.start)).any())
+    return learned, straddled
+
+
+def _system_into_user(turns: list[Message]) -> list[Message]:
+    system, rest = turns[0], turns[1:]
+    first = next((index for index, turn in enumerate(rest) if turn.role == "user"), None)
+    if first is None:
+        return [Message("user", system.content, system.learn), *rest]
+    joined = replace(rest[first], content=f"{system.content}\n\n{rest[first].content}")
+    return [*rest[:first], joined, *rest[first + 1 :]]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _row_error(error: Exception, origin: Origin) -> DataError:
+    if isinstance(error, MaskUnknown):
+        return DataError(
+            f"the chat template hides {error}, so that its mask cannot be known",
+            where=str(origin),
+            fix="set model.template to a template that writes turns out one after the other",
+        )
+    return DataError(
+        f"the chat template refuses the row: {shown(str(error), 200)}",
+        where=str(origin),
+        fix="mend the row's turns, or set data.system_turn=into-user where it is the system turn that is refused",
+    )

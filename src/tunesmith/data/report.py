@@ -1,0 +1,143 @@
+"""What `tunesmith check` shows: the counts, the lengths, and rows as the model sees them with learned tokens marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.data.prepare import Counts, Prepared, told
+from tunesmith.data.types import Example
+
+PERCENTILES = (5, 25, 50, 75, 95, 100)
+LONGEST_RUN = 1200
+LEARNED, MASKED, SPECIAL = "bold green", "dim", "magenta"
+
+
+def print_report(prepared: Prepared, tokenizer: Any, console: Console, rows: int = 3) -> None:
+    console.print(_counts_table(prepared))
+    console.print(_lengths_table(prepared))
+    for note in _notes(prepared):
+        console.print(Text(f"· {note}"))
+    in_colour = console.is_terminal and console.color_system is not None
+    for example in prepared.train[:rows]:
+        title = f"{example.origin} · {len(example)} tokens, {example.num_learned} learned"
+        console.print(Rule(Text(title), align="left"))
+        console.print(seen(example, tokenizer, in_colour=in_colour), soft_wrap=True)
+    key = Text("learned", style=LEARNED) + Text(" masked", style=MASKED) + Text(" special", style=SPECIAL)
+    console.print(Rule(key if in_colour else Text("learned tokens stand between ⟦ and ⟧"), align="left"))
+
+
+def summary(prepared: Prepared) -> list[str]:
+    """The few lines shown before a run."""
+    counts = prepared.counts
+    lines = [
+        f"{counts.read:,} rows read as {prepared.format}: {counts.kept:,} to train on, {counts.tokens:,} tokens, "
+        f"{counts.learned:,} of them learned ({_share(counts)})"
+    ]
+    if prepared.held_out:
+        lines.append(f"{prepared.held_out_counts.kept:,} held out, {prepared.held_out_counts.learned:,} learned tokens")
+    return lines + _notes(prepared)
+
+
+def as_json(prepared: Prepared) -> dict[str, Any]:
+    return {
+        "format": prepared.format,
+        "train": _counts_as_json(prepared.counts, prepared.train),
+        "held_out": _counts_as_json(prepared.held_out_counts, prepared.held_out),
+        "notes": list(prepared.notes),
+        "fingerprint": prepared.fingerprint,
+    }
+
+
+def _counts_as_json(counts: Counts, examples: Sequence[Example]) -> dict[str, Any]:
+    return {
+        "read": counts.read,
+        "kept": counts.kept,
+        "tokens": counts.tokens,
+        "learned": counts.learned,
+        **{kind: tally.count for kind, tally in counts.kinds.items()},
+        "first_rows": {kind: [str(at) for at in tally.first] for kind, tally in counts.kinds.items() if tally.count},
+        "length_percentiles": dict(zip(map(str, PERCENTILES), _percentiles([len(e) for e in examples]), strict=True)),
+    }
+
+
+def _percentiles(values: Sequence[int]) -> list[int]:
+    return [round(float(value)) for value in np.percentile(values, PERCENTILES)] if values else [0] * len(PERCENTILES)
+
+
+def _share(counts: Counts) -> str:
+    return f"{counts.learned / counts.tokens:.0%}" if counts.tokens else "0%"
+
+
+def _notes(prepared: Prepared) -> list[str]:
+    held_out = [f"held out: {line}" for line in told(prepared.held_out_counts)]
+    return [*told(prepared.counts), *held_out, *prepared.notes]
+
+
+def _counts_table(prepared: Prepared) -> Table:
+    table = Table(title=f"rows read as {prepared.format}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    sides = [("training", prepared.counts)]
+    if prepared.held_out:
+        sides.append(("held out", prepared.held_out_counts))
+    for name, _ in sides:
+        table.add_column(name, justify="right")
+    for label, name in (("rows read", "read"), ("rows used", "kept"), ("tokens", "tokens"), ("learned", "learned")):
+        table.add_row(label, *(f"{getattr(counts, name):,}" for _, counts in sides))
+    for label, kind in (("dropped", "overlong"), ("truncated", "truncated"), ("empty", "empty")):
+        table.add_row(label, *(f"{counts[kind]:,}" for _, counts in sides))
+    table.add_row("unlearnable", *(f"{counts['unlearnable']:,}" for _, counts in sides))
+    return table
+
+
+def _lengths_table(prepared: Prepared) -> Table:
+    table = Table(title="tokens a row", title_justify="left", box=None, pad_edge=False)
+    table.add_column("percentile")
+    for percentile in PERCENTILES:
+        table.add_column("longest" if percentile == 100 else str(percentile), justify="right")
+    lengths, learned = [len(e) for e in prepared.train], [e.num_learned for e in prepared.train]
+    table.add_row("all", *(f"{value:,}" for value in _percentiles(lengths)))
+    table.add_row("learned", *(f"{value:,}" for value in _percentiles(learned)))
+    return table
+
+
+def seen(example: Example, tokenizer: Any, *, in_colour: bool) -> Text:
+    """The row as the model sees it, special tokens written out; learned runs in colour, or between ⟦ and ⟧."""
+    text = Text()
+    for learned, pieces in groupby(_pieces(example, tokenizer), key=lambda piece: piece[0]):
+        run = Text()
+        for _, special, words in pieces:
+            style = LEARNED if learned else SPECIAL if special else MASKED
+            run.append(_visible(_clipped(words)), style=style if in_colour else None)
+        text.append_text(Text("⟦") + run + Text("⟧") if learned and not in_colour else run)
+    return text
+
+
+def _pieces(example: Example, tokenizer: Any) -> Iterator[tuple[bool, bool, str]]:
+    """Runs of tokens that are alike: (learned, special, text)."""
+    special = set(tokenizer.all_special_ids)
+    marked = [
+        (bool(w), int(t) in special, int(t)) for t, w in zip(example.token_ids, example.loss_weights, strict=True)
+    ]
+    for (learned, is_special), run in groupby(marked, key=lambda item: item[:2]):
+        ids = [token for _, _, token in run]
+        yield learned, is_special, tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _clipped(words: str) -> str:
+    if len(words) <= LONGEST_RUN:
+        return words
+    half = LONGEST_RUN // 2
+    return f"{words[:half]} … {len(words) - 2 * half:,} more characters … {words[-half:]}"
+
+
+def _visible(words: str) -> str:
+    """Control characters of the data shown, not obeyed by the terminal."""
+    return "".join(letter if letter in "\n\t" or letter.isprintable() else f"\\x{ord(letter):02x}" for letter in words)
