@@ -1,0 +1,127 @@
+"""Cross entropy of a linear head, without ever holding all logits.
+
+    loss = sum_t w_t * (logsumexp(z_t) - z_t[target_t])       z = cap(scale * (H W^T + b))
+    H [N, d] hidden states   W [V, d]   b [V]   targets [N]   w [N]
+
+`linear_ce_reference` is the plain form over full logits. `linear_ce` goes over `ROWS` positions at a time and computes
+the loss and the gradient of H (and of W and b where they are trained) in the forward pass, so that each chunk's logits
+live once, in one buffer, and the backward pass only scales what is there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROWS = 256
+
+
+def linear_ce_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    weights: Tensor,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """The plain form: sum of weighted losses, a scalar in fp32 (fp64 for fp64 input)."""
+    logits = hidden @ weight.T
+    if bias is not None:
+        logits = logits + bias
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    losses = torch.logsumexp(logits, dim=-1) - logits.gather(-1, targets[:, None]).squeeze(-1)
+    return (losses * weights.to(losses.dtype)).sum()
+
+
+def _chunk(
+    logits: Tensor, targets: Tensor, weights: Tensor, scale: float, softcap: float | None, need_grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Loss of one chunk and, in place of its logits [n, V], their gradient before scale and cap."""
+    if scale != 1.0:
+        logits = logits.mul_(scale)
+    if softcap is not None:
+        logits = logits.div_(softcap).tanh_().mul_(softcap)
+    index = targets[:, None]
+    picked = logits.gather(-1, index).squeeze(-1)
+    log_sum = torch.logsumexp(logits, dim=-1)
+    loss = ((log_sum - picked) * weights).sum()
+    if not need_grad:
+        return loss, None
+    if softcap is None:
+        grad = logits.sub_(log_sum[:, None]).exp_()
+        slope: Tensor | None = None
+    else:
+        slope = 1 - (logits / softcap) ** 2
+        grad = logits.sub_(log_sum[:, None]).exp_()
+    grad.scatter_add_(-1, index, torch.full_like(index, -1, dtype=grad.dtype))
+    grad.mul_((weights * scale)[:, None])
+    if slope is not None:
+        grad.mul_(slope)
+    return loss, grad
+
+
+class _LinearCE(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        weights: Tensor,
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        want_hidden, want_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        want_bias = bias is not None and ctx.needs_input_grad[2]
+        need_grad = want_hidden or want_weight or want_bias
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        weights = weights.to(wide)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if want_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if want_weight else None
+        d_bias = torch.zeros_like(bias, dtype=wide) if want_bias and bias is not None else None
+        for start in range(0, hidden.shape[0], ROWS):
+            rows = slice(start, start + ROWS)
+            chunk = hidden[rows]
+            logits = (chunk @ weight.T) if bias is None else torch.addmm(bias, chunk, weight.T)
+            loss, grad = _chunk(logits.to(wide), targets[rows], weights[rows], scale, softcap, need_grad)
+            total += loss
+            if grad is None:
+                continue
+            if d_bias is not None:
+                d_bias += grad.sum(0)
+            narrow = grad.to(hidden.dtype)
+            if d_hidden is not None:
+                torch.mm(narrow, weight, out=d_hidden[rows])
+            if d_weight is not None:
+                d_weight += narrow.T @ chunk
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [
+            None if saved is None else (saved * grads[0]).to(dtype)
+            for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None, None, None)
+
+
+def linear_ce(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    weights: Tensor,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """Same value and gradients as `linear_ce_reference`; at most `ROWS` x V logits are held at a time."""
+    return _LinearCE.apply(hidden, weight, bias, targets, weights, scale, softcap)

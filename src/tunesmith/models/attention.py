@@ -1,0 +1,194 @@
+"""Attention by document over a flat list of tokens, plugged in through transformers' attention registry.
+
+A forward pass that carries a `layout` runs flat: queries, keys and values of many documents lie in one row [1, H, T, D]
+and each document attends to itself alone. Without a `layout` (generation, padded batches) the call goes on to
+transformers' own scaled dot product attention.
+
+`flat_reference` is the plain form, one document after the other, differentiated by autograd. On CPU `_FlatCPU` calls
+torch's flash kernel per document, always in fp32: there it is faster than bf16, forward and backward. On CUDA torch's
+variable-length kernel takes all documents at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from tunesmith.data.types import Segment
+
+NAME = "tunesmith"
+
+
+@dataclass
+class Layout:
+    """What attention needs to know of a flat batch; made once per batch, used by every layer."""
+
+    segments: tuple[Segment, ...]
+    device: torch.device
+    masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def has_parents(self) -> bool:
+        return any(segment.parent is not None for segment in self.segments)
+
+    @cached_property
+    def longest(self) -> int:
+        return max(len(segment) for segment in self.segments)
+
+    @cached_property
+    def boundaries(self) -> Tensor:
+        """[documents + 1] int32: where each document starts, and the end."""
+        edges = [segment.start for segment in self.segments] + [self.segments[-1].end]
+        return torch.tensor(edges, dtype=torch.int32, device=self.device)
+
+    def mask(self, num_before: int, num_own: int, window: int | None) -> Tensor:
+        """[own, before + own] bool: causal, within the window, after `num_before` keys of a parent."""
+        key = (num_before, num_own, window)
+        if key not in self.masks:
+            query = torch.arange(num_before, num_before + num_own, device=self.device)[:, None]
+            keys = torch.arange(num_before + num_own, device=self.device)[None, :]
+            allowed = keys <= query
+            if window is not None:
+                allowed &= keys > query - window
+            self.masks[key] = allowed
+        return self.masks[key]
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    """Attention written out. q [..., H, Tq, D], k and v [..., K, Tk, D] with H a multiple of K; mask bool or additive."""
+    groups = q.shape[-3] // k.shape[-3]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
+    scores = (q @ k.transpose(-1, -2)).float() * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return torch.softmax(scores, dim=-1).to(v.dtype) @ v
+
+
+def flat_reference(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """The plain form. q [H, T, D], k and v [K, T, D] -> [H, T, D]; each segment sees its parent's keys and its own."""
+    pieces = []
+    for segment in layout.segments:
+        own = slice(segment.start, segment.end)
+        keys, values, num_before = k[:, own], v[:, own], 0
+        if segment.parent is not None:
+            parent = layout.segments[segment.parent]
+            num_before = len(parent)
+            keys = torch.cat([k[:, parent.start : parent.end], keys], dim=1)
+            values = torch.cat([v[:, parent.start : parent.end], values], dim=1)
+        mask = layout.mask(num_before, len(segment), window)
+        pieces.append(plain(q[:, own], keys, values, mask, scale, softcap))
+    return torch.cat(pieces, dim=1)
+
+
+_cpu_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class _FlatCPU(torch.autograd.Function):
+    """q [H, T, D], k and v [K, T, D] -> [H, T, D], by torch's CPU flash kernel, document by document, in fp32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[Segment], scale: float
+    ) -> Tensor:
+        ctx.dtype = q.dtype
+        q, k, v = (x if x.dtype == torch.float64 else x.float() for x in (q, k, v))
+        heads, tokens, dim = q.shape
+        # Memory order [T, H, D]: what the output projection reads next.
+        out = torch.empty(tokens, heads, dim, dtype=q.dtype, device=q.device).transpose(0, 1)
+        sums = []
+        for segment in segments:
+            own = slice(segment.start, segment.end)
+            piece, log_sum = _cpu_forward(q[None, :, own], k[None, :, own], v[None, :, own], 0.0, True, scale=scale)
+            out[:, own] = piece[0]
+            sums.append(log_sum)
+        ctx.save_for_backward(q, k, v, out, *sums)
+        ctx.segments, ctx.scale = segments, scale
+        return out.to(ctx.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, *sums = ctx.saved_tensors
+        grad = grads[0].to(q.dtype)
+        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+        for segment, log_sum in zip(ctx.segments, sums, strict=True):
+            own = slice(segment.start, segment.end)
+            parts = _cpu_backward(
+                grad[None, :, own], q[None, :, own], k[None, :, own], v[None, :, own],
+                out[None, :, own], log_sum, 0.0, True, scale=ctx.scale,
+            )  # fmt: skip
+            for whole, part in zip((dq, dk, dv), parts, strict=True):
+                whole[:, own] = part[0]
+        return dq.to(ctx.dtype), dk.to(ctx.dtype), dv.to(ctx.dtype), None, None
+
+
+def _flat_cuda(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
+    """q [H, T, D], k and v [K, T, D] -> [H, T, D], by torch's variable-length kernel (half precision)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+    edges, longest, causal = layout.boundaries, layout.longest, (-1, 0)
+    grouped = q.shape[1] != k.shape[1]
+    out = varlen_attn(
+        q, k, v, edges, edges, longest, longest, scale=scale, window_size=causal, enable_gqa=grouped
+    )
+    return out.transpose(0, 1)
+
+
+def flat(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """Each document attends to itself (and its parent). q [H, T, D], k and v [K, T, D] -> [H, T, D]."""
+    if window is not None and layout.longest <= window and not layout.has_parents:
+        window = None
+    simple = window is None and softcap is None and not layout.has_parents and q.shape[-1] == v.shape[-1]
+    if simple and q.device.type == "cpu":
+        return _FlatCPU.apply(q, k, v, layout.segments, scale)
+    if simple and q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16):
+        return _flat_cuda(q, k, v, layout, scale)
+    return flat_reference(q, k, v, layout, scale, window, softcap)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    layout: Layout | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers calls. query [B, H, T, D] -> output [B, T, H, D]."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if layout is not None:
+        if dropout > 0:
+            raise NotImplementedError("attention dropout is not applied to flat batches")
+        return flat(query[0], key[0], value[0], layout, scale, sliding_window, softcap).transpose(0, 1)[None], None
+    if softcap is not None:
+        return plain(query, key, value, attention_mask, scale, softcap).transpose(1, 2), None
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    )
+
+
+def register() -> None:
+    """Make `attn_implementation="tunesmith"` known to transformers."""
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)

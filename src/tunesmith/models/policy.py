@@ -1,0 +1,165 @@
+"""The policy: a model with its adapters, as objectives see it.
+
+An objective asks for hidden states of a flat batch and for the head that turns them into logits. Whether the model runs
+the batch flat or padded is decided here once, at load, by trying it: two documents together against each alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunesmith.adapters.attach import Slot, Switch
+from tunesmith.data.types import Batch, Segment
+from tunesmith.errors import ModelError
+from tunesmith.models import attention
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = softcap * tanh(scale * (h W^T + b) / softcap), the cap where there is one. W [V, d], b [V]."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., d] -> [..., V] in fp32."""
+        logits = nn.functional.linear(hidden, self.weight, self.bias).float() * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+class Policy(nn.Module):
+    """`hidden(batch)` and `head()`; `flat` says whether batches run without padding."""
+
+    def __init__(self, model: PreTrainedModel, switch: Switch, *, flat: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.switch = switch
+        self.flat = flat
+        self._backbone = (model.base_model,)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.hidden(batch)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Final hidden states [T, d] of a flat batch, in its own order."""
+        return self._flat(batch) if self.flat else self._padded(batch)
+
+    def head(self) -> Head:
+        """The output head with whatever adapter acts on it; differentiable in what is trained."""
+        return head_of(self.model, self.switch.name)
+
+    @contextmanager
+    def reference(self) -> Iterator[Policy]:
+        """The same weights with the adapter off."""
+        with self.switch.set_to(None):
+            yield self
+
+    def _flat(self, batch: Batch) -> Tensor:
+        device = batch.token_ids.device
+        output = self._backbone[0](
+            input_ids=batch.token_ids[None],
+            # Any mask of four dimensions is taken as made: the layout says which token sees which.
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+            position_ids=batch.positions[None],
+            use_cache=False,
+            layout=attention.Layout(batch.segments, device),
+        )
+        return output.last_hidden_state[0]
+
+    def _padded(self, batch: Batch) -> Tensor:
+        if any(segment.parent is not None for segment in batch.segments):
+            raise ModelError(
+                "this model cannot run two branches of one prompt in one row",
+                fix="use an objective's plain form, one row per branch",
+            )
+        lengths = [len(segment) for segment in batch.segments]
+        ids = batch.token_ids.new_zeros(len(lengths), max(lengths))
+        mask = torch.zeros_like(ids)
+        for row, segment in enumerate(batch.segments):
+            ids[row, : len(segment)] = batch.token_ids[segment.start : segment.end]
+            mask[row, : len(segment)] = 1
+        output = self._backbone[0](input_ids=ids, attention_mask=mask, use_cache=False)
+        return output.last_hidden_state[mask.bool()]
+
+
+def head_of(model: PreTrainedModel, adapter_name: str | None) -> Head:
+    """The output head as numbers, with the adapter called `adapter_name` merged into it."""
+    layer: Any = model.get_output_embeddings()
+    if layer is None:
+        raise ModelError(f"{type(model).__name__} has no output head", fix="use a causal language model")
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    if isinstance(layer, Slot):
+        adapter = layer.adapter(adapter_name)
+        if adapter is not None:
+            weight, bias = adapter.merged(weight, bias)
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    if getattr(config, "logits_scaling", None):
+        scale = scale / config.logits_scaling
+    return Head(weight, bias, float(scale), getattr(config, "final_logit_softcapping", None))
+
+
+def flat_batch(documents: list[Tensor]) -> Batch:
+    """A batch of token id lists [n_i], nothing learned: for probes and tests."""
+    segments, start = [], 0
+    for document in documents:
+        segments.append(Segment(start, start + len(document)))
+        start += len(document)
+    ids = torch.cat(documents)
+    positions = torch.cat([torch.arange(len(document), device=ids.device) for document in documents])
+    return Batch(ids, torch.zeros(len(ids), device=ids.device), positions, tuple(segments))
+
+
+@torch.no_grad()
+def probe(model: PreTrainedModel, switch: Switch) -> tuple[Policy, str | None]:
+    """Decide how `model` runs batches, by trying.
+
+    Returns the policy, and the reason where it runs padded. A model whose head is not understood is refused: hidden
+    states through `head()` must give the model's own logits.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        config = model.config.get_text_config()
+        window = getattr(config, "sliding_window", None) or 0
+        length = min(window + 9, 300, getattr(config, "max_position_embeddings", 300) or 300)
+        generator = torch.Generator().manual_seed(7)
+        high = min(config.vocab_size, model.get_input_embeddings().weight.shape[0])
+        documents = [
+            torch.randint(0, high, (n,), generator=generator).to(model.device) for n in (max(length, 9), 5, 13)
+        ]
+        alone = [model(input_ids=document[None], use_cache=False).logits[0].float() for document in documents]
+        batch = flat_batch(documents)
+        spread = torch.cat(alone).std().item() or 1.0
+        tolerance = spread * (0.08 if model.dtype in (torch.bfloat16, torch.float16) else 1e-3)
+        reason = None
+        for flat in (True, False):
+            policy = Policy(model, switch, flat=flat)
+            try:
+                gap = (policy.head().logits(policy.hidden(batch)) - torch.cat(alone)).abs().max().item()
+            except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+                reason = reason or f"{type(error).__name__}: {error}".splitlines()[0]
+                continue
+            if gap <= tolerance:
+                return policy, None if flat else reason
+            reason = reason or f"documents in one row disturb each other (logits differ by {gap:.3g})"
+        raise ModelError(
+            f"{type(model).__name__} cannot be trained: its logits are not its head applied to its hidden states",
+            found=reason,
+            fix="please report the architecture",
+        )
+    finally:
+        model.train(was_training)

@@ -1,0 +1,444 @@
+"""The one training loop.
+
+It owns budgets, normalisation, clipping, updates, evaluation, checkpoints and what it tells its listeners. What is
+learned comes in through two seams of the objective: `steps` (which rows, divided by what) and `loss` (sums of one
+micro-batch). Nothing here knows of adapters, data formats or losses.
+
+Exactness: a checkpoint holds everything that the next step reads (weights, moments, random states, the objective's
+cursor, rates, micro-batch), so that a resumed run continues bit for bit on a CPU. A step that a signal, an error or a
+lack of memory broke off leaves no trace: the state is that of the last whole step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.data.types import Batch, Origin
+from tunesmith.errors import Interrupted, MachineError, NonFiniteError
+from tunesmith.models.policy import Policy
+from tunesmith.objectives.base import Objective, Step
+from tunesmith.train import memory
+from tunesmith.train.checkpoint import Checkpoints, Restored
+from tunesmith.train.events import Ended, Evaluated, Event, Listener, Noted, Saved, Started, StepDone
+from tunesmith.train.optim import (
+    gradient_norm,
+    load_optimizer,
+    make_optimizer,
+    optimizer_numbers,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from tunesmith.train.schedule import multiplier
+from tunesmith.train.settings import TrainSettings
+from tunesmith.train.signals import Signals
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained: the tensors, their learning-rate multipliers, and how they are written."""
+
+    parameters: Mapping[str, nn.Parameter]
+    multipliers: Mapping[str, float]
+    write: Callable[[Path], None]
+    """Writes the adapter's own files into a folder."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; goes into every checkpoint as it is."""
+
+    step: int = 0
+    train_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    num_tokens: int = 0
+    num_learned: int = 0
+    micro_tokens: int = 0
+    loss_scale: float = 1.0
+    last_step_seconds: float = 0.0
+    evaluated_step: int = -1
+    evaluated_share: float = 0.0
+    no_gain: int = 0
+    best_step: int | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _StepResult:
+    loss: float
+    grad_norm: float
+    num_tokens: int
+    num_learned: int
+
+
+class Loop:
+    def __init__(
+        self,
+        policy: Policy,
+        objective: Objective,
+        job: Job,
+        settings: TrainSettings,
+        checkpoints: Checkpoints,
+        signals: Signals,
+        listeners: Sequence[Listener] = (),
+        extra_state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.policy, self.objective, self.job, self.settings = policy, objective, job, settings
+        self.checkpoints, self.signals, self.listeners = checkpoints, signals, listeners
+        self.extra_state = dict(extra_state or {})
+        self.optimizer = make_optimizer(settings, job.parameters, job.multipliers)
+        self.at = Progress(
+            micro_tokens=settings.micro_batch_tokens or memory.default_micro_batch_tokens(policy.device),
+            loss_scale=2.0**14 if policy.model.dtype == torch.float16 else 1.0,
+        )
+        self.num_steps = self._planned_steps()
+        self._names = {id(parameter): name for name, parameter in job.parameters.items()}
+        self._cursor = objective.state_dict()
+        self._random = self._random_states()
+        self._stop_asked = False
+
+    # ---- budget -------------------------------------------------------------------------------------------------
+
+    def _planned_steps(self) -> int | None:
+        if self.settings.minutes is not None:
+            return None
+        if self.settings.steps is not None:
+            return self.settings.steps
+        return max(1, math.ceil(self.objective.steps_per_epoch * (self.settings.epochs or 1.0) - 1e-9))
+
+    def _share(self, *, step: int, seconds: float) -> float:
+        """Share of the budget that is spent."""
+        if self.num_steps is not None:
+            return step / self.num_steps
+        return seconds / (60.0 * (self.settings.minutes or 1.0))
+
+    @property
+    def _spent(self) -> float:
+        return self._share(step=self.at.step, seconds=self.at.train_seconds)
+
+    def _step_share(self) -> float:
+        if self.num_steps is not None:
+            return 1.0 / self.num_steps
+        return max(self._share(step=0, seconds=self.at.last_step_seconds), 0.01 * self._warmup())
+
+    def _warmup(self) -> float:
+        warmup = self.settings.warmup
+        if warmup < 1:
+            return warmup
+        if self.num_steps is not None:
+            return min(warmup / self.num_steps, 0.999)
+        per_step = self._share(step=0, seconds=self.at.train_seconds / max(1, self.at.step))
+        return min(0.999, warmup * per_step) if self.at.step >= warmup else 0.999
+
+    def _over(self) -> bool:
+        if self.num_steps is not None:
+            return self.at.step >= self.num_steps
+        after_next = self.at.train_seconds + self.at.last_step_seconds
+        return self._share(step=0, seconds=after_next) > 1.0
+
+    def _learning_rate(self) -> float:
+        settings = self.settings
+        if settings.warmup >= 1 and self.at.step < settings.warmup:
+            return settings.learning_rate * (self.at.step + 1) / math.ceil(settings.warmup)
+        floor = settings.min_learning_rate / settings.learning_rate
+        factor = multiplier(settings.schedule, self._spent, self._step_share(), self._warmup(), floor)
+        return settings.learning_rate * factor
+
+    # ---- the run ------------------------------------------------------------------------------------------------
+
+    def run(self) -> Ended:
+        """Train until the budget is spent; returns how it ended. Raises `Interrupted` after saving on a signal."""
+        with self.signals.deferred():
+            self._tell(Started(self.num_steps, self.settings.minutes, self.at.step, self.at.train_seconds))
+            reason = "the budget is spent"
+            try:
+                self._evaluate_if_due()
+                for step in self._steps():
+                    self._one_step(step)
+                    self._evaluate_if_due()
+                    if self._out_of_patience():
+                        reason = f"no gain in {self.at.no_gain} evaluations"
+                        break
+                    if self._stop_asked:
+                        reason = "a listener asked to stop"
+                        break
+                    self._save_if_due()
+                self._finish()
+            except Interrupted:
+                self._save()
+                raise
+        at = self.at
+        ended = Ended(
+            at.step, reason, at.train_seconds, at.evaluation_seconds, at.num_tokens, at.best_step, at.best_metrics
+        )
+        self._tell(ended)
+        return ended
+
+    def _steps(self) -> Any:
+        """The objective's steps while the budget lasts; remembers where each one started."""
+        if self._over():
+            return
+        self._mark()
+        for step in self.objective.steps(self.policy):
+            yield step
+            self._mark()
+            if self._over():
+                return
+
+    def _mark(self) -> None:
+        """Here a whole step ends: what a checkpoint written now must hold."""
+        self._cursor = self.objective.state_dict()
+        self._random = self._random_states()
+
+    def _one_step(self, step: Step) -> None:
+        start = time.perf_counter()
+        learning_rate = self._learning_rate()
+        result = self._gradients(step)
+        if self.settings.max_grad_norm is not None and result.grad_norm > self.settings.max_grad_norm:
+            shrink = self.settings.max_grad_norm / (result.grad_norm + 1e-6)
+            torch._foreach_mul_([p.grad for p in self.job.parameters.values() if p.grad is not None], shrink)
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - start
+        at = self.at
+        at.step += 1
+        at.train_seconds += seconds
+        at.last_step_seconds = seconds
+        at.num_tokens += result.num_tokens
+        at.num_learned += result.num_learned
+        self._cursor, self._random = self.objective.state_dict(), self._random_states()
+        self._tell(
+            StepDone(
+                step=at.step,
+                num_steps=self.num_steps,
+                epoch=step.epoch,
+                loss=result.loss,
+                learning_rate=learning_rate,
+                grad_norm=result.grad_norm,
+                num_tokens=result.num_tokens,
+                num_learned=result.num_learned,
+                seconds=seconds,
+                train_seconds=at.train_seconds,
+                tokens_per_second=result.num_tokens / seconds,
+                seconds_left=self._seconds_left(),
+                memory_bytes=memory.peak_bytes(self.policy.device),
+            )
+        )
+
+    def _seconds_left(self) -> float | None:
+        if self.num_steps is None:
+            return max(0.0, 60.0 * (self.settings.minutes or 0.0) - self.at.train_seconds)
+        return (self.num_steps - self.at.step) * self.at.train_seconds / max(1, self.at.step)
+
+    # ---- one step's gradients -----------------------------------------------------------------------------------
+
+    def _gradients(self, step: Step) -> _StepResult:
+        """Gradients of one step, redone with smaller micro-batches or a smaller loss scale where that is the remedy."""
+        longest = max(len(example) for example in step.examples)
+        random = self._random_states()
+        while True:
+            try:
+                result = self._accumulate(step)
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+                self._shrink_micro_batch(longest, error)
+            else:
+                if math.isfinite(result.grad_norm):
+                    return result
+                if self.at.loss_scale <= 1.0:
+                    raise self._non_finite("the gradient", [example.origin for example in step.examples])
+                self.at.loss_scale /= 2.0
+                self._tell(Noted(f"fp16 overflow: loss scale lowered to {self.at.loss_scale:g}, the step is redone"))
+            self.optimizer.zero_grad(set_to_none=True)
+            memory.free_cache(self.policy.device)
+            self._restore_random(random)
+
+    def _shrink_micro_batch(self, longest: int, error: BaseException) -> None:
+        if self.at.micro_tokens <= longest:
+            raise MachineError(
+                f"out of memory with one row of {longest} tokens in a micro-batch",
+                found=str(error).splitlines()[0],
+                fix="train.recompute=true, a smaller data.max_length, adapter.last_blocks, or a smaller model",
+            ) from error
+        self.at.micro_tokens = max(longest, self.at.micro_tokens // 2)
+        self._tell(
+            Noted(f"out of memory: micro-batches now hold {self.at.micro_tokens} tokens; the step itself is unchanged")
+        )
+
+    def _accumulate(self, step: Step) -> _StepResult:
+        batches = self.objective.micro_batches(step, self.at.micro_tokens)
+        losses: list[Tensor] = []
+        for batch in batches:
+            if self.signals.received is not None:
+                self.optimizer.zero_grad(set_to_none=True)
+                with self.signals.immediate():
+                    pass
+            sums = self.objective.loss(self.policy, batch.to(self.policy.device)).sums
+            total = torch.stack([value / step.denominators[name] for name, value in sums.items()]).sum()
+            (total * self.at.loss_scale).backward()
+            losses.append(total.detach())
+        values = torch.stack(losses).tolist()
+        if not all(map(math.isfinite, values)):
+            bad = [batch for batch, value in zip(batches, values, strict=True) if not math.isfinite(value)]
+            raise self._non_finite("the loss", self._culprits(bad))
+        parameters = list(self.job.parameters.values())
+        if self.at.loss_scale != 1.0:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.at.loss_scale)
+        norm = gradient_norm(parameters).item()
+        num_learned = sum(int(torch.count_nonzero(batch.loss_weights)) for batch in batches)
+        return _StepResult(sum(values), norm, sum(map(len, batches)), num_learned)
+
+    @torch.no_grad()
+    def _culprits(self, batches: Sequence[Batch]) -> list[Origin]:
+        """The rows of `batches` whose own loss is not finite (all of them, where none is alone)."""
+        guilty = []
+        for batch in batches:
+            for segment, origin in zip(batch.segments, batch.origins, strict=True):
+                own = slice(segment.start, segment.end)
+                alone = Batch(
+                    batch.token_ids[own],
+                    batch.loss_weights[own],
+                    batch.positions[own],
+                    (type(segment)(0, len(segment)),),
+                    (origin,),
+                )
+                sums = self.objective.loss(self.policy, alone.to(self.policy.device)).sums
+                if not all(torch.isfinite(value).item() for value in sums.values()):
+                    guilty.append(origin)
+        return guilty or [origin for batch in batches for origin in batch.origins]
+
+    def _non_finite(self, what: str, origins: Sequence[Origin]) -> NonFiniteError:
+        self.optimizer.zero_grad(set_to_none=True)
+        shown = ", ".join(map(str, origins[:5])) + (f" and {len(origins) - 5} more" if len(origins) > 5 else "")
+        return NonFiniteError(
+            f"{what} of step {self.at.step + 1} is not a finite number; the update was not applied",
+            found=f"rows {shown}",
+            fix="look at these rows with `tunesmith check`, lower train.learning_rate, or model.dtype=float32; "
+            "the last checkpoint is intact",
+        )
+
+    # ---- evaluation and checkpoints -----------------------------------------------------------------------------
+
+    def _due(self, every: int | None, last_share: float) -> bool:
+        if every is not None:
+            return self.at.step % every == 0
+        if self.num_steps is not None:
+            return self.at.step % max(1, math.ceil(self.num_steps / 10)) == 0
+        return int(self._spent * 10) > int(last_share * 10)
+
+    def _evaluate_if_due(self) -> None:
+        at = self.at
+        if at.step == 0 or at.evaluated_step == at.step:
+            return
+        if self._over() or self._due(self.settings.evaluate_every, at.evaluated_share):
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        start = time.perf_counter()
+        self.policy.eval()
+        try:
+            with self.signals.immediate():
+                metrics = self.objective.evaluate(self.policy, self.at.micro_tokens)
+        finally:
+            train_mode(self.policy, self.settings.recompute)
+        at = self.at
+        seconds = time.perf_counter() - start
+        at.evaluated_step, at.evaluated_share = at.step, self._spent
+        if not metrics:
+            return
+        at.evaluation_seconds += seconds
+        best = not at.best_metrics or metrics["loss"] < at.best_metrics["loss"]
+        at.no_gain = 0 if best else at.no_gain + 1
+        if best:
+            at.best_step, at.best_metrics = at.step, metrics
+        self._tell(Evaluated(at.step, metrics, seconds, best))
+        if best:
+            self._save()
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.stop_after_no_gain
+        return patience is not None and self.at.no_gain >= patience
+
+    def _save_if_due(self) -> None:
+        every = self.settings.save_every
+        due = self.at.step % every == 0 if every is not None else self.at.evaluated_step == self.at.step
+        if due:
+            self._save()
+
+    def _finish(self) -> None:
+        if self.at.evaluated_step != self.at.step and self.at.step > 0:
+            self._evaluate()
+        self._save()
+
+    def _save(self) -> None:
+        """Write a checkpoint of the last whole step, unless it is there already with all that is known now."""
+        start = time.perf_counter()
+        state = {"progress": asdict(self.at), "objective": self._cursor, **self.extra_state,
+                 "optimizer": optimizer_numbers(self.optimizer, self._names)}  # fmt: skip
+        tensors = {f"weights/{name}": parameter.data for name, parameter in self.job.parameters.items()}
+        tensors |= {f"optimizer/{k}": v for k, v in optimizer_tensors(self.optimizer, self._names).items()}
+        tensors |= {f"random/{name}": value for name, value in self._random.items()}
+        protect = {self.at.best_step} if self.at.best_step is not None else set()
+        path = self.checkpoints.write(self.at.step, self.job.write, tensors, state, protect)
+        self._tell(Saved(self.at.step, str(path), time.perf_counter() - start))
+
+    def restore(self, saved: Restored) -> None:
+        """Go back to a checkpoint, bit for bit."""
+        split: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "random": {}}
+        for key, value in saved.tensors.items():
+            kind, _, name = key.partition("/")
+            split[kind][name] = value
+        with torch.no_grad():
+            for name, parameter in self.job.parameters.items():
+                parameter.copy_(split["weights"][name])
+        load_optimizer(self.optimizer, self.job.parameters, split["optimizer"], saved.state["optimizer"])
+        self.at = Progress(**saved.state["progress"])
+        self.objective.load_state_dict(saved.state["objective"])
+        self._restore_random(split["random"])
+        self._cursor, self._random = saved.state["objective"], split["random"]
+
+    # ---- small things -------------------------------------------------------------------------------------------
+
+    def _tell(self, event: Event) -> None:
+        for listener in self.listeners:
+            if listener(event) == "stop":
+                self._stop_asked = True
+
+    def _random_states(self) -> dict[str, Tensor]:
+        states = {"torch": torch.get_rng_state()}
+        if self.policy.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.policy.device)
+        return states
+
+    def _restore_random(self, states: Mapping[str, Tensor]) -> None:
+        torch.set_rng_state(states["torch"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self.policy.device)
+
+
+def train_mode(policy: Policy, recompute: bool) -> None:
+    """Adapters learn; the frozen base stays in evaluation mode (its own dropout is off).
+
+    With `recompute`, transformers' checkpointed blocks are told that they train, and they alone.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    from tunesmith.adapters.base import Adapter
+
+    policy.eval()
+    for module in policy.modules():
+        if isinstance(module, Adapter):
+            module.train()
+        elif recompute and isinstance(module, GradientCheckpointingLayer):
+            module.training = True

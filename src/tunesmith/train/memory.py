@@ -1,0 +1,35 @@
+"""Memory: how much is used, how much a micro-batch may hold, and telling "out of memory" from other errors."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+_DEFAULT_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 2048}
+
+
+def default_micro_batch_tokens(device: torch.device) -> int:
+    """Tokens at which products already run at full speed on this kind of device."""
+    return _DEFAULT_TOKENS.get(device.type, 2048)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory held so far: of the accelerator where there is one, else resident memory of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)
+
+
+def free_cache(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,84 @@
+"""Optimizers over an adapter's trained tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.errors import MachineError
+from tunesmith.train.settings import TrainSettings
+
+
+def make_optimizer(
+    settings: TrainSettings, parameters: Mapping[str, nn.Parameter], multipliers: Mapping[str, float]
+) -> torch.optim.Optimizer:
+    """One group per learning-rate multiplier; each group remembers its multiplier under `rate`."""
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        by_rate.setdefault(multipliers.get(name, 1.0), []).append(parameter)
+    groups = [{"params": members, "rate": rate} for rate, members in sorted(by_rate.items())]
+    options = {
+        "lr": settings.learning_rate,
+        "betas": settings.betas,
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
+    if settings.optimizer == "adamw-8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise MachineError(
+                "the 8-bit optimizer needs bitsandbytes",
+                fix="pip install 'tunesmith[bitsandbytes]', or train.optimizer=adamw",
+            ) from error
+        return AdamW8bit(groups, **options)
+    return torch.optim.AdamW(groups, foreach=True, **options)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["rate"]
+
+
+def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """Euclidean norm over all gradients, a scalar; never NaN-filtered."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """Every tensor of the optimizer's state, by `parameter name/state name`. `names` maps id(parameter) to its name."""
+    tensors = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{names[id(parameter)]}/{key}"] = value
+    return tensors
+
+
+def optimizer_numbers(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, float]:
+    """What the optimizer's state keeps besides tensors (8-bit AdamW counts its steps in integers)."""
+    return {
+        f"{names[id(parameter)]}/{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, int | float)
+    }
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, float],
+) -> None:
+    """Put saved state back, bit for bit."""
+    for key, value in tensors.items():
+        name, _, slot = key.rpartition("/")
+        parameter = parameters[name]
+        device = torch.device("cpu") if slot == "step" else parameter.device
+        optimizer.state[parameter][slot] = value.to(device).clone()
+    for key, number in numbers.items():
+        name, _, slot = key.rpartition("/")
+        optimizer.state[parameters[name]][slot] = number
