@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tunesmith.adapters.base import Adapter, Base, Precomputed
+from tunesmith.adapters.base import Adapter, Precomputed, base_of
 from tunesmith.errors import AdapterError
 
 
@@ -22,6 +23,8 @@ class Switch:
 
     `name`  one adapter for every token, or None for the base
     `rows`  instead, one name (or None) for each row of the batch [B, …]
+
+    A recomputed forward runs inside backward: keep the switch set until that is done.
     """
 
     def __init__(self) -> None:
@@ -40,23 +43,26 @@ class Switch:
 
 
 class Slot(nn.Module):
-    """Stands where a Linear, Conv1D or Embedding stood."""
+    """Stands where a layer stood: a Linear, Conv1D or Embedding, or a module that is trained in full (a norm)."""
 
     def __init__(self, layer: nn.Module, switch: Switch) -> None:
         super().__init__()
         self.layer = layer
         self.adapters = nn.ModuleDict()
         self._switch = (switch,)
-        self.base = Base(layer)
+        self.base = base_of(layer)
+        self.train(layer.training)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the slot has not, its layer has: code that looks at `weight`, `in_features` or `embed_scale`."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
 
     @property
-    def weight(self) -> Tensor:
-        """The frozen weight, for code that looks at it (tied embeddings, dtype probes)."""
-        return self.layer.weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Tensor | None:
-        return getattr(self.layer, "bias", None)
+    def switch(self) -> Switch:
+        return self._switch[0]
 
     def adapter(self, name: str | None) -> Adapter | None:
         """The adapter called `name` here, or None where it does not touch this layer."""
@@ -64,32 +70,58 @@ class Slot(nn.Module):
             return None
         return self.adapters[name]  # type: ignore[return-value]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *more: Any, **named: Any) -> Tensor:
         switch = self._switch[0]
         if switch.rows is not None:
-            return self._mixed(x, switch.rows)
+            return self._mixed(x, switch.rows, *more, **named)
         adapter = self.adapter(switch.name)
-        return self.layer(x) if adapter is None else adapter(x, self.base)
+        return self.layer(x, *more, **named) if adapter is None else adapter(x, self.base, *more, **named)
 
-    def _mixed(self, x: Tensor, rows: tuple[str | None, ...]) -> Tensor:
-        """x [B, …] with one adapter name per row: the frozen product once, then each adapter on its own rows."""
-        if x.shape[0] != len(rows):
+    def _mixed(self, x: Tensor, rows: tuple[str | None, ...], *more: Any, **named: Any) -> Tensor:
+        """x [B, …] with one adapter name per row: the frozen product once, then each adapter on its own rows.
+
+        Models that flatten their tokens for a layer ([B·T, …], row after row) are followed.
+        """
+        acting = [name for name in dict.fromkeys(rows) if self.adapter(name) is not None]
+        y = self.layer(x, *more, **named)
+        if not acting:
+            return y
+        if x.shape[0] % len(rows):
             raise AdapterError(
-                "a mixed batch needs one adapter name per row", found=f"{len(rows)} names", expected=f"{x.shape[0]} rows"
+                "a mixed batch needs one adapter name per row",
+                found=f"{len(rows)} names",
+                expected=f"{x.shape[0]} rows",
             )
-        y = self.layer(x).clone()
-        for name in dict.fromkeys(rows):
-            adapter = self.adapter(name)
-            if adapter is None:
-                continue
-            index = torch.tensor([i for i, row in enumerate(rows) if row == name], device=x.device)
-            y[index] = adapter(x[index], Precomputed(self.base, y[index]))
+        per_row = x.shape[0] // len(rows)
+        y = y.clone()
+        for name in acting:
+            mine = torch.tensor([row == name for row in rows]).repeat_interleave(per_row)
+            index = mine.nonzero().squeeze(1).to(x.device)
+            adapter = self.adapters[name]  # type: ignore[index]
+            base = self.base if adapter.replaces() is not None else Precomputed(self.base, y[index])  # type: ignore[operator]
+            y[index] = adapter(x[index], base, *more, **named)
         return y
 
 
 def slots(model: nn.Module) -> dict[str, Slot]:
     """Every slot of `model` by the path that its layer had."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Slot)}
+
+
+def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module of `model` once, by its path, as if no slot were there."""
+    seen: set[int] = set()
+
+    def walk(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        module = module.layer if isinstance(module, Slot) else module
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        yield path, module
+        for name, child in module.named_children():
+            yield from walk(f"{path}.{name}" if path else name, child)
+
+    yield from walk("", model)
 
 
 def replace(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -106,6 +138,8 @@ def attach(model: nn.Module, paths: Sequence[str], switch: Switch) -> dict[str, 
         if not isinstance(layer, Slot):
             layer = Slot(layer, switch)
             replace(model, path, layer)
+        elif layer.switch is not switch:
+            raise AdapterError("the model's slots listen to another switch", where=path, fix="use one Switch per model")
         made[path] = layer
     return made
 
@@ -114,3 +148,12 @@ def detach(model: nn.Module) -> None:
     """Put every layer back where it stood: the original model, bit for bit."""
     for path, slot in slots(model).items():
         replace(model, path, slot.layer)
+
+
+def remove(model: nn.Module, name: str) -> None:
+    """Take the adapter called `name` out of every slot; slots left without adapters give way to their layers."""
+    for path, slot in slots(model).items():
+        if name in slot.adapters:
+            del slot.adapters[name]
+            if not slot.adapters:
+                replace(model, path, slot.layer)

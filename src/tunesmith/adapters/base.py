@@ -14,7 +14,7 @@ and, where something spans layers, `shared(settings, shapes)` and `on_step(adapt
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,11 @@ class Base:
         return getattr(self.layer, "bias", None)
 
     @property
+    def output_scale(self) -> Tensor | None:
+        """What an embedding multiplies its rows by (Gemma's √hidden), or None."""
+        return getattr(self.layer, "embed_scale", None)
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.weight().dtype
 
@@ -60,6 +65,31 @@ class Base:
     def output(self, x: Tensor) -> Tensor:
         """The frozen layer's own output. x [..., in] (or token ids [...] for an embedding) -> [..., out]."""
         return self.layer(x)
+
+
+class Whole(Base):
+    """A module that is no matrix (a norm, a router): known by its own parameters and its output alone."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = (layer,)
+        self.out_features = self.in_features = 0
+        self.is_embedding = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.layer.parameters(recurse=False)).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.layer.parameters(recurse=False)).device
+
+    def weight(self) -> Tensor:
+        raise TypeError(f"{type(self.layer).__name__} is no matrix")
+
+
+def base_of(layer: nn.Module) -> Base:
+    """How an adapter sees `layer`."""
+    return Whole(layer) if storage_of(layer) is None else Base(layer)
 
 
 class Precomputed(Base):
@@ -82,13 +112,23 @@ class Adapter(nn.Module):
     mergeable: ClassVar[bool] = True
     """`merged` is exact."""
 
-    def forward(self, x: Tensor, base: Base) -> Tensor:
-        """x [..., in] -> [..., out], the adapted layer's whole output, in x's dtype."""
+    def forward(self, x: Tensor, base: Base, *more: Any, **named: Any) -> Tensor:
+        """x [..., in] -> [..., out], the adapted layer's whole output, in x's dtype.
+
+        `more` and `named` are further arguments of the layer's own forward; a matrix has none.
+        """
         raise NotImplementedError
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Dense weight [out, in] and bias [out] that compute the same, in `weight`'s dtype. Differentiable."""
+        """Dense weight [out, in] and bias [out] that compute the same, in `weight`'s dtype. Differentiable.
+
+        Reckoned in the wider of fp32 and `weight`'s dtype: hand in a double weight for a double result.
+        """
         raise NotImplementedError
+
+    def replaces(self) -> dict[str, Tensor] | None:
+        """The layer's own parameters by name, where the adapter stands in for them one by one; else None."""
+        return None
 
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
         """(A [r, in], B [out, r], scale) when the update is purely scale * B @ A, else None."""

@@ -51,19 +51,20 @@ class LoRA(Adapter):
         self.B = nn.Parameter(B.to(base.device))
         self.scale, self.dropout = scale, dropout
 
-    def forward(self, x: Tensor, base: Base) -> Tensor:
+    def forward(self, x: Tensor, base: Base, *more: Any, **named: Any) -> Tensor:
         if base.is_embedding:
-            h = F.embedding(x, self.A.T)
+            h = F.embedding(x, self.A.T, padding_idx=base.layer.padding_idx)  # type: ignore[arg-type]
             y = base.output(x)
-            return y + (h @ self.B.T * self.scale).to(y.dtype)
+            change = (h @ self.B.T * self.scale).to(y.dtype)
+            return y + (change if base.output_scale is None else change * base.output_scale.to(y.dtype))
         keep = None
         if self.training and self.dropout > 0:
             keep = torch.empty_like(x).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
         return low_rank(x, base, self.A, self.B, self.scale, keep)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        change = self.B.double() @ self.A.double() * self.scale
-        return (weight.double() + change).to(weight.dtype), bias
+        wide = torch.promote_types(weight.dtype, self.A.dtype)
+        return torch.addmm(weight.to(wide), self.B.to(wide), self.A.to(wide), alpha=self.scale).to(weight.dtype), bias
 
     def factors(self) -> tuple[Tensor, Tensor, float]:
         return self.A, self.B, self.scale

@@ -1,0 +1,235 @@
+"""One adapter over a whole model: its layers' adapters, the modules it trains in full, the tokens whose rows it trains.
+
+make(model, settings, …) -> AdapterSet     beside the model; nothing in the model changes
+place(model, switch, adapter_set)          into slots
+add(model, switch, settings, …)            both, and the base is frozen
+unload(model, name)                        out again; layers without adapters stand as before
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunesmith.adapters import METHODS
+from tunesmith.adapters.attach import Slot, Switch, attach, layers, remove, slots
+from tunesmith.adapters.base import Adapter, base_of
+from tunesmith.adapters.full import Full
+from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.adapters.targets import Anatomy, Targets, anatomy, choose
+from tunesmith.adapters.tokens import Tokens
+from tunesmith.errors import AdapterError
+
+
+@dataclass(frozen=True)
+class Counts:
+    trained: int
+    """Numbers that learn; shared ones once."""
+    total: int
+    """Numbers of the base model."""
+
+    @property
+    def share(self) -> float:
+        return self.trained / self.total
+
+
+@dataclass
+class AdapterSet:
+    """One named adapter: an `Adapter` for each path it touches."""
+
+    name: str
+    settings: AdapterSettings
+    targets: Targets
+    adapters: dict[str, Adapter]
+    """By the path of the layer."""
+    layer_settings: dict[str, AdapterSettings]
+    """Settings of each adapted matrix; they differ from `settings` where PEFT's rank_pattern said so."""
+    token_ids: tuple[int, ...] = ()
+    """Tokens whose rows alone are trained."""
+    total: int = 0
+    switch: Switch = field(default_factory=Switch)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What learns, by "path.letter"; a parameter that two layers share stands under the first."""
+        named: dict[str, nn.Parameter] = {}
+        seen: set[int] = set()
+        for path, adapter in self.adapters.items():
+            for letter, parameter in adapter.named_parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    named[f"{path}.{letter}"] = parameter
+        return named
+
+    def counts(self) -> Counts:
+        return Counts(sum(parameter.numel() for parameter in self.parameters().values()), self.total)
+
+    def groups(self) -> dict[str, float]:
+        """Learning-rate multipliers other than 1, under the names of `parameters`."""
+        known = self.parameters()
+        multipliers = {
+            f"{path}.{letter}": value
+            for path, adapter in self.adapters.items()
+            for letter, value in adapter.groups().items()
+        }
+        return {name: value for name, value in multipliers.items() if name in known and value != 1.0}
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that makes this adapter: what learns, and persistent buffers. Views, not copies."""
+        tensors: dict[str, Tensor] = {name: parameter.detach() for name, parameter in self.parameters().items()}
+        for path, adapter in self.adapters.items():
+            learned = {name for name, _ in adapter.named_parameters()}
+            for name, tensor in adapter.state_dict().items():
+                if name not in learned:
+                    tensors[f"{path}.{name}"] = tensor.detach()
+        return tensors
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors` (as `state` gave them) in; all of them fit, or none is taken."""
+        own = self.state()
+        missing, unused = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+        bent = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+        if missing or unused or bent:
+            notes = {"missing": missing, "unused": unused, "misshapen": bent}
+            raise AdapterError(
+                f"these tensors are not those of adapter {self.name}",
+                notes={word: ", ".join(names[:5]) for word, names in notes.items()},
+            )
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    def requires_grad(self, flag: bool) -> None:
+        for parameter in self.parameters().values():
+            parameter.requires_grad_(flag)
+
+    def train(self, mode: bool = True) -> None:
+        """Dropout on or off, in the adapter alone."""
+        for adapter in self.adapters.values():
+            adapter.train(mode)
+
+    def eval(self) -> None:
+        self.train(False)
+
+
+def add(
+    model: PreTrainedModel,
+    switch: Switch,
+    settings: AdapterSettings,
+    *,
+    name: str,
+    seed: int,
+    added_tokens: int | Sequence[int] = 0,
+) -> AdapterSet:
+    """A fresh adapter everywhere that `settings` say; it alone learns. `added_tokens`: ids, or how many last rows."""
+    adapter_set = make(model, settings, name=name, seed=seed, token_ids=_token_ids(model, added_tokens))
+    place(model, switch, adapter_set)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    adapter_set.requires_grad(True)
+    return adapter_set
+
+
+def make(
+    model: PreTrainedModel,
+    settings: AdapterSettings,
+    *,
+    name: str,
+    seed: int,
+    token_ids: Sequence[int] = (),
+    targets: Targets | None = None,
+    settings_for: Callable[[str], AdapterSettings] | None = None,
+    share_tied: bool = True,
+) -> AdapterSet:
+    """Build an adapter beside `model` without touching it. `settings_for(path)` may differ from layer to layer."""
+    if not name or "." in name:
+        raise AdapterError(f"an adapter cannot be called {name!r}", fix="use letters, digits, - and _")
+    targets = targets or choose(model, settings)
+    body = anatomy(model)
+    layer_settings = {path: settings_for(path) if settings_for else settings for path in targets.adapted}
+    built: dict[str, Adapter] = {}
+    for path, own in layer_settings.items():
+        base = base_of(body.modules[path])
+        built[path] = METHODS[own.method].build(own, base, generator_of(seed, path))  # type: ignore[attr-defined]
+    _build_in_full(body, targets.in_full, built, share_tied)
+    _build_tokens(body, token_ids, targets, built)
+    order = [path for path in body.modules if path in built]
+    adapters = {path: built[path].train(model.training) for path in order}
+    total = sum(parameter.numel() for parameter in base_parameters(model).values())
+    return AdapterSet(name, settings, targets, adapters, layer_settings, tuple(token_ids), total)
+
+
+def _build_in_full(body: Anatomy, paths: Sequence[str], built: dict[str, Adapter], share_tied: bool) -> None:
+    """A trained copy beside each of `paths`; embedding and head of a tied model share one."""
+    for path in sorted(paths, key=lambda path: path == body.head):
+        shared = None
+        if path == body.head and body.tied and share_tied and body.embedding in paths:
+            shared = built[body.embedding].get_parameter("weight")  # type: ignore[index]
+        built[path] = Full(base_of(body.modules[path]), shared)  # type: ignore[arg-type]
+
+
+def _build_tokens(body: Anatomy, token_ids: Sequence[int], targets: Targets, built: dict[str, Adapter]) -> None:
+    """The rows of `token_ids` in embedding and head, where these are not trained in full anyway."""
+    if not token_ids:
+        return
+    shared: nn.Parameter | None = None
+    for path in (body.embedding, body.head):
+        if path is None or path in targets.in_full:
+            continue
+        if path in built:
+            raise AdapterError(
+                f"{path} cannot be adapted and have the rows of added tokens trained at once",
+                fix="take it out of adapter.targets, or train the embeddings in full (adapter.train_in_full)",
+            )
+        rows = body.modules[path].weight.shape[0]  # type: ignore[union-attr,index]
+        if max(token_ids) >= rows:
+            raise AdapterError(f"{path} has no row for token {max(token_ids)}", found=f"{rows} rows")
+        built[path] = Tokens(base_of(body.modules[path]), token_ids, shared)
+        shared = built[path].get_parameter("rows") if body.tied else None  # type: ignore[assignment]
+
+
+def place(model: PreTrainedModel, switch: Switch, adapter_set: AdapterSet) -> None:
+    """Stand `adapter_set` in the model's slots, making those that are not there yet."""
+    name = adapter_set.name
+    if any(name in slot.adapters for slot in slots(model).values()):
+        raise AdapterError(f"the model has an adapter called {name} already", fix="unload it first, or choose a name")
+    for path, slot in attach(model, list(adapter_set.adapters), switch).items():
+        slot.adapters[name] = adapter_set.adapters[path]
+    adapter_set.switch = switch
+
+
+def unload(model: PreTrainedModel, name: str) -> None:
+    """Take the adapter called `name` out of `model`."""
+    if not any(name in slot.adapters for slot in slots(model).values()):
+        raise AdapterError(f"the model has no adapter called {name}")
+    remove(model, name)
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's own parameters by name, tied ones once, as if no adapter were attached."""
+    named: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for path, module in layers(model):
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                named[f"{path}.{name}" if path else name] = parameter
+    return named
+
+
+def generator_of(seed: int, path: str) -> torch.Generator:
+    """Random numbers of one layer: the same whatever else is adapted."""
+    digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _token_ids(model: PreTrainedModel, added: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(added, int):
+        layer = model.get_input_embeddings()
+        rows = (layer.layer if isinstance(layer, Slot) else layer).weight.shape[0]  # type: ignore[union-attr]
+        return tuple(range(rows - added, rows))
+    return tuple(sorted(added))

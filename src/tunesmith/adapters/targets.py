@@ -1,0 +1,241 @@
+"""Which matrices an adapter stands beside, and which modules are trained in full.
+
+The choice is made on any causal language model of transformers by its structure: the blocks are the longest list of
+modules in the backbone; inside a block, a matrix belongs to the attention or to the MLP by the modules around it, and
+by its own name only where it hangs in the block directly (OPT's fc1). Whatever a choice did not reach is listed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from tunesmith.adapters.attach import Slot, layers
+from tunesmith.adapters.full import is_lookup
+from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.errors import AdapterError, TunesmithError, together
+from tunesmith.quant.dense import is_matrix
+
+KINDS = ("all-linear", "attention", "mlp")
+"""Words for `targets`."""
+PARTS = ("embeddings", "norms", "head")
+"""Words for `train_in_full`."""
+
+_ATTENTION = re.compile(r"attn|attention", re.I)
+_MLP = re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.I)
+_ATTENTION_LEAF = re.compile(r"(q|k|v|o|qkv|out)_proj|query_key_value|query|key|value|c_attn|w?qkv|wqkv|wo", re.I)
+_MLP_LEAF = re.compile(
+    r"fc\d?|fc_(in|out)|c_fc|(gate|up|down|gate_up)_proj|dense_h_to_4h|dense_4h_to_h|linear\d|w\d|lin\d", re.I
+)
+
+
+@dataclass(frozen=True)
+class Targets:
+    adapted: tuple[str, ...]
+    """Paths of the matrices that get an adapter, in the model's order."""
+    in_full: tuple[str, ...]
+    """Paths of the modules whose own parameters are trained whole."""
+    missed: tuple[str, ...]
+    """Paths of every matrix (and of every stack of matrices) that the choice did not reach."""
+
+    def summary(self) -> list[str]:
+        """`missed`, one line for each place in the blocks: "model.layers.*.mlp.experts.down_proj × 32"."""
+        counts: dict[str, int] = {}
+        for path in self.missed:
+            place = re.sub(r"\.\d+(?=\.|$)", ".*", path)
+            counts[place] = counts.get(place, 0) + 1
+        return [place if count == 1 else f"{place} × {count}" for place, count in counts.items()]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model's matrices and where they stand, as if no adapter were attached."""
+
+    modules: dict[str, nn.Module]
+    """Every module by its path."""
+    blocks: tuple[str, ...]
+    """Paths of the blocks, first to last."""
+    embedding: str | None
+    head: str | None
+    tied: bool
+    """Embedding and head are one parameter."""
+
+    @cached_property
+    def matrices(self) -> dict[str, nn.Module]:
+        """Every layer that an adapter can stand beside."""
+        return {
+            path: module
+            for path, module in self.modules.items()
+            if is_matrix(module) and (not isinstance(module, nn.Embedding) or is_lookup(module))
+        }
+
+    @cached_property
+    def stacks(self) -> dict[str, nn.Parameter]:
+        """Matrices that no adapter can stand beside: parameters of two or more dimensions of other modules."""
+        matrices = self.matrices
+        return {
+            f"{path}.{name}": parameter
+            for path, module in self.modules.items()
+            if path not in matrices
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.dim() >= 2
+        }
+
+    def block_of(self, path: str) -> int | None:
+        """Number of the block that holds `path`, or None outside the blocks."""
+        return next((i for i, block in enumerate(self.blocks) if path == block or path.startswith(block + ".")), None)
+
+    def kind(self, path: str) -> str | None:
+        """attention, mlp, or None, for a path inside a block."""
+        block = self.block_of(path)
+        if block is None:
+            return None
+        *around, leaf = path[len(self.blocks[block]) + 1 :].split(".")
+        walked = self.blocks[block]
+        for name in around:
+            walked = f"{walked}.{name}"
+            kind = type(self.modules[walked]).__name__
+            for word, pattern in (("attention", _ATTENTION), ("mlp", _MLP)):
+                if pattern.search(name) or pattern.search(kind):
+                    return word
+        if _ATTENTION_LEAF.fullmatch(leaf):
+            return "attention"
+        return "mlp" if _MLP_LEAF.fullmatch(leaf) else None
+
+
+def anatomy(model: PreTrainedModel) -> Anatomy:
+    """Look `model` over; slots count as the layers they hold."""
+    modules = dict(layers(model))
+    paths = {id(module): path for path, module in modules.items()}
+
+    def path_of(module: nn.Module | None) -> str | None:
+        return paths.get(id(module.layer if isinstance(module, Slot) else module))
+
+    lists = {path: module for path, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)}
+    outermost = {p: m for p, m in lists.items() if not any(p != other and p.startswith(other + ".") for other in lists)}
+    longest = max(outermost, key=lambda path: len(outermost[path]), default=None)
+    blocks = () if longest is None else tuple(f"{longest}.{name}" for name, _ in outermost[longest].named_children())
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and embedding is not None and head.weight is embedding.weight
+    return Anatomy(modules, blocks, path_of(embedding), path_of(head), tied)
+
+
+def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
+    """The matrices and modules that `settings` name in `model`; every name that matches nothing is an error."""
+    body = anatomy(model)
+    errors: list[TunesmithError] = []
+    if settings.last_blocks is not None and settings.last_blocks > len(body.blocks):
+        errors.append(
+            AdapterError(
+                f"adapter.last_blocks is {settings.last_blocks}, the model has {len(body.blocks)} blocks",
+                fix=f"choose 1 to {len(body.blocks)}",
+            )
+        )
+    in_full = _modules_in_full(body, settings.train_in_full, errors)
+    adapted = _matrices(body, settings.targets, errors)
+    named = settings.targets not in KINDS
+    if settings.last_blocks is not None:
+        first = len(body.blocks) - settings.last_blocks
+        adapted = [path for path in adapted if (body.block_of(path) or 0) >= first or body.block_of(path) is None]
+        in_full = [path for path in in_full if (body.block_of(path) or 0) >= first or body.block_of(path) is None]
+    both = sorted(set(adapted) & set(in_full))
+    if both and named:
+        errors.append(
+            AdapterError(
+                f"{', '.join(both[:3])} cannot be adapted and trained in full at once",
+                fix="take it out of adapter.targets or of adapter.train_in_full",
+            )
+        )
+    if errors:
+        raise together(errors)
+    adapted = [path for path in adapted if path not in set(in_full)]
+    if not adapted:
+        raise AdapterError(f"adapter.targets {settings.targets!r} reaches no matrix of this model")
+    reached = set(adapted) | set(in_full)
+    missed = [path for path in body.matrices if path not in reached]
+    missed += [path for path in body.stacks if path.rpartition(".")[0] not in reached]
+    return Targets(tuple(adapted), tuple(in_full), tuple(missed))
+
+
+def _matrices(body: Anatomy, targets: str | tuple[str, ...], errors: list[TunesmithError]) -> list[str]:
+    """Paths that `targets` name, in the model's order."""
+    chosen: set[str] = set()
+    for target in (targets,) if isinstance(targets, str) else targets:
+        if target in KINDS:
+            found = [
+                path
+                for path, module in body.matrices.items()
+                if body.block_of(path) is not None and not isinstance(module, nn.Embedding)
+            ]
+            found = [path for path in found if target == "all-linear" or body.kind(path) == target]
+            stacks = [path for path in body.stacks if body.kind(path) == target]
+            if not found and _refuse_stacks(target, stacks, errors):
+                continue
+        elif target.startswith("re:"):
+            pattern = re.compile(target[3:])
+            found = [path for path in body.matrices if pattern.fullmatch(path)]
+            _refuse_stacks(target, [path for path in body.stacks if pattern.fullmatch(path)], errors)
+        else:
+            found = [path for path in body.matrices if _ends(path, target)]
+            stacks = [path for path in body.stacks if _ends(path, target) or _ends(path.rpartition(".")[0], target)]
+            if _refuse_stacks(target, stacks, errors):
+                continue
+        if not found:
+            errors.append(_unmatched("adapter.targets", target, (*KINDS, *body.matrices), body))
+        chosen.update(found)
+    return [path for path in body.matrices if path in chosen]
+
+
+def _refuse_stacks(target: str, stacks: list[str], errors: list[TunesmithError]) -> bool:
+    if stacks:
+        errors.append(
+            AdapterError(
+                f"adapter.targets names {target}, no layer here but stacks of a mixture's experts or its router",
+                found=", ".join(stacks[:3]) + (" …" if len(stacks) > 3 else ""),
+                fix="name layers by a longer path that leaves these out, or list them in adapter.train_in_full",
+            )
+        )
+    return bool(stacks)
+
+
+def _modules_in_full(body: Anatomy, names: Iterable[str], errors: list[TunesmithError]) -> list[str]:
+    """Modules with parameters of their own that `names` reach; a container stands for all below it."""
+    owners = [path for path, module in body.modules.items() if any(True for _ in module.parameters(recurse=False))]
+    chosen: set[str] = set()
+    for name in names:
+        if name == "embeddings":
+            found = [body.embedding] if body.embedding else []
+        elif name == "head":
+            found = [body.head] if body.head else []
+        elif name == "norms":
+            found = [path for path in owners if "norm" in type(body.modules[path]).__name__.lower()]
+        else:
+            tops = [path for path in body.modules if _ends(path, name)]
+            found = [path for path in owners if any(path == top or path.startswith(top + ".") for top in tops)]
+        if not found:
+            errors.append(_unmatched("adapter.train_in_full", name, (*PARTS, *body.modules), body))
+        chosen.update(found)
+    if body.tied and chosen & {body.embedding, body.head}:
+        chosen.update(path for path in (body.embedding, body.head) if path)
+    return [path for path in owners if path in chosen]
+
+
+def _ends(path: str, name: str) -> bool:
+    """Whether `name` is `path`, its leaf, or a run of its last parts."""
+    return path == name or path.endswith("." + name)
+
+
+def _unmatched(setting: str, name: str, known: Iterable[str], body: Anatomy) -> AdapterError:
+    leaves = dict.fromkeys(part for path in known for part in (path.rpartition(".")[2], path) if part)
+    near = difflib.get_close_matches(name.removeprefix("re:"), [leaf for leaf in leaves if not leaf.isdigit()], n=4)
+    there = dict.fromkeys(path.rpartition(".")[2] for path in body.matrices)
+    return AdapterError(
+        f"{setting} names {name}, which matches nothing in this model",
+        notes={"layers": ", ".join(there), "did you mean": ", ".join(near)},
+    )
