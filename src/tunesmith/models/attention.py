@@ -63,7 +63,7 @@ class Layout:
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """Attention written out. q [..., H, Tq, D], k and v [..., K, Tk, D] with H a multiple of K; mask bool or additive."""
+    """Attention written out. q [..., H, Tq, D], k and v [..., K, Tk, D], H a multiple of K; mask bool or additive."""
     groups = q.shape[-3] // k.shape[-3]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ class Loop:
         self._cursor = objective.state_dict()
         self._random = self._random_states()
         self._stop_asked = False
+        self._saved: tuple[int, int] | None = None
 
     # ---- budget -------------------------------------------------------------------------------------------------
 
@@ -181,21 +182,14 @@ class Loop:
         self._tell(ended)
         return ended
 
-    def _steps(self) -> Any:
-        """The objective's steps while the budget lasts; remembers where each one started."""
+    def _steps(self) -> Iterator[Step]:
+        """The objective's steps while the budget lasts."""
         if self._over():
             return
-        self._mark()
         for step in self.objective.steps(self.policy):
             yield step
-            self._mark()
             if self._over():
                 return
-
-    def _mark(self) -> None:
-        """Here a whole step ends: what a checkpoint written now must hold."""
-        self._cursor = self.objective.state_dict()
-        self._random = self._random_states()
 
     def _one_step(self, step: Step) -> None:
         start = time.perf_counter()
@@ -214,6 +208,7 @@ class Loop:
         at.last_step_seconds = seconds
         at.num_tokens += result.num_tokens
         at.num_learned += result.num_learned
+        # Here a whole step ends: this is what a checkpoint written from now on must hold.
         self._cursor, self._random = self.objective.state_dict(), self._random_states()
         self._tell(
             StepDone(
@@ -384,6 +379,8 @@ class Loop:
     def _save(self) -> None:
         """Write a checkpoint of the last whole step, unless it is there already with all that is known now."""
         start = time.perf_counter()
+        if self._saved == (self.at.step, self.at.evaluated_step):
+            return
         state = {"progress": asdict(self.at), "objective": self._cursor, **self.extra_state,
                  "optimizer": optimizer_numbers(self.optimizer, self._names)}  # fmt: skip
         tensors = {f"weights/{name}": parameter.data for name, parameter in self.job.parameters.items()}
@@ -391,6 +388,7 @@ class Loop:
         tensors |= {f"random/{name}": value for name, value in self._random.items()}
         protect = {self.at.best_step} if self.at.best_step is not None else set()
         path = self.checkpoints.write(self.at.step, self.job.write, tensors, state, protect)
+        self._saved = (self.at.step, self.at.evaluated_step)
         self._tell(Saved(self.at.step, str(path), time.perf_counter() - start))
 
     def restore(self, saved: Restored) -> None:
@@ -407,6 +405,7 @@ class Loop:
         self.objective.load_state_dict(saved.state["objective"])
         self._restore_random(split["random"])
         self._cursor, self._random = saved.state["objective"], split["random"]
+        self._saved = (self.at.step, self.at.evaluated_step)
 
     # ---- small things -------------------------------------------------------------------------------------------
 

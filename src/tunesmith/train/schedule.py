@@ -1,6 +1,6 @@
 """Learning-rate schedules as functions of progress.
 
-Progress is the share of the budget spent, in [0, 1]: steps done over steps planned, or minutes spent over minutes given.
+Progress is the share of the budget spent, in [0, 1]: steps done over steps planned, or minutes spent over given.
 Warm-up rises linearly from 0 to 1 over its share of the budget, then the schedule falls from 1 to `floor`.
 """
 
