@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import IO, Any, Literal, Protocol, Self
 
 from tunesmith import machine
 from tunesmith.errors import CheckpointError, MachineError
@@ -67,7 +67,8 @@ class Run:
     def __init__(self, folder: Path, resolved: Written, lock: int) -> None:
         self.folder, self.resolved, self._lock = folder, resolved, lock
         self.facts: dict[str, Any] = {}
-        self._metrics: Any = None
+        self._metrics: IO[str] | None = None
+        self._early: list[dict[str, Any]] = []
         self._last_save: dict[str, Any] | None = None
         self._last_step: StepDone | None = None
 
@@ -164,16 +165,18 @@ class Run:
         write_file(path, "".join(f"{line}\n" for line in kept[:end]))
         with guarded(path):
             self._metrics = path.open("a", encoding="utf-8")
+        for note in self._early:
+            if json.dumps(note) not in kept[:end]:
+                self._write_line(note)
+        self._early.clear()
 
     def _write_line(self, values: dict[str, Any]) -> None:
-        if self._metrics is None:  # a note before the first step
-            self._cut_metrics(0) if not _has_begun(self.folder) else self._reopen_metrics()
+        if self._metrics is None:  # a note before it is known from where the run goes on
+            self._early.append(values)
+            return
         with guarded(self.folder / "metrics.jsonl"):
             self._metrics.write(json.dumps(finite(values)) + "\n")
             self._metrics.flush()
-
-    def _reopen_metrics(self) -> None:
-        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
 
     def _finish(self, event: Ended) -> None:
         from tunesmith.card import write_card
@@ -219,7 +222,7 @@ def _locked(folder: Path) -> int:
 def _has_begun(folder: Path) -> bool:
     """Whether a run has trained here; one that failed before its first step has not."""
     metrics = folder / "metrics.jsonl"
-    return (metrics.is_file() and metrics.stat().st_size > 0) or any((folder / "checkpoints").glob("*"))
+    return (metrics.is_file() and metrics.stat().st_size > 0) or any((folder / "checkpoints").glob("step-*"))
 
 
 def _may_run_here(folder: Path, resolved: Written, resume: bool) -> None:

@@ -42,12 +42,20 @@ def parse(
     `elsewhere` maps bare setting names of other records to their full names, for those put in the wrong place."""
     errors: list[TunesmithError] = []
     known = _without_unknown(record, value, path, where, called, elsewhere or {}, errors)
+    # What follows from a misspelt key alone (its proper name is missing, a rule finds nothing) is not said again.
+    misspelt = {error.notes.get("did you mean") for error in errors}
     try:
         parsed = record.model_validate_json(json.dumps(known, default=_as_text), strict=True)
     except TypeError as error:
         return None, [*errors, RecipeError(f"{dotted(path)}: {error}", where=where(path))]
     except ValidationError as error:
-        return None, errors + _told(record, known, path, where, error)
+        details = [
+            detail
+            for detail in error.errors(include_url=False)
+            if not (detail["type"] == "missing" and detail["loc"][-1] in misspelt)
+            and not (misspelt and isinstance(detail.get("ctx", {}).get("error"), Contradiction))
+        ]
+        return None, errors + _told(record, known, path, where, details)
     return (None if errors else parsed), errors
 
 
@@ -138,11 +146,11 @@ def _without_unknown(
 
 
 def _told(
-    record: type[Settings], value: dict[str, Any], path: Path, where: Where, error: ValidationError
+    record: type[Settings], value: dict[str, Any], path: Path, where: Where, found: list[ErrorDetails]
 ) -> list[TunesmithError]:
     """pydantic's findings as one error per place; of a union, what is wrong with the alternative that was tried."""
     places: dict[Path, list[ErrorDetails]] = {}
-    for detail in error.errors(include_url=False):
+    for detail in found:
         places.setdefault(_place(value, detail), []).append(detail)
     told: list[TunesmithError] = []
     for place, details in places.items():

@@ -1,0 +1,276 @@
+"""The command line: one function per verb, each importing what it runs when it is run, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from tunesmith.errors import TunesmithError
+
+app = typer.Typer(
+    name="tunesmith",
+    help="Fine-tune large language models cheaply, with the proof that what was trained is what is served.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run folder.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings on top of the recipe's.", show_default=False),
+]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="A run folder, an adapter folder, a model folder, or a hub id.", show_default=False
+    ),
+]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above, it is drawn.")]
+System = Annotated[str | None, typer.Option(help="A system turn in front.", show_default=False)]
+
+
+def main() -> None:
+    """The `tunesmith` command."""
+    if "--debug" in sys.argv[1:]:
+        sys.argv.remove("--debug")
+        os.environ["TUNESMITH_DEBUG"] = "1"
+    app()
+
+
+def verb(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Registers a verb whose errors are sentences on stderr with their own exit code, not tracebacks."""
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any, **options: Any) -> None:
+        debug = os.environ.get("TUNESMITH_DEBUG", "") not in ("", "0")
+        try:
+            function(*arguments, **options)
+        except TunesmithError as error:
+            if debug:
+                raise
+            _fail(error)
+        except KeyboardInterrupt:
+            if debug:
+                raise
+            print("\ninterrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return app.command()(guarded)
+
+
+def _fail(error: TunesmithError) -> NoReturn:
+    name = type(error).__name__
+    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        name = f"\033[1;31m{name}\033[0m"
+    print(f"{name}: {error}", file=sys.stderr)
+    raise typer.Exit(error.exit_code) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"tunesmith {version('tunesmith')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which, and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (also TUNESMITH_DEBUG=1).")] = False,
+) -> None:
+    """`--debug` is taken by `main`, wherever it stands."""
+
+
+@verb
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in this folder stopped.")] = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Train an adapter by a recipe."""
+    from tunesmith.recipe import load
+
+    resolved = load(recipe, overrides or [])
+    from tunesmith import run
+
+    run.train(resolved, resume=resume, trust_remote_code=trust_remote_code)
+
+
+@verb
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=0, help="How many rows to print.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Show rows as the model will see them, with counts; train nothing."""
+    from tunesmith.recipe import load
+
+    resolved = load(recipe, overrides or [])
+    from tunesmith import run
+
+    run.check(resolved, rows=rows, as_json=as_json, trust_remote_code=trust_remote_code)
+
+
+@verb
+def chat(
+    source: Source,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="A further adapter, for /adapter NAME; give it again for more.")
+    ] = None,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Talk with a model; /adapter NAME changes the adapter, /help says what else."""
+    from tunesmith import run
+
+    run.chat(
+        source,
+        adapters=adapter or [],
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+@verb
+def generate(
+    source: Source,
+    prompt: Annotated[str | None, typer.Argument(help="One prompt; or give --file.", show_default=False)] = None,
+    file: Annotated[Path | None, typer.Option(help="Prompts: .jsonl, or text with one a line.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the answers go (JSONL); else they are printed.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="An adapter folder to put on SOURCE.")] = None,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="For temperatures above 0.")] = 0,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Answer one prompt, or a file of prompts in batches."""
+    if (prompt is None) == (file is None):
+        from tunesmith.errors import RecipeError
+
+        raise RecipeError("give one prompt, or --file with prompts", where="command line")
+    from tunesmith import run
+
+    run.generate(
+        source,
+        prompt=prompt,
+        file=file,
+        out=out,
+        adapter=adapter,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        batch_size=batch_size,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+@verb
+def evaluate(
+    source: Source,
+    data: Annotated[str | None, typer.Option(help="Rows to score; else those that the run held out.")] = None,
+    score: Annotated[str, typer.Option(help="loss, or a scorer's name.")] = "loss",
+    limit: Annotated[int | None, typer.Option(min=1, help="Score only the first so many rows.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="An adapter folder to put on SOURCE.")] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered together.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Score a model or adapter on rows."""
+    from tunesmith import run
+
+    run.evaluate(
+        source,
+        data=data,
+        score=score,
+        limit=limit,
+        adapter=adapter,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        as_json=as_json,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+@verb
+def merge(
+    source: Annotated[Path, typer.Argument(help="A run folder or an adapter folder.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
+    dtype: Annotated[str, typer.Option(help="auto (as the base is stored), bfloat16, float16 or float32.")] = "auto",
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Write the base with the adapter worked in, as plain transformers weights, and prove it."""
+    from tunesmith import run
+
+    run.merge(source, out, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+@verb
+def methods() -> None:
+    """List the adapter methods."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tunesmith.adapters import METHODS
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("method", "what it does", "paper"):
+        table.add_column(title)
+    for name, module in METHODS.items():
+        title, paper = method_header(module.__doc__ or "")
+        table.add_row(name, title, paper)
+    Console().print(table)
+
+
+def method_header(docstring: str) -> tuple[str, str]:
+    """(what it does in one line, its paper) from the header of a method's file."""
+    lines = docstring.strip().splitlines() or [""]
+    title = lines[0].partition(":")[2].strip() or lines[0]
+    paper = next((line.removeprefix("Paper").strip() for line in lines if line.startswith("Paper")), "")
+    return title.rstrip("."), paper.partition(";")[0]
+
+
+@verb
+def doctor(
+    online: Annotated[bool, typer.Option("--online", help="Also try to reach the hub.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Look at this machine and say what to expect of it."""
+    from tunesmith.doctor import show
+
+    raise typer.Exit(show(online=online, as_json=as_json))
+
+
+@verb
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("demo-run"),
+) -> None:
+    """Teach a small model to write SQL, offline, in minutes; before and after."""
+    from tunesmith.demo.main import run
+
+    run(folder)
