@@ -1,0 +1,343 @@
+"""The assembler: a recipe into objects, objects into the loop. Nothing above or beside it builds a run."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.adapters import identity, store
+from tunesmith.adapters.adapter_set import AdapterSet, add
+from tunesmith.adapters.attach import Switch
+from tunesmith.data.prepare import Prepared, prepare
+from tunesmith.data.report import summary
+from tunesmith.data.templates import install
+from tunesmith.errors import CheckpointError, MachineError, RecipeError
+from tunesmith.models.load import Loaded, load_config, load_model, load_tokenizer
+from tunesmith.models.policy import Policy, probe
+from tunesmith.objectives.sft import SFT
+from tunesmith.progress import Progress
+from tunesmith.recipe import Recipe, Resolved, from_dict
+from tunesmith.record import Run
+from tunesmith.reporters import reporters
+from tunesmith.session import Session, adapter_folder, open_session
+from tunesmith.train.checkpoint import Checkpoints, Restored
+from tunesmith.train.events import Ended, Event, Listener, Noted
+from tunesmith.train.loop import Job, Loop, train_mode
+from tunesmith.train.signals import Signals, watched
+
+NAME = "trained"
+"""What the adapter in training is called inside the process."""
+
+
+@dataclass
+class Trained:
+    """What a run made: its folder, how it ended, and the model with the trained adapter on."""
+
+    folder: Path
+    ended: Ended
+    session: Session
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+
+def train(
+    resolved: Resolved,
+    *,
+    resume: bool = False,
+    trust_remote_code: bool = False,
+    listeners: Sequence[Listener] = (),
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    quiet: bool = False,
+) -> Trained:
+    """Train by a recipe; `rows` stand in for the recipe's file. Returns when the budget is spent."""
+    recipe = resolved.recipe
+    sinks = reporters(recipe.output.report_to, recipe.output.name or resolved.name, resolved.folder)
+    with (
+        Run.create(resolved.folder, resolved, resume) as run,
+        watched() as signals,
+        Progress(quiet=quiet, picture=run.picture) as progress,
+    ):
+        saved = _last_checkpoint(run, recipe, resume, progress)
+        tokenizer, prepared = _read(recipe, trust_remote_code, progress, rows)
+        for line in summary(prepared):
+            progress.say(line)
+        loaded, policy, adapter_set = _model(recipe, tokenizer, trust_remote_code, saved, progress)
+        base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
+        loop = _loop(recipe, policy, adapter_set, prepared, base, run, signals, [progress, run, *sinks, *listeners])
+        if saved is not None:
+            _same_run(saved, prepared, base.fingerprint)
+            loop.restore(saved)
+        run.describe(**_facts(recipe, base, prepared, adapter_set))
+        ended = loop.run()
+        progress.say(f"adapter: {run.folder / 'adapter'}")
+    session = Session(loaded.model, tokenizer, prepared.renderer, policy.switch, recipe.model.name)
+    session.adapters[NAME], session.adapter = adapter_set, NAME
+    _take_best(adapter_set, run.folder / "checkpoints", ended)
+    loaded.model.eval()
+    return Trained(resolved.folder, ended, session)
+
+
+def _last_checkpoint(run: Run, recipe: Recipe, resume: bool, progress: Progress) -> Restored | None:
+    if not resume:
+        return None
+    saved = Checkpoints(run.checkpoints, recipe.train.keep_checkpoints).latest(progress.say)
+    if saved is None:
+        progress.say("no checkpoint yet: starting from the beginning")
+    return saved
+
+
+def _read(
+    recipe: Recipe, trust_remote_code: bool, progress: Progress, rows: Iterable[Mapping[str, Any]] | None = None
+) -> tuple[PreTrainedTokenizerBase, Prepared]:
+    """Tokenizer and rows: everything that can be wrong with the data shows before any weight is loaded."""
+    with progress.stage("loading the tokenizer"):
+        load_config(recipe.model, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
+        if recipe.model.template:
+            install(recipe.model.template, tokenizer)
+    with progress.stage("reading the data"):
+        prepared = prepare(recipe.data, tokenizer, seed=recipe.train.seed, rows=rows)
+    return tokenizer, prepared
+
+
+def _model(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    trust_remote_code: bool,
+    saved: Restored | None,
+    progress: Progress,
+) -> tuple[Loaded, Policy, AdapterSet]:
+    """The frozen model, how it runs batches, and the adapter that will learn."""
+    dtype = getattr(torch, saved.state["dtype"]) if saved is not None else None
+    with progress.stage("loading the model"):
+        loaded = load_model(recipe.model, tokenizer, trust_remote_code=trust_remote_code, dtype=dtype)
+    switch = Switch()
+    adapter_set = _adapter(recipe, loaded, switch)
+    counts = adapter_set.counts()
+    policy, reason = probe(loaded.model, switch)
+    switch.name = NAME
+    how = "without padding" if policy.flat else f"padded, since {reason}"
+    progress.say(
+        f"{type(loaded.model).__name__} in {str(loaded.dtype).removeprefix('torch.')} on {loaded.model.device}, {how}"
+    )
+    progress.say(
+        f"training {counts.trained:,} of {counts.total:,} parameters ({counts.share:.2%}): {adapter_set.targets}"
+    )
+    if recipe.train.recompute:
+        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+    train_mode(policy, recipe.train.recompute)
+    return loaded, policy, adapter_set
+
+
+def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch) -> AdapterSet:
+    """A fresh adapter, or the one that training goes on from."""
+    if recipe.model.adapter is None:
+        return add(
+            loaded.model, switch, recipe.adapter, name=NAME, seed=recipe.train.seed,
+            added_tokens=loaded.num_added_tokens,
+        )  # fmt: skip
+    folder = adapter_folder(Path(recipe.model.adapter))
+    adapter_set = store.load_adapter(folder, loaded.model, switch, name=NAME)
+    given = recipe.explicit().get("adapter", {})
+    held = adapter_set.settings.model_dump(mode="json")
+    clashes = [f"{key}={value} (the adapter has {held[key]})" for key, value in given.items() if held[key] != value]
+    if clashes:
+        raise RecipeError(
+            "the adapter that training goes on from has other settings",
+            where="adapter",
+            found=", ".join(clashes),
+            fix="leave these settings out, or start a fresh adapter without model.adapter",
+        )
+    for parameter in loaded.model.parameters():
+        parameter.requires_grad_(False)
+    adapter_set.requires_grad(True)
+    return adapter_set
+
+
+def _loop(
+    recipe: Recipe,
+    policy: Policy,
+    adapter_set: AdapterSet,
+    prepared: Prepared,
+    base: identity.BaseIdentity,
+    run: Run,
+    signals: Signals,
+    listeners: Sequence[Listener],
+) -> Loop:
+    def write(folder: Path) -> None:
+        store.save_adapter(folder, policy.model, adapter_set, base, recipe.model.add_tokens)
+
+    objective = SFT(
+        prepared.train,
+        prepared.held_out,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.train.seed,
+        shuffle=recipe.data.shuffle,
+    )
+    extra = {
+        "data": prepared.fingerprint,
+        "base": base.fingerprint,
+        "dtype": str(policy.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+    publish = _Publisher(run.folder)
+    return Loop(
+        policy,
+        objective,
+        Job(adapter_set.parameters(), adapter_set.groups(), write),
+        recipe.train,
+        Checkpoints(run.checkpoints, recipe.train.keep_checkpoints),
+        signals,
+        [publish, *listeners],
+        extra,
+    )
+
+
+class _Publisher:
+    """Puts the adapter of the best checkpoint (the last, where nothing is held out) into the run's `adapter/`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Ended):
+            return
+        step = event.step if event.best_step is None else event.best_step
+        checkpoint = self.folder / "checkpoints" / f"step-{step:06d}"
+        made, final = self.folder / ".making-adapter", self.folder / "adapter"
+        try:
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir()
+            for path in checkpoint.iterdir():
+                if path.name not in ("trainer.safetensors", "state.json", "MANIFEST.json"):
+                    shutil.copy2(path, made / path.name)
+            shutil.rmtree(final, ignore_errors=True)
+            made.replace(final)
+        except OSError as error:
+            raise MachineError(
+                "the adapter could not be written",
+                where=str(final),
+                found=str(error),
+                fix=f"free some space; the checkpoint {checkpoint} is whole, and --resume finishes the run",
+            ) from error
+
+
+def _same_run(saved: Restored, prepared: Prepared, base: str) -> None:
+    """A checkpoint continues the same tokens on the same base, or not at all."""
+    for what, then, now in (("data", saved.state["data"], prepared.fingerprint), ("base", saved.state["base"], base)):
+        if then != now:
+            raise CheckpointError(
+                f"the {what} is not what the run began with",
+                where=str(saved.folder),
+                found=now,
+                expected=then,
+                fix="put the old file back, or start a run in another folder",
+            )
+
+
+def _take_best(adapter_set: AdapterSet, checkpoints: Path, ended: Ended) -> None:
+    """The tensors in memory become those that were published."""
+    from safetensors.torch import load_file
+
+    if ended.best_step is None or ended.best_step == ended.step:
+        return
+    saved = load_file(checkpoints / f"step-{ended.best_step:06d}" / "trainer.safetensors")
+    with torch.no_grad():
+        for name, parameter in adapter_set.parameters().items():
+            parameter.copy_(saved[f"weights/{name}"])
+
+
+def _facts(recipe: Recipe, base: identity.BaseIdentity, prepared: Prepared, adapter_set: AdapterSet) -> dict[str, Any]:
+    counts, rows = adapter_set.counts(), prepared.counts
+    return {
+        "base_model": base.name,
+        "base_digest": base.fingerprint,
+        "trained_parameters": counts.trained,
+        "total_parameters": counts.total,
+        "rows": rows.kept,
+        "held_out_rows": prepared.held_out_counts.kept,
+        "dropped_rows": rows.read - rows.kept,
+        "truncated_rows": rows["truncated"],
+        "learned_tokens_per_epoch": rows.learned,
+        "data_digest": prepared.fingerprint,
+    }
+
+
+def check(resolved: Resolved, *, rows: int = 3, as_json: bool = False, trust_remote_code: bool = False) -> None:
+    """What the model will see: counts, lengths and rows with their learned tokens. Loads no weight."""
+    import json
+
+    from rich.console import Console
+
+    from tunesmith.data.report import as_json as as_dict
+    from tunesmith.data.report import print_report
+
+    with Progress(quiet=as_json) as progress:
+        tokenizer, prepared = _read(resolved.recipe, trust_remote_code, progress)
+    if as_json:
+        print(json.dumps(as_dict(prepared), indent=2, ensure_ascii=False))
+    else:
+        print_report(prepared, tokenizer, Console(), rows)
+
+
+def tune(
+    model: str,
+    rows: str | Path | Iterable[Mapping[str, Any]],
+    *,
+    folder: str | Path | None = None,
+    quiet: bool = False,
+    listeners: Sequence[Listener] = (),
+    **changes: Any,
+) -> Trained:
+    """One call: a model and rows (or a file of them) in, a trained adapter and a model that answers out.
+
+    `changes` are settings by their full name with the dot as two underscores: `train__steps=100`, `adapter__r=16`.
+    Without a budget: three passes. A tenth of the rows (at most 200) is held out.
+    """
+    from_file = isinstance(rows, str | Path)
+    listed = None if from_file else list(rows)  # type: ignore[arg-type]
+    values: dict[str, Any] = {
+        "model": {"name": model},
+        "data": {"train": str(rows) if from_file else "rows"},
+        "output": {"folder": str(folder or Path("runs") / time.strftime("tune-%Y%m%d-%H%M%S"))},
+    }
+    if listed is None or len(listed) >= 20:
+        values["data"]["held_out"] = 0.1 if listed is None else min(200, len(listed) // 10)
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values.setdefault(section, {})[name] = value
+    resolved = from_dict(values, name="tune", source="tune()")
+    return train(resolved, rows=listed, quiet=quiet, listeners=listeners)
+
+
+def merge(
+    source: str | Path,
+    out: str | Path,
+    *,
+    base: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> None:
+    """The base with the adapter worked in, as plain transformers weights, proved by comparing logits."""
+    from tunesmith.adapters.merge import merge_to_folder
+
+    with Progress() as progress:
+        with progress.stage("loading model and adapter"):
+            session = open_session(str(source), base=base, dtype=dtype, trust_remote_code=trust_remote_code)
+        if session.adapter is None:
+            raise RecipeError(f"{source} holds no adapter to merge", fix="give a run folder or an adapter folder")
+        with progress.stage("merging, writing and reading back"):
+            report = merge_to_folder(session.model, session.adapters[session.adapter], Path(out), session.tokenizer)
+        progress.say(str(report))
+
+
+__all__ = ["Noted", "Trained", "check", "merge", "train", "tune"]
