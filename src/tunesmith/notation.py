@@ -68,6 +68,13 @@ def _number(loader: _Loader, node: yaml.ScalarNode) -> float:
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    """Unprintable characters are escaped: PyYAML folds some of them as line breaks otherwise."""
+    style = None if value.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 _Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
@@ -165,8 +172,9 @@ def write(value: Any) -> str:
 
 def write_inline(value: Any) -> str:
     """`value` on one line, as JSON where YAML would take several (every JSON text is YAML)."""
-    if isinstance(value, dict | list) or (isinstance(value, str) and "\n" in value):
-        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict | list) or (isinstance(value, str) and not value.isprintable()):
+        text = json.dumps(value, ensure_ascii=False)
+        return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
     return write(value).removesuffix("\n").removesuffix("\n...").strip()
 
 

@@ -26,7 +26,7 @@ S = TypeVar("S", bound=Settings)
 Where = Callable[[Path], str]
 """The file and line (or "command line") of a path."""
 
-_SECRET = re.compile(r"(hf|hub|auth|access|wandb)?_?(token|api_?key|key|secret|password|passwd)", re.IGNORECASE)
+_SECRET = re.compile(r"(hf|hub|auth|access|wandb)?_?(token|api_?key|secret|password|passwd)", re.IGNORECASE)
 
 
 def parse(
@@ -40,10 +40,12 @@ def parse(
 ) -> tuple[S | None, list[TunesmithError]]:
     """`value` as a `record`, or None and why not. `called` names the record in sentences ("lora", "train");
     `elsewhere` maps bare setting names of other records to their full names, for those put in the wrong place."""
-    errors: list[TunesmithError] = []
-    known = _without_unknown(record, value, path, where, called, elsewhere or {}, errors)
+    unknown: dict[Path, TunesmithError] = {}
+    known = _without_unknown(record, value, path, where, called, elsewhere or {}, unknown)
+    errors = list(unknown.values())
     # What follows from a misspelt key alone (its proper name is missing, a rule finds nothing) is not said again.
-    misspelt = {error.notes.get("did you mean") for error in errors}
+    meant = {error.notes.get("did you mean") for error in errors}
+    lacking = {place[len(path) : -1] for place in unknown}
     try:
         parsed = record.model_validate_json(json.dumps(known, default=_as_text), strict=True)
     except TypeError as error:
@@ -52,8 +54,7 @@ def parse(
         details = [
             detail
             for detail in error.errors(include_url=False)
-            if not (detail["type"] == "missing" and detail["loc"][-1] in misspelt)
-            and not (misspelt and isinstance(detail.get("ctx", {}).get("error"), Contradiction))
+            if not (detail["type"] == "missing" and detail["loc"][-1] in meant) and _place(known, detail) not in lacking
         ]
         return None, errors + _told(record, known, path, where, details)
     return (None if errors else parsed), errors
@@ -82,15 +83,14 @@ def unknown_key(
             where=where,
             fix="take the line out; read that code, then type --trust-remote-code",
         )
-    nearest = near(key, settings, elsewhere)
-    if nearest is None and _SECRET.fullmatch(key):
+    if _SECRET.fullmatch(key) and not difflib.get_close_matches(key, settings, cutoff=0.75):
         return RecipeError(
             f"{dotted(path)}: secrets are never read from a recipe",
             where=where,
             fix="take it out and log in with the service's own tool (hf auth login, wandb login)",
         )
     notes = {"settings": ", ".join(settings)}
-    if nearest:
+    if nearest := near(key, settings, elsewhere):
         notes["did you mean"] = nearest
     return RecipeError(f"{dotted(path)} is not a setting of {called}", where=where, notes=notes)
 
@@ -127,20 +127,20 @@ def _without_unknown(
     where: Where,
     called: str,
     elsewhere: Mapping[str, str],
-    errors: list[TunesmithError],
+    unknown: dict[Path, TunesmithError],
 ) -> dict[str, Any]:
-    """`value` less the keys that the record (or a record within it) does not have; each of those joins `errors`."""
+    """`value` less the keys that the record (or a record within it) does not have; each of those joins `unknown`."""
     known: dict[str, Any] = {}
     meant = _first_words(record) | dict(elsewhere)
     for key, inner in value.items():
         here = (*path, key)
         if key not in record.model_fields:
             names = setting_names(record)
-            errors.append(unknown_key(key, here, where(here), called=called, settings=names, elsewhere=meant))
+            unknown[here] = unknown_key(key, here, where(here), called=called, settings=names, elsewhere=meant)
             continue
         nested = next((kind for kind in _members(record.model_fields[key].annotation) if _is_record(kind)), None)
         if nested is not None and isinstance(inner, dict):
-            inner = _without_unknown(nested, inner, here, where, key, {}, errors)
+            inner = _without_unknown(nested, inner, here, where, key, {}, unknown)
         known[key] = inner
     return known
 
@@ -186,7 +186,7 @@ def _sentence(
         if cause.key and (not place or cause.key != place[-1]):
             full = (*full, cause.key)
         return RecipeError(f"{dotted(full)} {cause.text}", where=where(full), fix=cause.fix)
-    if detail["type"] == "missing" and place and isinstance(place[-1], str):
+    if detail["type"] == "missing" and isinstance(detail["loc"][-1], str):
         return RecipeError(
             f"{dotted(full)} is missing", where=where(full[:-1]), expected=_described(annotation, limits)
         )
