@@ -160,6 +160,22 @@ def test_bos_stands_exactly_once_where_tokenizer_or_template_uses_it(name):
         assert not uses_bos or ids[0] == tokenizer.bos_token_id
 
 
+def test_a_token_over_the_border_is_counted_and_learned():
+    tokenizer = BYTE_LEVEL["bare"]
+    rendering = RENDERERS["bare"].render_all([chat("q", "\n\nfine"), chat("q", "fine")])
+    assert rendering.straddled == [ORIGIN]
+    assert learned_texts(tokenizer, rendering.examples[0]) == ["\n\n\nfine<|im_end|>"]
+
+
+@pytest.mark.parametrize("trims", [False, True])
+def test_offsets_that_are_trimmed_do_not_move_the_mask(trims):
+    tokenizer = tiny.byte_level(tiny.HEADER_ENDS_IN_SPACE, trims=trims)
+    renderer = Renderer(tokenizer)
+    rendering = renderer.render_all([chat("q", " the dog ", "q", "  ")])
+    assert not rendering.straddled
+    assert learned_texts(tokenizer, rendering.examples[0]) == [" the dog <|im_end|>", "  <|im_end|>"]
+
+
 @pytest.mark.parametrize("adds_bos", [False, True])
 @settings(deadline=None, max_examples=30)
 @given(text=WORDS)

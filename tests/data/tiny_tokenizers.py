@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 CORPUS = [
     "the quick brown fox jumps over the lazy dog and the answer is 42.\n\nWhat is it? It is what it is.",
     "user assistant system question answer zebra crossing: yes, no; maybe!  two  spaces",
+    "line\n\n\nline\n\n\nline\n\n\nline\n\n\nline",
     "### Instruction: ### Response: USER: ASSISTANT: naïve café ünïcode",
 ]
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "<|end|>", "<|user|>"]
@@ -19,6 +20,10 @@ CHATML = (
 LLAMA2 = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
     "{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
+)
+HEADER_ENDS_IN_SPACE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"
 )
 DOUBLE_BOS = "{{ bos_token + bos_token }}" + CHATML
 NO_SYSTEM = (
