@@ -79,7 +79,11 @@ class _Draw:
             connector=self.random.choice(("AND", "AND", "OR")),
         )
         atoms = self._atoms(ask, fields, table, parent)
-        if atoms is None or _fixes_key(select, chosen, atoms) or (parent and not self._uses_both(chosen, atoms, parent)):
+        if (
+            atoms is None
+            or _fixes_key(select, chosen, atoms)
+            or (parent and not self._uses_both(chosen, atoms, parent))
+        ):
             return None
         having, order = self._having(ask), self._order(ask, fields)
         if select == "key" and having is None and not (order and order.limit):
@@ -160,7 +164,10 @@ class _Draw:
         child = self._pick([child for child, parent in self.schema.pairs() if parent == table])
         if child is None or child.link is None:
             return None
-        kind, link = self.random.choice(("has_child", "no_child", "child_where", "child_where")), Field(child.name, child.link)
+        kind, link = (
+            self.random.choice(("has_child", "no_child", "child_where", "child_where")),
+            Field(child.name, child.link),
+        )
         if kind != "child_where":
             return (Atom(kind, link),)
         inner = self._atom([Field(child.name, c) for c in child.columns if c.kind != LINK], INNER)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (one table a line)
 """The subjects of the demo's tables, as text that `schemas.parse` reads.
 
     plural/singular > parent: column kind; column? kind; …        a blank line ends a domain, `?` may be NULL

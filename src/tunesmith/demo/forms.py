@@ -1,7 +1,7 @@
 """What a question asks for, apart from words: an `Ask` becomes SQL here, English in `wording`, and errors below.
 
-    Ask = source x select x where x having x order         one canonical way of writing each query
-    form = its skeleton without tables, columns and values, the parts of which `parts` names
+Ask = source x select x where x having x order         one canonical way of writing each query
+form = its skeleton without tables, columns and values, the parts of which `parts` names
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from tunesmith.demo.schemas import Column, Schema
 
 AGGREGATES = ("sum", "avg", "min", "max")
 COMPARISONS = {"eq": "=", "ne": "!=", "gt": ">", "lt": "<", "ge": ">=", "le": "<="}
-NESTED_AGGREGATES = {"above_avg": ("> ", "AVG"), "below_avg": ("< ", "AVG"), "is_max": ("= ", "MAX"), "is_min": ("= ", "MIN")}
+NESTED_AGGREGATES = {
+    "above_avg": ("> ", "AVG"),
+    "below_avg": ("< ", "AVG"),
+    "is_max": ("= ", "MAX"),
+    "is_min": ("= ", "MIN"),
+}
 CHILD_KINDS = ("has_child", "no_child", "child_where")
 OPPOSITES = (
     ("gt", "lt"),

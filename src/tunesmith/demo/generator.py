@@ -15,7 +15,8 @@ import hashlib
 import itertools
 import random
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,6 +29,7 @@ from tunesmith.score.sql import SqlRow, open_database, run_query, same_rows
 
 FILLS = (1, 2)
 HELD_OUT_PERCENT = 12
+MOST_OF_A_FORM = 8
 FREE_PARTS = ("from:", "and", "or")
 
 
@@ -122,9 +124,10 @@ def _tables(domain: str, seed: int) -> Tables:
     return Tables(variant(domain, seed))
 
 
-def draw_questions(tables: Tables, random_: random.Random, count: int, accept: set[str] | None, new: bool) -> list[Question]:
-    """Up to `count` questions of different forms on one schema. `accept`: only these forms; `new`: forms with a
-    held-out pair instead of those without."""
+def draw_questions(
+    tables: Tables, random_: random.Random, count: int, wanted: Callable[[tuple[str, ...]], bool]
+) -> list[Question]:
+    """Up to `count` questions on one schema, of different forms that are `wanted`."""
     found: dict[str, Question] = {}
     for _ in range(60 * count):
         ask = draw_ask(tables.schema, tables.contents, random_)
@@ -132,7 +135,7 @@ def draw_questions(tables: Tables, random_: random.Random, count: int, accept: s
             continue
         parts = forms.parts(ask)
         form = form_of(parts)
-        if form in found or bool(held_out_pairs(parts)) != new or (accept is not None and form not in accept):
+        if form in found or not wanted(parts):
             continue
         if tables.sound(ask):
             found[form] = Question(tables.schema, question(ask, tables.schema, random_), ask)
@@ -142,32 +145,49 @@ def draw_questions(tables: Tables, random_: random.Random, count: int, accept: s
 
 
 def training_questions(num_rows: int, turns: int, seed: int) -> list[list[Question]]:
-    """Rows of up to `turns` questions on one schema each. The domains take turns, so that all are used alike."""
+    """Rows of up to `turns` questions on one schema each. The domains take turns, so that all are used alike, and
+    plain forms, which are found soonest, stop at MOST_OF_A_FORM."""
     random_ = random.Random(f"train/{seed}")
-    domains, rows = list(base_schemas("train")), []
+    domains = list(base_schemas("train"))
+    rows: list[list[Question]] = []
+    times: Counter[str] = Counter()
+
+    def wanted(parts: tuple[str, ...]) -> bool:
+        return times[form_of(parts)] < MOST_OF_A_FORM and not held_out_pairs(parts)
+
     while len(rows) < num_rows:
         for domain in random_.sample(domains, len(domains)):
-            tables = _tables(domain, random_.randrange(10**6))
-            drawn = draw_questions(tables, random_, turns, accept=None, new=False)
+            drawn = draw_questions(_tables(domain, random_.randrange(10**6)), random_, turns, wanted)
             if drawn and len(rows) < num_rows:
                 rows.append(drawn)
+                times.update(form_of(question.parts) for question in drawn)
     return rows
 
 
 def test_questions(kind: str, count: int, known: Iterable[tuple[str, ...]], seed: int) -> list[Question]:
-    """`kind`: "tables" or "combinations"; `known`: the parts of each form that training holds."""
+    """`kind`: "tables" or "combinations"; `known`: the parts of each form that training holds. The forms differ as
+    long as there are any left."""
     known = set(known)
-    accept, seen_parts = {form_of(parts) for parts in known}, {part for parts in known for part in parts}
-    return list(itertools.islice(_endless(kind, accept, seen_parts, random.Random(f"{kind}/{seed}")), count))
+    known_forms, known_parts = {form_of(parts) for parts in known}, {part for parts in known for part in parts}
+    random_, domains = random.Random(f"{kind}/{seed}"), list(base_schemas("test"))
+    used: set[str] = set()
+    questions: list[Question] = []
 
+    def wanted(parts: tuple[str, ...]) -> bool:
+        if form_of(parts) in used:
+            return False
+        if kind == "tables":
+            return form_of(parts) in known_forms
+        return bool(held_out_pairs(parts)) and known_parts.issuperset(parts)
 
-def _endless(kind: str, accept: set[str], seen_parts: set[str], random_: random.Random) -> Iterator[Question]:
-    domains = list(base_schemas("test"))
-    while True:
+    while len(questions) < count:
+        before = len(questions)
         for domain in random_.sample(domains, len(domains)):
-            tables = _tables(domain, random_.randrange(10**6))
-            if kind == "tables":
-                yield from draw_questions(tables, random_, 1, accept=accept, new=False)
-            else:
-                drawn = draw_questions(tables, random_, 1, accept=None, new=True)
-                yield from (q for q in drawn if set(q.parts) <= seen_parts)
+            drawn = draw_questions(_tables(domain, random_.randrange(10**6)), random_, 1, wanted)
+            questions += drawn
+            used.update(form_of(question.parts) for question in drawn)
+        if len(questions) == before:
+            if not used:
+                raise ValueError("no form of the training set can be asked about the test tables")
+            used.clear()
+    return questions[:count]

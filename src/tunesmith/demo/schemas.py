@@ -1,7 +1,7 @@
 """Tables for the demo: parsed from `domains`, cut into variants, written for a prompt, and filled with rows.
 
-    domain --variant(random)--> Schema --prompt()--> "books(id, title, price, author_id->authors)"
-                                       --fill(seed)-> a script of CREATE and INSERT statements
+domain --variant(random)--> Schema --prompt()--> "books(id, title, price, author_id->authors)"
+                                   --fill(seed)-> a script of CREATE and INSERT statements
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ POOLS = {
     "region": "Bavaria|Tuscany|Texas|Ontario|Galicia|Normandy|Ohio|Bengal",
     "town": "Malang|Catania|Selfoss|Batangas|Kobe",
     "dye": "crimson|amber|violet|ivory|teal|bronze",
+    "first_name": "Anna|Boris|Clara|David|Elena|Felix|Grace|Hugo|Irene|Jonas|Karin|Louis|Maria|Nadia|Oscar|Petra",
+    "last_name": "Adler|Brown|Costa|Diaz|Evans|Fischer|Garcia|Hansen|Ivanov|Jensen|Keller|Lopez|Moreau|Novak",
+    "front": "Silent|Golden|Lost|Broken|Hidden|Wild|Blue|Last|First|Bright|Dark|Little|Old|Frozen|Distant",
+    "back": "River|Garden|Mirror|Forest|Storm|Bridge|Window|Island|Harbor|Shadow|Summer|Letter|Tower|Road",
 }
-FIRST_NAMES = "Anna Boris Clara David Elena Felix Grace Hugo Irene Jonas Karin Louis Maria Nadia Oscar Petra".split()
-LAST_NAMES = "Adler Brown Costa Diaz Evans Fischer Garcia Hansen Ivanov Jensen Keller Lopez Moreau Novak".split()
-TITLE_FRONTS = "Silent Golden Lost Broken Hidden Wild Blue Last First Bright Dark Little Old Frozen Distant".split()
-TITLE_BACKS = "River Garden Mirror Forest Storm Bridge Window Island Harbor Shadow Summer Letter Tower Road".split()
 FREE_TEXT = ("person", "title", "email", "site", "phone", "code")
 LINK = "link"
 
@@ -114,13 +114,18 @@ def _parse_table(line: str) -> Table:
     return Table(plural, singular, tuple(columns))
 
 
+@cache
+def _pool(name: str) -> tuple[str, ...]:
+    return tuple(POOLS[name].split("|"))
+
+
 def _parse_column(text: str) -> Column:
     name, _, kind = text.partition(" ")
     nullable, name = name.endswith("?"), name.removesuffix("?")
     if kind in FREE_TEXT:
         return Column(name, kind, nullable=nullable)
     if kind.startswith("$"):
-        return Column(name, "choice", words=tuple(POOLS[kind[1:]].split("|")), nullable=nullable)
+        return Column(name, "choice", words=_pool(kind[1:]), nullable=nullable)
     if "|" in kind:
         return Column(name, "choice", words=tuple(kind.split("|")), nullable=nullable)
     letter, low, high = kind.split()
@@ -129,7 +134,7 @@ def _parse_column(text: str) -> Column:
 
 @cache
 def base_schemas(split: str) -> dict[str, tuple[Table, ...]]:
-    """"train" or "test". Links get their names here, since they need the parent's singular."""
+    """ "train" or "test". Links get their names here, since they need the parent's singular."""
     named = {}
     for domain, tables in parse(domains.TRAIN if split == "train" else domains.TEST).items():
         singular = {table.name: table.singular for table in tables}
@@ -214,8 +219,8 @@ def _value(column: Column, random_: random.Random) -> str:
 
 
 def _text(column: Column, random_: random.Random) -> str:
-    person = f"{random_.choice(FIRST_NAMES)} {random_.choice(LAST_NAMES)}"
-    title = f"{random_.choice(TITLE_FRONTS)} {random_.choice(TITLE_BACKS)}"
+    first, last, front, back = (random_.choice(_pool(name)) for name in ("first_name", "last_name", "front", "back"))
+    person, title = f"{first} {last}", f"{front} {back}"
     if column.kind == "choice":
         return random_.choice(column.words)
     if column.kind == "date":

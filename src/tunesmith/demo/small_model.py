@@ -151,5 +151,5 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         model.generation_config.eos_token_id = model.generation_config.pad_token_id = end
     if getattr(model.config, "quantization_config", None) is not None:
         del model.config.quantization_config
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

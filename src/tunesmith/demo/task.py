@@ -1,7 +1,7 @@
 """The demo's task as data: rows to learn from, questions to be scored on, prompts for the base, and the reward.
 
-    row of training   {"messages": [system, user, assistant, user, assistant, …]}     one schema, several questions
-    row of testing    {"messages": [system, user], "sql", "domain", "seed", "parts"}  one question
+row of training   {"messages": [system, user, assistant, user, assistant, …]}     one schema, several questions
+row of testing    {"messages": [system, user], "sql", "domain", "seed", "parts"}  one question
 """
 
 from __future__ import annotations

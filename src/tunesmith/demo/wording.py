@@ -145,7 +145,9 @@ class Wording:
         having, order = self.ask.having, self.ask.order
         if having:
             size = f"{'more than' if having.kind == 'count_gt' else 'at least'} {having.value}"
-            text = self._pick(["Which {key} values have", "{verb} each {key} with", "{verb} the {key} values that have"])
+            text = self._pick(
+                ["Which {key} values have", "{verb} each {key} with", "{verb} the {key} values that have"]
+            )
             return f"{text.format(key=key, verb=verb)} {size} {self.plural}{self.where}"
         assert order is not None
         most = "most" if order.descending else "fewest"
@@ -252,7 +254,9 @@ class Wording:
         child = self.schema.table(atom.field.table)
         if atom.kind == "no_child":
             return self._pick([f"without any {child.plural_phrase}", f"that have no {child.plural_phrase}"])
-        text = self._pick([f"with at least one {child.singular_phrase}", f"that have at least one {child.singular_phrase}"])
+        text = self._pick(
+            [f"with at least one {child.singular_phrase}", f"that have at least one {child.singular_phrase}"]
+        )
         if atom.inner is None:
             return text
         return f"{text} whose {atom.inner.field.column.phrase} {self._predicate(atom.inner)}"
