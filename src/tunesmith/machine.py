@@ -122,3 +122,8 @@ def _cpuinfo(key: str) -> str | None:
 def _git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=5, check=True)
     return done.stdout.strip()
+
+
+def cache_folder() -> Path:
+    """$TUNESMITH_CACHE, or ~/.cache/tunesmith: what can be made again."""
+    return Path(os.environ.get("TUNESMITH_CACHE") or Path.home() / ".cache" / "tunesmith")

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.kernels.fused import call, runs_natively
+
 ROWS = 256
 
 
@@ -42,6 +44,11 @@ def _chunk(
     logits: Tensor, targets: Tensor, weights: Tensor, scale: float, softcap: float | None, need_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Loss of one chunk and, in place of its logits [n, V], their gradient before scale and cap."""
+    if need_grad and scale == 1.0 and softcap is None and runs_natively(logits):
+        losses = torch.empty(len(targets))
+        call("cross_entropy", logits.dtype, logits, targets.contiguous(), weights.contiguous(), losses, *logits.shape)
+        return losses.sum(), logits
+    logits = logits.to(weights.dtype)
     if scale != 1.0:
         logits = logits.mul_(scale)
     if softcap is not None:
@@ -90,7 +97,7 @@ class _LinearCE(torch.autograd.Function):
             rows = slice(start, start + ROWS)
             chunk = hidden[rows]
             logits = (chunk @ weight.T) if bias is None else torch.addmm(bias, chunk, weight.T)
-            loss, grad = _chunk(logits.to(wide), targets[rows], weights[rows], scale, softcap, need_grad)
+            loss, grad = _chunk(logits, targets[rows], weights[rows], scale, softcap, need_grad)
             total += loss
             if grad is None:
                 continue

@@ -30,9 +30,7 @@ def low_rank_reference(x: Tensor, base: Frozen, A: Tensor, B: Tensor, scale: flo
 
 class _LowRank(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, base: Frozen, A: Tensor, B: Tensor, scale: float, keep: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, base: Frozen, A: Tensor, B: Tensor, scale: float, keep: Tensor | None) -> Tensor:
         a = A.to(x.dtype)
         sb = (B * scale).to(x.dtype)
         y = base.output(x)

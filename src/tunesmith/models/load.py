@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from tunesmith.errors import ModelError
 from tunesmith.models import attention
+from tunesmith.models.fuse import fuse
 from tunesmith.models.settings import ModelSettings
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -163,6 +164,7 @@ def load_model(
     model.requires_grad_(False)
     model.eval()
     model.to(device)
+    fuse(model)
     return Loaded(model, tokenizer, settings.name, dtype, added)
 
 

@@ -1,0 +1,164 @@
+/* Elementwise work of a transformer block in one pass each, for fp32 and bf16 on a CPU.
+ *
+ * Plain C with OpenMP: the compiler makes vector code for whatever processor it runs on. Each function works row by
+ * row, in fp32 inside; the Python side (fused.py) holds the plain reference of each. bf16 is stored as uint16_t.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+static inline float from_bf16(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float out;
+    memcpy(&out, &bits, 4);
+    return out;
+}
+
+static inline bf16 to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return (bf16)(nan ? ((bits >> 16) | 0x40u) : rounded);
+}
+
+/* exp with a relative error near 2e-7: 2^n * p(f), |f| <= ln2/2. */
+static inline float fast_exp(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float n = nearbyintf(x * 1.44269504088896341f);
+    float f = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, 4);
+    return p * scale;
+}
+
+#define LOAD_f32(x) (x)
+#define STORE_f32(x) (x)
+#define LOAD_b16(x) from_bf16(x)
+#define STORE_b16(x) to_bf16(x)
+
+/* y = x * rstd * (w + offset), rstd = 1 / sqrt(mean(x^2) + eps) */
+#define RMS_NORM(NAME, T)                                                                                        \
+    void rms_norm_##NAME(const T *x, const T *w, T *y, float *rstd, int64_t rows, int64_t dim, float eps,       \
+                         float offset) {                                                                        \
+        _Pragma("omp parallel for schedule(static) if (rows > 16)") for (int64_t r = 0; r < rows; r++) {                       \
+            const T *xr = x + r * dim;                                                                          \
+            T *yr = y + r * dim;                                                                                \
+            float sum = 0.0f;                                                                                   \
+            _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < dim; i++) {                          \
+                float v = LOAD_##NAME(xr[i]);                                                                   \
+                sum += v * v;                                                                                   \
+            }                                                                                                   \
+            float s = 1.0f / sqrtf(sum / (float)dim + eps);                                                     \
+            rstd[r] = s;                                                                                        \
+            _Pragma("omp simd") for (int64_t i = 0; i < dim; i++) {                                             \
+                yr[i] = STORE_##NAME(LOAD_##NAME(xr[i]) * s * (LOAD_##NAME(w[i]) + offset));                    \
+            }                                                                                                   \
+        }                                                                                                       \
+    }                                                                                                           \
+    /* dx = rstd * (g - x * rstd^2 * mean(g x)),  g = dy * (w + offset) */                                      \
+    void rms_norm_back_##NAME(const T *dy, const T *x, const T *w, const float *rstd, T *dx, int64_t rows,      \
+                              int64_t dim, float offset) {                                                      \
+        _Pragma("omp parallel for schedule(static) if (rows > 16)") for (int64_t r = 0; r < rows; r++) {                       \
+            const T *xr = x + r * dim, *gr = dy + r * dim;                                                      \
+            T *dr = dx + r * dim;                                                                               \
+            float dot = 0.0f, s = rstd[r];                                                                      \
+            _Pragma("omp simd reduction(+ : dot)") for (int64_t i = 0; i < dim; i++) {                          \
+                dot += LOAD_##NAME(gr[i]) * (LOAD_##NAME(w[i]) + offset) * LOAD_##NAME(xr[i]);                  \
+            }                                                                                                   \
+            float c = dot * s * s / (float)dim;                                                                 \
+            _Pragma("omp simd") for (int64_t i = 0; i < dim; i++) {                                             \
+                float g = LOAD_##NAME(gr[i]) * (LOAD_##NAME(w[i]) + offset);                                    \
+                dr[i] = STORE_##NAME(s * (g - LOAD_##NAME(xr[i]) * c));                                         \
+            }                                                                                                   \
+        }                                                                                                       \
+    }
+
+/* y = gate * sigmoid(gate) * up */
+#define SWIGLU(NAME, T)                                                                                          \
+    void swiglu_##NAME(const T *gate, const T *up, T *y, int64_t n) {                                           \
+        _Pragma("omp parallel for simd schedule(static) if (n > 16384)") for (int64_t i = 0; i < n; i++) {                     \
+            float g = LOAD_##NAME(gate[i]);                                                                     \
+            y[i] = STORE_##NAME(g / (1.0f + fast_exp(-g)) * LOAD_##NAME(up[i]));                                \
+        }                                                                                                       \
+    }                                                                                                           \
+    void swiglu_back_##NAME(const T *dy, const T *gate, const T *up, T *dgate, T *dup, int64_t n) {             \
+        _Pragma("omp parallel for simd schedule(static) if (n > 16384)") for (int64_t i = 0; i < n; i++) {                     \
+            float g = LOAD_##NAME(gate[i]), d = LOAD_##NAME(dy[i]);                                             \
+            float sigma = 1.0f / (1.0f + fast_exp(-g));                                                         \
+            float silu = g * sigma;                                                                             \
+            dup[i] = STORE_##NAME(d * silu);                                                                    \
+            dgate[i] = STORE_##NAME(d * LOAD_##NAME(up[i]) * (sigma + silu * (1.0f - sigma)));                  \
+        }                                                                                                       \
+    }
+
+/* Rotate pairs (i, i + dim/2) of each head by the angle of the token: x [tokens, heads, dim], cos and sin [tokens,
+ * dim]. `sign` -1 turns back, which is the gradient. y may be x. */
+#define ROTARY(NAME, T)                                                                                          \
+    void rotary_##NAME(const T *x, const T *cosine, const T *sine, T *y, int64_t tokens, int64_t heads,         \
+                       int64_t dim, float sign) {                                                               \
+        int64_t half = dim / 2;                                                                                 \
+        _Pragma("omp parallel for schedule(static) if (tokens > 16)") for (int64_t t = 0; t < tokens; t++) {                     \
+            const T *c = cosine + t * dim, *s = sine + t * dim;                                                 \
+            for (int64_t h = 0; h < heads; h++) {                                                               \
+                const T *a = x + (t * heads + h) * dim, *b = a + half;                                          \
+                T *ya = y + (t * heads + h) * dim, *yb = ya + half;                                             \
+                _Pragma("omp simd") for (int64_t i = 0; i < half; i++) {                                        \
+                    float p = LOAD_##NAME(a[i]), q = LOAD_##NAME(b[i]);                                         \
+                    float ca = LOAD_##NAME(c[i]), sa = sign * LOAD_##NAME(s[i]);                                \
+                    float cb = LOAD_##NAME(c[i + half]), sb = sign * LOAD_##NAME(s[i + half]);                  \
+                    ya[i] = STORE_##NAME(p * ca - q * sa);                                                      \
+                    yb[i] = STORE_##NAME(q * cb + p * sb);                                                      \
+                }                                                                                               \
+            }                                                                                                   \
+        }                                                                                                       \
+    }
+
+/* Loss of each row of logits and, in their place (or as bf16 in `narrow`), weight * (softmax - one at the target). */
+#define CROSS_ENTROPY(NAME, T)                                                                                   \
+    void cross_entropy_##NAME(T *logits, const int64_t *targets, const float *weights, float *losses,           \
+                              int64_t rows, int64_t vocabulary) {                                               \
+        _Pragma("omp parallel for schedule(dynamic, 1)") for (int64_t r = 0; r < rows; r++) {                   \
+            T *z = logits + r * vocabulary;                                                                     \
+            float highest = -INFINITY;                                                                          \
+            _Pragma("omp simd reduction(max : highest)") for (int64_t i = 0; i < vocabulary; i++) {             \
+                float v = LOAD_##NAME(z[i]);                                                                    \
+                highest = v > highest ? v : highest;                                                            \
+            }                                                                                                   \
+            double total = 0.0;                                                                                 \
+            for (int64_t start = 0; start < vocabulary; start += 4096) {                                        \
+                int64_t end = start + 4096 < vocabulary ? start + 4096 : vocabulary;                            \
+                float part = 0.0f;                                                                              \
+                _Pragma("omp simd reduction(+ : part)") for (int64_t i = start; i < end; i++) {                 \
+                    part += fast_exp(LOAD_##NAME(z[i]) - highest);                                              \
+                }                                                                                               \
+                total += part;                                                                                  \
+            }                                                                                                   \
+            float log_sum = highest + (float)log(total), picked = LOAD_##NAME(z[targets[r]]);                   \
+            losses[r] = weights[r] * (log_sum - picked);                                                        \
+            float w = weights[r];                                                                               \
+            _Pragma("omp simd") for (int64_t i = 0; i < vocabulary; i++) {                                      \
+                z[i] = STORE_##NAME(w * fast_exp(LOAD_##NAME(z[i]) - log_sum));                                 \
+            }                                                                                                   \
+            z[targets[r]] = STORE_##NAME(w * (fast_exp(picked - log_sum) - 1.0f));                              \
+        }                                                                                                       \
+    }
+
+RMS_NORM(f32, float)
+RMS_NORM(b16, bf16)
+SWIGLU(f32, float)
+SWIGLU(b16, bf16)
+ROTARY(f32, float)
+ROTARY(b16, bf16)
+CROSS_ENTROPY(f32, float)
+CROSS_ENTROPY(b16, bf16)

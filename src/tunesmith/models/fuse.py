@@ -1,0 +1,170 @@
+"""Faster forms of modules that many architectures share: RMS norm, SwiGLU, attention with rotary positions.
+
+A fused module is a new object of a subclass that shares the old one's state (parameters, children, its place for
+adapters) and overrides `forward`; the model's parent points to it, and `unfuse` points back. Nothing is decided by the
+name of an architecture: a module is fused when its structure fits and a trial on random input gives the same output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.adapters.attach import replace
+from tunesmith.data.types import Segment
+from tunesmith.kernels.fused import rms_norm, rotary, swiglu
+from tunesmith.kernels.native import library
+from tunesmith.models.attention import Layout, flat
+
+Forward = Callable[..., Any]
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
+
+
+def _subclass(original: type[nn.Module], forward: Callable[[type[nn.Module]], Forward]) -> type[nn.Module]:
+    name = f"Fused{original.__name__}"
+    made = type(name, (original,), {"__module__": __name__, "fused_from": original})
+    made.forward = forward(original)  # type: ignore[method-assign]
+    return made
+
+
+def _norm_forward(offset: float) -> Callable[[type[nn.Module]], Forward]:
+    def make(original: type[nn.Module]) -> Forward:
+        def forward(self: Any, hidden_states: Tensor) -> Tensor:
+            return rms_norm(hidden_states, self.weight, _eps(self), offset)
+
+        return forward
+
+    return make
+
+
+def _mlp_forward(original: type[nn.Module]) -> Forward:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+    return forward
+
+
+def _attention_forward(original: type[nn.Module]) -> Forward:
+    def forward(self: Any, hidden_states: Tensor, *args: Any, layout: Layout | None = None, **kwargs: Any) -> Any:
+        position_embeddings = args[0] if args else kwargs.get("position_embeddings")
+        if layout is None or position_embeddings is None or kwargs.get("past_key_values") is not None:
+            extra = {} if layout is None else {"layout": layout}
+            return original.forward(self, hidden_states, *args, **extra, **kwargs)
+        cosine, sine = (part[0] for part in position_embeddings)
+        heads = (hidden_states.shape[1], -1, self.head_dim)
+        query = rotary(self.q_proj(hidden_states)[0].view(heads), cosine, sine).transpose(0, 1)
+        key = rotary(self.k_proj(hidden_states)[0].view(heads), cosine, sine).transpose(0, 1)
+        value = self.v_proj(hidden_states)[0].view(heads).transpose(0, 1)
+        window = getattr(self, "sliding_window", None)
+        out = flat(query, key, value, layout, self.scaling, window, None)
+        return self.o_proj(out.transpose(0, 1).reshape(1, hidden_states.shape[1], -1)), None
+
+    return forward
+
+
+def _eps(module: Any) -> float:
+    return module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+
+
+def _is_norm(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    known = hasattr(module, "variance_epsilon") or hasattr(module, "eps")
+    return type(module).__name__.endswith("RMSNorm") and known and weight is not None and weight.dim() == 1
+
+
+def _is_mlp(module: nn.Module) -> bool:
+    return {name for name, _ in module.named_children()} - {"act_fn"} == {"gate_proj", "up_proj", "down_proj"}
+
+
+def _is_attention(module: nn.Module) -> bool:
+    children = {name for name, _ in module.named_children()}
+    wanted = ("head_dim", "scaling", "num_key_value_groups")
+    return children == {"q_proj", "k_proj", "v_proj", "o_proj"} and all(hasattr(module, name) for name in wanted)
+
+
+def _try_norm(module: Any, fused: Any) -> tuple[Any, Any]:
+    x = torch.randn(3, len(module.weight), dtype=module.weight.dtype)
+    return module(x), fused(x)
+
+
+def _try_mlp(module: Any, fused: Any) -> tuple[Any, Any]:
+    weight = module.gate_proj.weight
+    x = torch.randn(1, 3, weight.shape[1], dtype=weight.dtype)
+    return module(x), fused(x)
+
+
+def _try_attention(module: Any, fused: Any) -> tuple[Any, Any]:
+    weight = module.q_proj.weight
+    x = torch.randn(1, 5, weight.shape[1], dtype=weight.dtype)
+    angle = torch.rand(1, 5, module.head_dim // 2).repeat(1, 1, 2)
+    positions = (angle.cos().to(weight.dtype), angle.sin().to(weight.dtype))
+    layout = Layout((Segment(0, 2), Segment(2, 5)), x.device)
+    plain = module(x, position_embeddings=positions, attention_mask=None, layout=layout)[0]
+    return plain, fused(x, position_embeddings=positions, attention_mask=None, layout=layout)[0]
+
+
+KINDS: tuple[tuple[Callable[[nn.Module], bool], tuple[Callable[[type[nn.Module]], Forward], ...], Any], ...] = (
+    (_is_norm, (_norm_forward(0.0), _norm_forward(1.0)), _try_norm),
+    (_is_mlp, (_mlp_forward,), _try_mlp),
+    (_is_attention, (_attention_forward,), _try_attention),
+)
+"""(does the structure fit, forms to try, the trial)."""
+
+
+@torch.no_grad()
+def fuse(model: nn.Module) -> int:
+    """Put faster forms where they fit; returns how many. Nothing happens where the compiled kernels do not run."""
+    first = next(model.parameters())
+    if first.device.type != "cpu" or first.dtype not in TOLERANCE or library() is None:
+        return 0
+    chosen: dict[tuple[type[nn.Module], int], type[nn.Module] | None] = {}
+    count = 0
+    for path, module in list(model.named_modules()):
+        for number, (fits, forms, trial) in enumerate(KINDS):
+            if not path or not fits(module):
+                continue
+            key = (type(module), number)
+            if key not in chosen:
+                chosen[key] = _choose(module, forms, trial)
+            made = chosen[key]
+            if made is not None:
+                replace(model, path, _share(module, made))
+                count += 1
+    return count
+
+
+def _choose(module: nn.Module, forms: Any, trial: Any) -> type[nn.Module] | None:
+    """The first form that gives the module's own output on random input."""
+    state = torch.random.get_rng_state()
+    try:
+        for form in forms:
+            made = _subclass(type(module), form)
+            torch.manual_seed(0)
+            try:
+                plain, fast = trial(module, _share(module, made))
+            except (TypeError, AttributeError, RuntimeError, ValueError):
+                continue
+            close = TOLERANCE[plain.dtype] * max(1.0, plain.abs().max().item())
+            if plain.shape == fast.shape and (plain - fast).abs().max().item() <= close:
+                return made
+    finally:
+        torch.random.set_rng_state(state)
+    return None
+
+
+def _share(module: nn.Module, made: type[nn.Module]) -> nn.Module:
+    """An object of class `made` that is `module` in all but its forward."""
+    fused = made.__new__(made)
+    object.__setattr__(fused, "__dict__", module.__dict__)
+    return fused
+
+
+def unfuse(model: nn.Module) -> None:
+    """Every fused module gives its place back to an object of its own class, with the same state."""
+    for path, module in list(model.named_modules()):
+        original = getattr(type(module), "fused_from", None)
+        if original is not None and path:
+            replace(model, path, _share(module, original))
