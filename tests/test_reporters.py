@@ -1,0 +1,97 @@
+"""Trackers get numbers and nothing else, and a missing one is said before the model loads."""
+
+import math
+import sys
+import types
+
+import pytest
+
+from tunesmith.errors import MachineError
+from tunesmith.record import OutputSettings
+from tunesmith.reporters import REPORTERS, reporters
+from tunesmith.train.events import Ended, Evaluated, Noted, Saved, Started, StepDone
+
+EVENTS = [
+    Started(2, None, 0, 0.0),
+    StepDone(1, 2, 0.5, 2.0, 1e-4, math.nan, 100, 40, 0.5, 0.5, 200.0, None, 10**9),
+    Noted("a private path: /home/somebody"),
+    Evaluated(1, {"loss": 1.5}, 0.2, True),
+    Saved(1, "/home/somebody/run", 0.1),
+    Ended(2, "budget spent", 1.0, 0.2, 200),
+]
+
+
+class Service:
+    """Stands for any of the four; keeps what it is told."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        def call(*arguments, **options):
+            self.calls.append((name, arguments, options))
+            return self
+
+        return call
+
+
+@pytest.fixture
+def service(monkeypatch):
+    fake = Service()
+    for name in ("wandb", "trackio", "mlflow", "tensorboard", "torch.utils.tensorboard"):
+        module = types.ModuleType(name)
+        for attribute in ("init", "SummaryWriter", "set_experiment", "start_run", "log_metrics", "end_run"):
+            setattr(module, attribute, getattr(fake, attribute))
+        monkeypatch.setitem(sys.modules, name, module)
+    return fake
+
+
+@pytest.mark.parametrize("name", REPORTERS)
+def test_a_service_gets_the_numbers_by_step_and_is_closed(name, service, tmp_path):
+    (reporter,) = reporters([name], "trial", tmp_path)
+    for event in EVENTS:
+        reporter(event)
+    sent = {}
+    for call, arguments, options in service.calls:
+        if call == "add_scalar":
+            sent[arguments[0]] = (arguments[1], arguments[2])
+        elif call in ("log", "log_metrics"):
+            sent |= {key: (value, options["step"]) for key, value in arguments[0].items()}
+    assert sent["train/loss"] == (2.0, 1)
+    assert sent["held_out/loss"] == (1.5, 1)
+    assert "train/grad_norm" not in sent
+    assert all(isinstance(value, float) and math.isfinite(value) for value, _ in sent.values())
+    assert service.calls[-1][0] in ("finish", "close", "end_run")
+    assert "somebody" not in repr(service.calls)
+
+
+@pytest.mark.parametrize("name", REPORTERS)
+def test_a_service_that_is_not_installed_names_its_extra(name, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MachineError, match=f"report_to: {name} is not installed") as caught:
+        reporters([name], "trial", tmp_path)
+    assert f"pip install 'tunesmith[{name}]'" in caught.value.fix
+
+
+def test_none_by_default(tmp_path):
+    assert reporters(OutputSettings().report_to, "trial", tmp_path) == []
+
+
+def test_a_missing_service_is_known_before_another_is_started(service, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(MachineError):
+        reporters(["wandb", "mlflow"], "trial", tmp_path)
+    assert service.calls == []
+
+
+def test_a_service_that_fails_is_named_once_and_the_run_goes_on(service, tmp_path):
+    (reporter,) = reporters(["wandb"], "trial", tmp_path)
+
+    def fail(values, step):
+        raise ConnectionError("gone")
+
+    reporter.send = fail
+    with pytest.warns(RuntimeWarning, match="wandb failed and gets no more numbers: gone") as caught:  # noqa: PT031
+        for event in EVENTS * 2:
+            reporter(event)
+    assert len(caught) == 1
