@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -176,3 +177,12 @@ def test_unordered_rows_are_a_multiset(rows, random_):
 def test_rows_that_rounding_sorts_the_other_way_still_pair_off():
     assert same_rows([(0.1 + 0.2, 1), (0.3, 2)], [(0.3, 1), (0.1 + 0.2, 2)], ordered=False)
     assert not same_rows([(0.3, 1), (0.3, 1)], [(0.3, 1), (0.3, 2)], ordered=False)
+
+
+def test_threads_do_not_share_a_time_limit():
+    endless = HOSTILE[12]
+    gold = "SELECT title FROM books"
+    with ThreadPoolExecutor(4) as pool:
+        answers = [endless if i % 2 else gold for i in range(16)]
+        verdicts = pool.map(lambda answer: execution_match(answer, gold, BOTH, max_seconds=0.3), answers)
+        assert [verdict.correct for verdict in verdicts] == [i % 2 == 0 for i in range(16)]

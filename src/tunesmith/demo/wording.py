@@ -119,6 +119,8 @@ class Wording:
 
     def _aggregate(self, kind: str, field: Field) -> str:
         words = DATE_AGGREGATE_WORDS if field.column.kind == "date" else AGGREGATE_WORDS
+        if self.ask.grouped and self.ask.order:  # never "the highest highest price"
+            return self._pick([word for word in words[kind] if word not in ("lowest", "highest")])
         return self._pick(words[kind])
 
     def _group(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def execution_match(answer: str, gold: str, databases: Sequence[str], *, max_sec
         return Verdict(False, "no query in the answer")
     ordered = orders_rows(gold)
     for script in databases:
-        connection = _cached_database(script)
+        connection = _cached_database(script, threading.get_ident())
         expected = run_query(connection, gold)
         try:
             found = run_query(connection, query, max_seconds=max_seconds)
@@ -121,7 +122,8 @@ def execution_match(answer: str, gold: str, databases: Sequence[str], *, max_sec
 
 
 @lru_cache(maxsize=256)
-def _cached_database(script: str) -> sqlite3.Connection:
+def _cached_database(script: str, thread: int) -> sqlite3.Connection:
+    """One connection per thread: a time limit hangs on the connection."""
     return open_database(script)
 
 
