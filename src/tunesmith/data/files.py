@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tunesmith.data.problems import Problems, listed, shown
@@ -269,12 +270,13 @@ def _read_columnar(path: Path, limit: int | None, problems: Problems) -> list[Ra
         return []
     builder = "parquet" if path.suffix.lower() == ".parquet" else "arrow"
     try:
-        stream = load_dataset(builder, data_files=str(path), split="train", streaming=True)
         rows: list[RawRow] = []
-        for number, row in enumerate(stream, start=1):
-            rows.append((Origin(str(path), number), dict(row)))
-            if limit is not None and number >= limit:
-                break
+        with TemporaryDirectory() as folder:
+            stream = load_dataset(builder, data_files=str(path), split="train", streaming=True, cache_dir=folder)
+            for number, row in enumerate(stream, start=1):
+                rows.append((Origin(str(path), number), dict(row)))
+                if limit is not None and number >= limit:
+                    break
     except Exception as error:  # pyarrow and datasets raise a dozen kinds for a damaged file
         raise DataError(
             f"not a readable {builder} file",

@@ -212,7 +212,8 @@ def _shortened(row: Row, example: Example, settings: DataSettings, counts: Count
         return [_piece(example, 0, limit)]
     if settings.overlong == "split" and isinstance(row, Document):
         counts.add("split", example.origin)
-        return [_piece(example, start, start + limit) for start in range(0, len(example), limit)]
+        # Each piece begins with the last token of the one before, so that every token is learned once.
+        return [_piece(example, start, start + limit) for start in range(0, len(example) - 1, limit - 1)]
     counts.add("overlong", example.origin)
     return []
 

@@ -1,0 +1,206 @@
+"""What rows mean: each format, recognition by columns, and errors that name row and key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.data.formats import FORMATS, convert, recognise
+from tunesmith.data.settings import TemplateFormat
+from tunesmith.data.sources import read
+from tunesmith.data.types import Conversation, Document, Message, Origin
+from tunesmith.errors import DataError
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is absent")
+
+
+def raw(*rows: dict) -> list:
+    return [(Origin("file.jsonl", number), row) for number, row in enumerate(rows, start=1)]
+
+
+def one(row: dict, format="auto", **columns):
+    return convert(raw(row), format, columns).rows[0]
+
+
+def turns(row) -> list[tuple[str, str]]:
+    return [(turn.role, turn.content) for turn in row.messages]
+
+
+def test_text():
+    assert one({"text": "hello"}) == Document("hello", Origin("file.jsonl", 1))
+
+
+def test_prompt_and_completion_as_text_and_as_turns():
+    assert turns(one({"prompt": "p", "completion": "c"})) == [("user", "p"), ("assistant", "c")]
+    user, answer = {"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}
+    row = one({"prompt": [user, answer, user], "completion": [answer]})
+    assert [turn.is_learned for turn in row.messages] == [False, False, False, True]
+
+
+def test_alpaca_with_and_without_input_system_and_history():
+    assert turns(one({"instruction": "i", "input": "", "output": "o"})) == [("user", "i"), ("assistant", "o")]
+    full = {"instruction": "i", "input": "x", "output": "o", "system": "s", "history": [["a", "b"]]}
+    assert turns(one(full)) == [
+        ("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "i\n\nx"), ("assistant", "o"),
+    ]  # fmt: skip
+
+
+def test_openai_messages_with_tools_and_calls():
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    row = one(
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "go"}]},
+                {"role": "assistant", "content": None, "tool_calls": [call], "weight": 0},
+                {"role": "tool", "content": "3", "tool_call_id": "c1"},
+                {"role": "assistant", "content": "three", "reasoning_content": "hm"},
+            ],
+            "tools": [{"name": "f", "parameters": {"type": "object", "extra": None}}],
+        }
+    )
+    assert row.messages[0] == Message("user", "go")
+    assert row.messages[1].tool_calls[0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    assert [turn.is_learned for turn in row.messages] == [False, False, False, True]
+    assert row.messages[2].tool_call_id == "c1"
+    assert row.messages[3].reasoning == "hm"
+    assert row.tools == ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},)
+
+
+def test_sharegpt_with_calls_joined_to_their_turn():
+    call = json.dumps({"name": "f", "arguments": {"x": 1}})
+    row = one(
+        {
+            "conversations": [
+                {"from": "human", "value": "go"},
+                {"from": "gpt", "value": "wait"},
+                {"from": "function_call", "value": call},
+                {"from": "function_call", "value": call},
+                {"from": "observation", "value": "3"},
+                {"from": "gpt", "value": "three"},
+            ],
+            "tools": "[]",
+        }
+    )
+    assert turns(row) == [("user", "go"), ("assistant", "wait"), ("tool", "3"), ("assistant", "three")]
+    assert len(row.messages[1].tool_calls) == 2
+
+
+def test_a_template_over_columns():
+    form = TemplateFormat(prompt="Q: {{ q }}", answer="{{ a[0] if a else 'none' }}", system="s")
+    reading = convert(raw({"q": "x", "a": ["y"]}, {"q": "z", "a": []}), form, {})
+    assert [turns(row) for row in reading.rows] == [
+        [("system", "s"), ("user", "Q: x"), ("assistant", "y")],
+        [("system", "s"), ("user", "Q: z"), ("assistant", "none")],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("{{ missing }}", "row 1.*missing"),
+        ("{{ q.__class__.__mro__ }}", "row 1"),
+        ("{{ nothing }}", "null"),
+        ("{{ q / 0 }}", "row 1"),
+        ("{% for %}", r"data\.format\.prompt"),
+    ],
+)
+def test_a_template_that_cannot_be_filled_names_row_and_column(prompt, says):
+    with pytest.raises(DataError, match=f"(?s){says}"):
+        convert(raw({"q": "x", "nothing": None}), TemplateFormat(prompt=prompt, answer="a"), {})
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_recognised_by_the_columns_it_needs(name):
+    for needs in FORMATS[name].needs:
+        assert recognise(raw(dict.fromkeys(needs, "x"))) == name
+
+
+def test_unknown_and_ambiguous_columns_list_candidates_and_columns():
+    with pytest.raises(DataError, match=r"(?s)no format.*question, reply"):
+        recognise(raw({"question": "q", "reply": "r"}))
+    with pytest.raises(DataError, match=r"(?s)text.*alpaca"):
+        recognise(raw({"text": "t", "instruction": "i", "output": "o"}))
+
+
+def test_columns_are_renamed_and_the_unused_are_told():
+    reading = convert(raw({"q": "x", "a": "y", "id": 1}), "auto", {"prompt": "q", "completion": "a"})
+    assert reading.format == "prompt-completion"
+    assert any("id" in note for note in reading.notes)
+    with pytest.raises(DataError, match=r"row 1.*nope"):
+        convert(raw({"q": "x"}), "auto", {"prompt": "nope"})
+    with pytest.raises(DataError, match="writes over prompt"):
+        convert(raw({"q": "x", "prompt": "y"}), "auto", {"prompt": "q"})
+
+
+BROKEN = [
+    ("text", {"text": None}, "null"),
+    ("text", {"text": 3}, "must be text"),
+    ("text", {"text": "\ud800"}, "UTF-16"),
+    ("alpaca", {"instruction": "i"}, "'output' is missing"),
+    ("alpaca", {"instruction": "i", "output": "o", "history": [["a"]]}, "history"),
+    ("prompt-completion", {"prompt": "p", "completion": []}, "both"),
+    ("messages", {"messages": 3}, "list"),
+    ("messages", {"messages": [{"content": "x"}]}, "no 'role'"),
+    ("messages", {"messages": [{"role": "wizard", "content": "x"}]}, "wizard"),
+    ("messages", {"messages": [{"role": "user"}]}, "no content"),
+    ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "not text"),
+    ("messages", {"messages": [{"role": "assistant", "tool_calls": [{"x": 1}]}]}, "function name"),
+    ("messages", {"messages": [{"from": "function_call", "value": "{oops"}]}, "not JSON"),
+    ("messages", {"messages": [], "tools": "{oops"}, "tools"),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "says"), BROKEN)
+def test_broken_rows_name_file_row_and_key(name, row, says):
+    with pytest.raises(DataError, match=says) as caught:
+        convert(raw(row), name, {})
+    assert "file.jsonl, row 1" in str(caught.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.just("\ud800"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "from", "content", "value", "tool_calls", "name", "weight", "x"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=10,
+)
+KEYS = sorted(frozenset().union(*(kind.reads for kind in FORMATS.values())))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    row=st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5),
+    name=st.sampled_from(["auto", *FORMATS, TemplateFormat(prompt="{{ text }}", answer="{{ output[0].x }}")]),
+)
+def test_no_row_gives_anything_but_a_meaning_or_a_data_error(row, name):
+    try:
+        rows = convert(raw(row), name, {}).rows
+    except DataError as error:
+        told = str(error)
+        rows = []
+    assert isinstance(rows[0], (Conversation, Document)) if rows else "file.jsonl" in told
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("path", "name", "count"),
+    [
+        ("instruct/alpaca_en.json", "alpaca", 999),
+        ("instruct/identity.json", "alpaca", 91),
+        ("tools/glaive_toolcall_en.json", "messages", 300),
+        ("preference/kto_en.json", "messages", 300),
+    ],
+)
+def test_real_files_are_recognised(path, name, count):
+    reading = convert(read(DATA / path), "auto", {})
+    assert (reading.format, len(reading.rows)) == (name, count)

@@ -1,0 +1,208 @@
+"""Rows from files, folders and Python; broken ones are DataErrors that name the line, all of them at once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tunesmith.data.sources import read
+from tunesmith.errors import DataError
+
+ROWS = [{"text": "naïve, “quoted”"}, {"text": "two\nlines"}, {"text": "🙂"}]
+
+
+def write(path, content: str | bytes):
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def rows_of(source, **options) -> list[dict]:
+    return [row for _, row in read(source, **options)]
+
+
+def parquet(path):
+    from datasets import Dataset
+
+    Dataset.from_list(ROWS).to_parquet(str(path))
+
+
+def arrow(path):
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+WRITERS = {
+    "a.jsonl": lambda path: write(path, "\n".join(map(json.dumps, ROWS)) + "\n\n"),
+    "bom.jsonl": lambda path: write(path, "\ufeff" + "\r\n".join(map(json.dumps, ROWS))),
+    "list.jsonl": lambda path: write(path, json.dumps(ROWS)),
+    "a.json": lambda path: write(path, json.dumps(ROWS, indent=1, ensure_ascii=False)),
+    "data.json": lambda path: write(path, json.dumps({"data": ROWS})),
+    "lines.json": lambda path: write(path, "\n".join(map(json.dumps, ROWS))),
+    "a.csv": lambda path: write(path, 'text\n"naïve, “quoted”"\n"two\nlines"\n🙂\n'),
+    "bom.csv": lambda path: write(path, '\ufefftext\r\n"naïve, “quoted”"\r\n"two\nlines"\r\n🙂\r\n'),
+    "a.tsv": lambda path: write(path, 'text\nnaïve, “quoted”\n"two\nlines"\n🙂\n'),
+    "a.parquet": parquet,
+    "a.arrow": arrow,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    assert rows_of(tmp_path / name) == ROWS
+    assert rows_of(str(tmp_path / name), limit=2) == ROWS[:2]
+
+
+def test_reading_columnar_files_leaves_no_copy_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    parquet(tmp_path / "a.parquet")
+    before = sorted(tmp_path.rglob("*"))
+    rows_of(tmp_path / "a.parquet")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_python_rows_and_their_limit():
+    assert rows_of(ROWS, limit=1) == ROWS[:1]
+    assert rows_of(iter(ROWS)) == ROWS
+    with pytest.raises(DataError, match="rows, row 2"):
+        read([{"a": 1}, "no"])
+    with pytest.raises(DataError, match="no rows"):
+        read([])
+
+
+def test_a_folder_is_read_whole_or_by_its_splits(tmp_path):
+    (tmp_path / "plain").mkdir()
+    for name in ("b.jsonl", "a.jsonl"):
+        write(tmp_path / "plain" / name, json.dumps({"t": name}))
+    assert [row["t"] for row in rows_of(tmp_path / "plain")] == ["a.jsonl", "b.jsonl"]
+    (tmp_path / "split").mkdir()
+    for name in ("train.jsonl", "test.jsonl"):
+        write(tmp_path / "split" / name, json.dumps({"t": name}))
+    assert rows_of(tmp_path / "split") == [{"t": "train.jsonl"}]
+    assert rows_of(tmp_path / "split", split="test") == [{"t": "test.jsonl"}]
+    with pytest.raises(DataError, match="validation"):
+        read(str(tmp_path / "split"), split="validation")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="no data files"):
+        read(tmp_path / "none")
+
+
+def test_a_saved_data_set_is_read(tmp_path, capfd):
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "saved"))
+    capfd.readouterr()
+    assert rows_of(tmp_path / "saved") == ROWS
+    assert capfd.readouterr() == ("", "")
+
+
+BROKEN = {
+    "not json": ("a.jsonl", '{"a": 1}\n{"a": }\n{"a": 2}', "line 2"),
+    "not an object": ("a.jsonl", '{"a": 1}\n[1]\n', "line 2"),
+    "nan": ("a.jsonl", '{"a": NaN}\n', "NaN is not JSON"),
+    "a key twice": ("a.jsonl", '{"a": 1, "a": 2}', "'a' stands twice"),
+    "bad utf-8": ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}', "line 2.*not valid UTF-8"),
+    "utf-16": ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16"),
+    "empty": ("a.jsonl", "", "no rows"),
+    "blank": ("a.json", " \n ", "no rows"),
+    "zero bytes": ("a.csv", b"a,b\n1,\x00\n", "binary"),
+    "gzip": ("a.jsonl", b"\x1f\x8b\x08\x00rest", "gzip"),
+    "nested too deeply": ("a.jsonl", "[" * 20000, "deep|not valid JSON"),
+    "json object": ("a.json", '{"rows":\n []}', "list of objects"),
+    "json cut off": ("a.json", '[{"a": 1},\n{"a": ', "line 2"),
+    "json list of text": ("a.json", '[{"a": 1}, "b"]', "row 2"),
+    "ragged csv": ("a.csv", "a,b\n1,2\n3\n", "line 3"),
+    "open quote": ("a.csv", 'a,b\n1,"2\n3,4\n', "CSV"),
+    "column twice": ("a.csv", "a,a\n1,2\n", "line 1"),
+    "header alone": ("a.csv", "a,b\n", "no rows"),
+    "bad utf-8 in csv": ("a.csv", b"a\nx\n\xff\n", "line 3"),
+    "damaged parquet": ("a.parquet", b"PAR1 not really", "parquet"),
+    "damaged arrow": ("a.arrow", b"ARROW1 not really", "arrow"),
+    "empty parquet": ("a.parquet", b"", "no rows"),
+    "unknown ending": ("a.xyz", "text", "xyz"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_files_say_where_and_what(tmp_path, case):
+    name, content, says = BROKEN[case]
+    path = write(tmp_path / name, content)
+    with pytest.raises(DataError, match=f"(?s){says}") as caught:
+        read(path)
+    assert name in str(caught.value)
+
+
+def test_all_broken_rows_are_told_at_once_the_first_ten_by_line(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"a": 1}\n' + "{broken\n" * 25)
+    with pytest.raises(DataError) as caught:
+        read(path)
+    text = str(caught.value)
+    assert "25 broken rows" in text
+    assert [f"line {line}:" in text for line in (2, 11, 12)] == [True, True, False]
+    assert "15 more" in text
+
+
+def test_a_missing_file_is_told_from_a_hub_id(tmp_path, monkeypatch):
+    import huggingface_hub.constants as hub
+
+    write(tmp_path / "near.jsonl", "{}")
+    with pytest.raises(DataError, match=r"no such file.*\n.*near\.jsonl"):
+        read(str(tmp_path / "far.jsonl"))
+    with pytest.raises(DataError, match="no such file"):
+        read("data/far.jsonl")
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="hub cannot be reached"):
+        read("nobody-here/no-such-data")
+
+
+def test_long_csv_fields_are_read_and_the_module_left_as_it_was(tmp_path):
+    import csv
+
+    before = csv.field_size_limit()
+    path = write(tmp_path / "a.csv", "text\n" + "x" * 300_000 + "\n")
+    assert len(rows_of(path)[0]["text"]) == 300_000
+    assert csv.field_size_limit() == before
+
+
+def test_plain_text_is_a_row_a_paragraph_or_a_row_a_line(tmp_path):
+    assert read(write(tmp_path / "a.txt", "one\ntwo\n\n\nthree\n"))[1][0].row == 5
+    assert rows_of(str(tmp_path / "a.txt")) == [{"text": "one\ntwo"}, {"text": "three"}]
+    assert rows_of(write(tmp_path / "b.txt", "one\ntwo\n")) == [{"text": "one"}, {"text": "two"}]
+
+
+PIECES = [
+    b'{"a": 1}',
+    b'{"a": "',
+    b"\n",
+    b"\r\n",
+    b"[",
+    b"]",
+    b"}",
+    b",",
+    b'"',
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"NaN",
+    b"a,b",
+    b"\\ud800",
+]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "txt"])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.one_of(st.binary(max_size=60), st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)))
+def test_no_bytes_give_anything_but_rows_or_a_data_error(tmp_path, ending, content):
+    path = write(tmp_path / f"a.{ending}", content)
+    try:
+        rows = read(path)
+    except DataError as error:
+        told = str(error)
+        rows = []
+    assert all(isinstance(row, dict) for _, row in rows) if rows else f"a.{ending}" in told
