@@ -15,6 +15,8 @@ Each says where, what was found, what was expected and what to do.
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class TunesmithError(Exception):
     """An error a person can act on.
@@ -38,6 +40,12 @@ class TunesmithError(Exception):
         self.what, self.where, self.found, self.expected, self.fix = what, where, found, expected, fix
         self.notes = dict(notes or {})
         super().__init__(self._render())
+
+    def at(self, where: str) -> Self:
+        """The same error, said of `where` if it did not know better."""
+        self.where = self.where or where
+        self.args = (self._render(),)
+        return self
 
     def _render(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]

@@ -9,7 +9,7 @@ unload(model, name)                        out again; layers without adapters st
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.adapters import METHODS
-from tunesmith.adapters.attach import Slot, Switch, attach, layers, remove, slots
+from tunesmith.adapters.attach import Switch, attach, layers, remove, slots
 from tunesmith.adapters.base import Adapter, base_of
 from tunesmith.adapters.full import Full
 from tunesmith.adapters.settings import AdapterSettings
@@ -45,12 +45,16 @@ class AdapterSet:
     name: str
     settings: AdapterSettings
     targets: Targets
+    body: Anatomy
+    """The model that it was made for."""
     adapters: dict[str, Adapter]
     """By the path of the layer."""
     layer_settings: dict[str, AdapterSettings]
     """Settings of each adapted matrix; they differ from `settings` where PEFT's rank_pattern said so."""
-    token_ids: tuple[int, ...] = ()
-    """Tokens whose rows alone are trained."""
+    token_rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Tokens whose rows alone are trained, for embedding and head by path."""
+    added_tokens: tuple[str, ...] = ()
+    """Texts of tokens added to the vocabulary; whoever adds them says so here, and they travel with the adapter."""
     total: int = 0
     switch: Switch = field(default_factory=Switch)
 
@@ -126,7 +130,9 @@ def add(
     added_tokens: int | Sequence[int] = 0,
 ) -> AdapterSet:
     """A fresh adapter everywhere that `settings` say; it alone learns. `added_tokens`: ids, or how many last rows."""
-    adapter_set = make(model, settings, name=name, seed=seed, token_ids=_token_ids(model, added_tokens))
+    targets = choose(model, settings)
+    rows = _token_rows(anatomy(model), added_tokens, targets)
+    adapter_set = make(model, settings, name=name, seed=seed, targets=targets, token_rows=rows)
     place(model, switch, adapter_set)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -140,27 +146,27 @@ def make(
     *,
     name: str,
     seed: int,
-    token_ids: Sequence[int] = (),
-    targets: Targets | None = None,
-    settings_for: Callable[[str], AdapterSettings] | None = None,
+    targets: Targets,
+    token_rows: Mapping[str, Sequence[int]],
+    layer_settings: dict[str, AdapterSettings] | None = None,
     share_tied: bool = True,
 ) -> AdapterSet:
-    """Build an adapter beside `model` without touching it. `settings_for(path)` may differ from layer to layer."""
+    """Build an adapter beside `model` without touching it. `layer_settings` by path, where they differ by layer."""
     if not name or "." in name:
         raise AdapterError(f"an adapter cannot be called {name!r}", fix="use letters, digits, - and _")
-    targets = targets or choose(model, settings)
     body = anatomy(model)
-    layer_settings = {path: settings_for(path) if settings_for else settings for path in targets.adapted}
+    layer_settings = layer_settings or dict.fromkeys(targets.adapted, settings)
     built: dict[str, Adapter] = {}
     for path, own in layer_settings.items():
         base = base_of(body.modules[path])
         built[path] = METHODS[own.method].build(own, base, generator_of(seed, path))  # type: ignore[attr-defined]
     _build_in_full(body, targets.in_full, built, share_tied)
-    _build_tokens(body, token_ids, targets, built)
+    _build_tokens(body, token_rows, built)
     order = [path for path in body.modules if path in built]
     adapters = {path: built[path].train(model.training) for path in order}
     total = sum(parameter.numel() for parameter in base_parameters(model).values())
-    return AdapterSet(name, settings, targets, adapters, layer_settings, tuple(token_ids), total)
+    rows = {path: tuple(ids) for path, ids in token_rows.items()}
+    return AdapterSet(name, settings, targets, body, adapters, layer_settings, rows, total=total)
 
 
 def _build_in_full(body: Anatomy, paths: Sequence[str], built: dict[str, Adapter], share_tied: bool) -> None:
@@ -172,24 +178,21 @@ def _build_in_full(body: Anatomy, paths: Sequence[str], built: dict[str, Adapter
         built[path] = Full(base_of(body.modules[path]), shared)  # type: ignore[arg-type]
 
 
-def _build_tokens(body: Anatomy, token_ids: Sequence[int], targets: Targets, built: dict[str, Adapter]) -> None:
-    """The rows of `token_ids` in embedding and head, where these are not trained in full anyway."""
-    if not token_ids:
-        return
+def _build_tokens(body: Anatomy, token_rows: Mapping[str, Sequence[int]], built: dict[str, Adapter]) -> None:
+    """The rows of some tokens in embedding and head; a tied head shares its embedding's."""
     shared: nn.Parameter | None = None
-    for path in (body.embedding, body.head):
-        if path is None or path in targets.in_full:
-            continue
+    for path, ids in sorted(token_rows.items(), key=lambda item: item[0] == body.head):
         if path in built:
             raise AdapterError(
                 f"{path} cannot be adapted and have the rows of added tokens trained at once",
                 fix="take it out of adapter.targets, or train the embeddings in full (adapter.train_in_full)",
             )
-        rows = body.modules[path].weight.shape[0]  # type: ignore[union-attr,index]
-        if max(token_ids) >= rows:
-            raise AdapterError(f"{path} has no row for token {max(token_ids)}", found=f"{rows} rows")
-        built[path] = Tokens(base_of(body.modules[path]), token_ids, shared)
-        shared = built[path].get_parameter("rows") if body.tied else None  # type: ignore[assignment]
+        rows = body.modules[path].weight.shape[0]  # type: ignore[union-attr]
+        if max(ids) >= rows or min(ids) < 0:
+            raise AdapterError(f"{path} has no row for token {max(ids)}", found=f"{rows} rows")
+        same = body.tied and path == body.head and list(ids) == list(token_rows.get(body.embedding or "", ()))
+        built[path] = Tokens(base_of(body.modules[path]), ids, shared if same else None)
+        shared = built[path].get_parameter("rows")  # type: ignore[assignment]
 
 
 def place(model: PreTrainedModel, switch: Switch, adapter_set: AdapterSet) -> None:
@@ -227,9 +230,11 @@ def generator_of(seed: int, path: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _token_ids(model: PreTrainedModel, added: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(added, int):
-        layer = model.get_input_embeddings()
-        rows = (layer.layer if isinstance(layer, Slot) else layer).weight.shape[0]  # type: ignore[union-attr]
-        return tuple(range(rows - added, rows))
-    return tuple(sorted(added))
+def _token_rows(body: Anatomy, added: int | Sequence[int], targets: Targets) -> dict[str, tuple[int, ...]]:
+    """The added tokens' ids for embedding and head, but for those trained in full anyway."""
+    if not added or body.embedding is None:
+        return {}
+    rows = body.modules[body.embedding].weight.shape[0]  # type: ignore[union-attr]
+    ids = range(rows - added, rows) if isinstance(added, int) else sorted(added)
+    ends = [path for path in (body.embedding, body.head) if path and path not in targets.in_full]
+    return {path: tuple(ids) for path in ends}  # type: ignore[arg-type]

@@ -1,0 +1,73 @@
+"""Which base model an adapter belongs to: a fingerprint that is the same in every process and for every load dtype.
+
+It covers the config's essentials and, for each tensor, its name, shape and an even sample of 256 numbers rounded to
+bf16. The vocabulary's length is left out, so that rows for added tokens leave the fingerprint as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.adapters.adapter_set import base_parameters
+from tunesmith.adapters.targets import anatomy
+
+SAMPLE = 256
+ESSENTIALS = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    name: str
+    """Hub id, or the folder's own name; never a path of this machine. Empty where the model came from neither."""
+    revision: str | None
+    fingerprint: str
+    vocabulary: int
+    """Rows of the embedding that the adapter was trained beside."""
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        return asdict(self)
+
+
+def identify(model: PreTrainedModel, name: str | None = None, revision: str | None = None) -> BaseIdentity:
+    """The identity of `model`; `name` is what it was loaded from (else what the model itself remembers)."""
+    body = anatomy(model)
+    rows = 0 if body.embedding is None else body.modules[body.embedding].weight.shape[0]  # type: ignore[union-attr]
+    given = name if name is not None else str(getattr(model.config, "_name_or_path", "") or "")
+    return BaseIdentity(public_name(given), revision, fingerprint(model), rows)
+
+
+def public_name(name: str) -> str:
+    """A hub id as it is; of a path, the last part alone."""
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists():
+        return name
+    return Path(name).expanduser().resolve().name if name else ""
+
+
+@torch.no_grad()
+def fingerprint(model: PreTrainedModel) -> str:
+    """64 hex digits; two models agree exactly when an adapter of one means the same beside the other."""
+    body = anatomy(model)
+    config = model.config.get_text_config()
+    digest = hashlib.sha256(json.dumps({key: getattr(config, key, None) for key in ESSENTIALS}).encode())
+    vocabulary = {path for path in (body.embedding, body.head) if path}
+    for name, parameter in base_parameters(model).items():
+        by_token = name.rpartition(".")[0] in vocabulary
+        shape = tuple(parameter.shape[1:]) if by_token else tuple(parameter.shape)
+        digest.update(f"{name}{shape}".encode())
+        if parameter.device.type != "meta":
+            digest.update(_sample(parameter, by_token))
+    return digest.hexdigest()
+
+
+def _sample(parameter: Tensor, by_token: bool) -> bytes:
+    """An even sample as bf16 bytes; of a table with a row for each token, from its first rows."""
+    flat = parameter.detach()[:64].reshape(-1) if by_token else parameter.detach().reshape(-1)
+    step = max(1, flat.numel() // SAMPLE)
+    return flat[::step][:SAMPLE].to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()

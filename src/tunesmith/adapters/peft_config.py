@@ -1,0 +1,268 @@
+"""PEFT's adapter_config.json: written so that PEFT resolves it to exactly our layers, read by PEFT's own rules.
+
+Every key is known: read, without effect on the numbers, or refused by name with what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.adapters import METHODS
+from tunesmith.adapters.adapter_set import AdapterSet
+from tunesmith.adapters.full import Full
+from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.adapters.targets import Anatomy
+from tunesmith.errors import AdapterError, TunesmithError, together
+
+METHOD_OF = {"LORA": "lora"}
+"""PEFT's peft_type and our method."""
+
+READ = {
+    *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    *("trainable_token_indices", "ensure_weight_tying", "task_type", "bias", "init_lora_weights"),
+    *("base_model_name_or_path", "revision"),
+}
+INERT = {
+    *("auto_mapping", "peft_version", "inference_mode", "fan_in_fan_out", "megatron_core", "qalora_group_size"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
+}
+"""Say how the adapter was made or run, not what it computes."""
+REFUSED = {
+    "use_dora": "merge it with PEFT and load the merged model",
+    "lora_bias": "merge it with PEFT and load the merged model",
+    "target_parameters": "merge it with PEFT and load the merged model: stacks of experts take no adapter here",
+    "layer_replication": "replicate the layers of the base model first and save it, then train anew",
+    "use_qalora": "merge it with PEFT and load the merged model",
+    "alora_invocation_tokens": "this adapter acts from an invocation token on; run it with PEFT",
+    "velora_config": "it is a way of training; save the adapter again without it",
+    "monteclora_config": "save its mean with PEFT as a plain LoRA",
+    "arrow_config": "load the adapters that it routes between one by one",
+    "use_bdlora": "merge it with PEFT and load the merged model",
+    "kasa_config": "merge it with PEFT and load the merged model",
+    "megatron_config": "export the adapter from Megatron first",
+}
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of init_lora_weights after which the adapter fits a changed base alone."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config asks for, resolved on one model."""
+
+    settings: AdapterSettings
+    layers: dict[str, AdapterSettings]
+    """Settings of each adapted matrix by its path."""
+    in_full: tuple[str, ...]
+    token_rows: dict[str, tuple[int, ...]]
+    """Trained tokens of embedding and head, in the order of the stored rows."""
+    share_tied: bool
+    """Embedding and head, trained in full, are one copy."""
+    base_name: str | None
+
+
+def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict[str, Any]:
+    """The config that makes PEFT build `adapter_set`'s layers and no others."""
+    settings, body = adapter_set.settings, adapter_set.body
+    method = METHODS[settings.method]  # type: ignore[attr-defined]
+    main = method.to_peft(settings)
+    adapted, in_full = adapter_set.targets.adapted, adapter_set.targets.in_full
+    tokens = {path: ids for path, ids in adapter_set.token_rows.items() if not (body.tied and path == body.head)}
+    per_layer = {path: method.to_peft(own) for path, own in adapter_set.layer_settings.items()}
+    return {
+        "task_type": "CAUSAL_LM",
+        "auto_mapping": None,
+        "base_model_name_or_path": base_name or None,
+        "revision": revision,
+        "inference_mode": True,
+        "bias": "none",
+        "fan_in_fan_out": all(isinstance(body.modules[path], Conv1D) for path in adapted),
+        "init_lora_weights": True,
+        "target_modules": _compact(adapted, body),
+        "exclude_modules": None,
+        "modules_to_save": list(in_full) or None,
+        "ensure_weight_tying": shares_tied(adapter_set),
+        "trainable_token_indices": {path: list(ids) for path, ids in tokens.items()} or None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        **main,
+        "rank_pattern": _pattern("r", main, per_layer),
+        "alpha_pattern": _pattern("lora_alpha", main, per_layer),
+    }
+
+
+def _pattern(key: str, main: dict[str, Any], per_layer: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {re.escape(path): own[key] for path, own in per_layer.items() if own.get(key) != main.get(key)}
+
+
+def shares_tied(adapter_set: AdapterSet) -> bool:
+    """Whether embedding and head are trained in full as one."""
+    body = adapter_set.body
+    ends = [adapter_set.adapters.get(path) for path in (body.embedding, body.head) if path]
+    if len(ends) < 2 or not all(isinstance(end, Full) for end in ends):
+        return False
+    return ends[0].get_parameter("weight") is ends[1].get_parameter("weight")  # type: ignore[union-attr]
+
+
+def _compact(adapted: Sequence[str], body: Anatomy) -> list[str]:
+    """Leaf names where a leaf name means our layers and no others, full paths elsewhere."""
+    there: dict[str, set[str]] = {}
+    for path in body.modules:
+        there.setdefault(path.rpartition(".")[2], set()).add(path)
+    ours = set(adapted)
+    return list(dict.fromkeys(leaf if there[leaf := path.rpartition(".")[2]] <= ours else path for path in adapted))
+
+
+def read(config: dict[str, Any], body: Anatomy) -> Plan:
+    """Resolve PEFT's `config` on a model; everything that cannot be honoured is refused together."""
+    errors = list(_refusals(config))
+    if errors:
+        raise together(errors)
+    method = METHODS[METHOD_OF[config["peft_type"]]]
+    in_full = _saved_modules(config, body, errors)
+    adapted = _target_modules(config, body, in_full, errors)
+    rows = _token_rows(config, body, errors)
+    if errors:
+        raise together(errors)
+    chosen = {"targets": tuple(adapted), "train_in_full": tuple(in_full)}
+    settings = method.Settings(**method.from_peft(config), **chosen)
+    layers = {}
+    for path in adapted:
+        own = dict(config)
+        for key, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+            found = _matching_key(config.get(pattern) or {}, path)
+            if found is not None:
+                own[key] = config[pattern][found]
+        layers[path] = method.Settings(**method.from_peft(own), **chosen)
+    share = bool(config.get("ensure_weight_tying")) and body.tied
+    return Plan(settings, layers, tuple(in_full), rows, share, config.get("base_model_name_or_path"))
+
+
+def _refusals(config: dict[str, Any]) -> Iterable[TunesmithError]:
+    kind = config.get("peft_type")
+    if kind not in METHOD_OF:
+        yield AdapterError(
+            f"peft_type {kind} is not known here",
+            expected=", ".join(METHOD_OF),
+            fix="merge it with PEFT and load the merged model",
+        )
+        return
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        yield AdapterError(f"task_type {config['task_type']} is not causal language modelling", expected="CAUSAL_LM")
+    if config.get("bias", "none") != "none":
+        yield AdapterError(f"bias: {config['bias']} changes the base's biases", fix="merge it with PEFT first")
+    init = str(config.get("init_lora_weights", True)).lower()
+    if init.startswith(BASE_CHANGING):
+        yield AdapterError(
+            f"init_lora_weights: {init} starts from a changed base model",
+            fix="save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain LoRA of it",
+        )
+    for key, fix in REFUSED.items():
+        if config.get(key):
+            yield AdapterError(f"{key} is not supported", found=str(config[key])[:80], fix=fix)
+    for key in config.keys() - READ - INERT - REFUSED.keys():
+        if config[key]:
+            yield AdapterError(
+                f"{key} is not a setting that is known here",
+                found=str(config[key])[:80],
+                fix="load it with the PEFT that wrote it, merge, and load the merged model",
+            )
+
+
+def _saved_modules(config: dict[str, Any], body: Anatomy, errors: list[TunesmithError]) -> list[str]:
+    """Modules that PEFT trains in full: those whose path ends in a name, with all below them."""
+    chosen: set[str] = set()
+    for name in config.get("modules_to_save") or ():
+        tops = [path for path in body.modules if path and path.endswith(name)]
+        if not tops:
+            errors.append(AdapterError(f"modules_to_save names {name}, which matches nothing in this model"))
+        chosen.update(p for p in body.modules if any(p == top or p.startswith(top + ".") for top in tops))
+    if config.get("ensure_weight_tying") and body.tied and chosen & {body.embedding, body.head}:
+        chosen.update(path for path in (body.embedding, body.head) if path)
+    return [path for path in body.modules if path in chosen and any(True for _ in _own(body.modules[path]))]
+
+
+def _own(module: nn.Module) -> Iterable[nn.Parameter]:
+    return module.parameters(recurse=False)
+
+
+def _target_modules(
+    config: dict[str, Any], body: Anatomy, in_full: Sequence[str], errors: list[TunesmithError]
+) -> list[str]:
+    """Paths that PEFT would adapt, in the model's order."""
+    targets = config.get("target_modules")
+    if not targets:
+        errors.append(AdapterError("target_modules is empty", fix="name the layers that the adapter touches"))
+        return []
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        linear = [path for path, module in body.matrices.items() if not isinstance(module, nn.Embedding)]
+        found = [path for path in linear if path != body.head]
+    else:
+        found = [path for path in body.modules if path and _targeted(config, targets, path)]
+    found = [path for path in found if path not in set(in_full) and not _excluded(config, path)]
+    odd = [path for path in found if path not in body.matrices]
+    if odd:
+        errors.append(
+            AdapterError("target_modules reaches modules that take no adapter here", found=", ".join(odd[:4]))
+        )
+    if not found:
+        errors.append(AdapterError("target_modules matches nothing in this model", found=str(targets)[:120]))
+    if config.get("ensure_weight_tying") and body.tied and {body.embedding, body.head} & set(found):
+        errors.append(
+            AdapterError("ensure_weight_tying of a low-rank change is not supported", fix="merge it with PEFT")
+        )
+    return found
+
+
+def _targeted(config: dict[str, Any], targets: str | list[str], path: str) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, path) is not None
+    if path in targets:
+        return True
+    if not any(path.endswith(f".{target}") for target in targets):
+        return False
+    wanted = config.get("layers_to_transform")
+    if wanted is None or wanted == []:
+        return True
+    patterns = config.get("layers_pattern") or []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or [r"[^.]*"]:
+        match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", path)
+        if match:
+            return int(match["index"]) in ([wanted] if isinstance(wanted, int) else wanted)
+    return False
+
+
+def _excluded(config: dict[str, Any], path: str) -> bool:
+    names = config.get("exclude_modules") or []
+    if isinstance(names, str):
+        return re.fullmatch(names, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _matching_key(patterns: dict[str, Any], path: str) -> str | None:
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", path)), None)
+
+
+def _token_rows(config: dict[str, Any], body: Anatomy, errors: list[TunesmithError]) -> dict[str, tuple[int, ...]]:
+    """Trained tokens by path; a tied head follows its embedding."""
+    asked = config.get("trainable_token_indices")
+    if not asked:
+        return {}
+    if isinstance(asked, list):
+        asked = {body.embedding: asked}
+    ends = [path for path in (body.embedding, body.head) if path]
+    rows: dict[str, tuple[int, ...]] = {}
+    for name, ids in asked.items():
+        found = [path for path in ends if path.endswith(name)]
+        if not found:
+            errors.append(AdapterError(f"trainable_token_indices names {name}, neither embedding nor head here"))
+        rows |= {path: tuple(ids) for path in found}
+    if body.tied and body.embedding in rows and body.head:
+        rows.setdefault(body.head, rows[body.embedding])
+    return rows
