@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -21,6 +20,8 @@ class _Layer(CacheLayerMixin):
     """keys [R, H, C, D], values [R, H, C, D'] of one layer; the model sees `rows` × [first, end)."""
 
     is_sliding = False
+    keys: Any
+    values: Any
 
     def __init__(self, owner: RowCache) -> None:
         super().__init__()
@@ -37,7 +38,6 @@ class _Layer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
         rows, first, start = self.owner.rows, self.owner.first, self.end
         self.end = start + key_states.shape[2]
         self.keys[rows, :, start : self.end] = key_states
@@ -56,6 +56,8 @@ class _Layer(CacheLayerMixin):
 
 class RowCache(Cache):
     """`num_rows` × `num_columns` of every layer, allocated when the first key arrives."""
+
+    layers: list[Any]
 
     def __init__(self, num_rows: int, num_columns: int) -> None:
         super().__init__(layers=[])

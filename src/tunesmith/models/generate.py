@@ -235,6 +235,7 @@ def generate(
     on_answer: Callable[[int, Generated], object] | None = None,
     cancelled: Callable[[], bool] | None = None,
     memory: Memory | None = None,
+    row_ids: Sequence[int] | None = None,
     max_rows: int = 128,
     prefill_tokens: int = 4096,
     cache_bytes: int = 2 << 30,
@@ -245,6 +246,7 @@ def generate(
     decode          ids -> text, needed for `stop_strings`
     on_token        (answer's index, token id), as it is chosen; on_answer (index, answer), as it ends
     cancelled       asked between tokens; what is unfinished comes back as it is, "cancelled"
+    row_ids         one number per prompt that, with `seed`, decides its draws; absent: its place in `prompts`
     memory          of a conversation of one prompt at a time: what it shares with the last call is not computed again
     max_rows, prefill_tokens, cache_bytes   bounds on rows at a time, tokens in a prefill pass, and the cache's size
     """
@@ -281,7 +283,8 @@ def generate(
         for row, reason in ended:
             finish(row, reason)
 
-    waiting = _groups(prompts, names, num_samples, sampling, max_new_tokens)
+    ids = range(len(prompts)) if row_ids is None else row_ids
+    waiting = _groups(prompts, names, ids, num_samples, sampling, max_new_tokens)
     with _for_generation(model):
         longest = max((len(prompt) for prompt in prompts), default=1) + max_new_tokens
         num_rows = max(1, min(max_rows, len(results), cache_bytes // (longest * _bytes_per_token(model))))
@@ -386,22 +389,20 @@ def _bytes_per_token(model: PreTrainedModel) -> int:
 def _groups(
     prompts: Sequence[Sequence[int]],
     names: list[str | None],
+    ids: Sequence[int],
     num_samples: int,
     sampling: Sampling,
     max_new_tokens: int,
 ) -> list[list[_Row]]:
     """The rows of each prompt, shortest prompt first (they are taken from the end)."""
 
-    def row(index: int, prompt: Sequence[int], name: str | None) -> _Row:
+    def row(i: int, j: int) -> _Row:
         u = None
         if sampling.temperature > 0:
-            u = torch.from_numpy(uniforms(sampling.seed, index, max_new_tokens))
-        return _Row(index, prompt, name, u)
+            u = torch.from_numpy(uniforms(sampling.seed, ids[i] * num_samples + j, max_new_tokens))
+        return _Row(i * num_samples + j, prompts[i], names[i], u)
 
-    made = [
-        [row(i * num_samples + j, prompt, name) for j in range(num_samples)]
-        for i, (prompt, name) in enumerate(zip(prompts, names, strict=True))
-    ]
+    made = [[row(i, j) for j in range(num_samples)] for i in range(len(prompts))]
     return sorted(made, key=lambda group: len(group[0].prompt))
 
 

@@ -1,0 +1,113 @@
+"""A model to talk with: weights, tokenizer, template and the adapters that are loaded, answers as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel
+
+from tunesmith.adapters.attach import Switch
+from tunesmith.data.types import Message
+from tunesmith.models.generate import Generated, Memory, TextStream, generate
+from tunesmith.models.sampling import Sampling
+
+
+class Prompting(Protocol):
+    """What a session asks of `data.render.Renderer`."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]: ...
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Params:
+    """How to answer."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    """0: the likeliest token each time."""
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int = 0
+    stop_strings: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """ValueError with the reason where a value cannot be."""
+        Sampling(self.temperature, self.top_p, self.top_k, self.seed)
+        if self.max_new_tokens < 1:
+            raise ValueError("max_new_tokens is at least 1")
+
+
+@dataclass
+class Session:
+    """`adapters` are the names loaded on `model`; None stands for the base everywhere."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    renderer: Prompting
+    switch: Switch = field(default_factory=Switch)
+    adapters: list[str] = field(default_factory=list)
+
+    def decode(self, token_ids: list[int]) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def text(self, answer: Generated, params: Params) -> str:
+        """The answer without its end token, cut before the first stop string."""
+        text = self.decode(answer.content_ids)
+        return text[: min((at for s in params.stop_strings if (at := text.find(s)) >= 0), default=len(text))]
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        return self.renderer.prompt_ids(messages, tools)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: Params, *, adapters: Sequence[str | None], **options: Any
+    ) -> list[Generated]:
+        """Answers to token ids; `options` as in `models.generate.generate`."""
+        return generate(
+            self.model,
+            prompts,
+            max_new_tokens=params.max_new_tokens,
+            eos_ids=self.renderer.end_ids,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            seed=params.seed,
+            stop_strings=params.stop_strings,
+            decode=self.decode,
+            switch=self.switch,
+            adapters=adapters,
+            **options,
+        )
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        params: Params,
+        write: Callable[[str], object],
+        *,
+        adapter: str | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        memory: Memory | None = None,
+    ) -> Generated:
+        """One answer, its text handed to `write` piece by piece, whole characters only."""
+        text, ends = TextStream(self.decode), frozenset(self.renderer.end_ids)
+
+        def show(_: int, token_id: int) -> None:
+            if token_id not in ends and (piece := text.push(token_id)):
+                write(piece)
+
+        answer = self.generate(
+            [self.prompt_ids(messages)],
+            params,
+            adapters=[adapter],
+            on_token=show,
+            cancelled=cancelled,
+            memory=memory,
+        )[0]
+        if piece := text.rest():
+            write(piece)
+        return answer

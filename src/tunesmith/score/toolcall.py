@@ -1,0 +1,245 @@
+"""Function calls in an answer, read in the notations that models write, and compared with what was wanted.
+
+    <tool_call>{"name": …, "arguments": {…}}</tool_call>      JSON bare, fenced, in a list, in OpenAI's nesting
+    f(a=1, b="x")        [f(a=1), g(b=2)]                     Python
+
+The comparison is that of the Berkeley Function-Calling Leaderboard (AST match): the same functions, every required
+argument, none unknown, each value among its alternatives; "" among them means that it may be left out. Text is compared
+without case, spaces and the punctuation `,./-_*^`; 5 is a number where 5.0 is wanted, "5" is not.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_TAGGED = re.compile(r"<(tool_call|function_call|functioncall|tool_calls)>(.*?)(?:</\1>|\Z)", re.DOTALL)
+_FENCED = re.compile(r"```[ \t]*\w*[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
+_MARKERS = re.compile(r"<\|python_tag\|>|\[TOOL_CALLS\]|<\|[a-z_]+\|>")
+_CALL_START = re.compile(r"[A-Za-z_][\w.]*\(")
+_LOOSE = re.compile(r"[ ,./\-_*^]")
+_NAMES = {"true": True, "false": False, "null": None, "none": None}
+LONGEST = 20_000
+"""Characters of an answer that are read."""
+
+
+@dataclass(frozen=True)
+class Call:
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    positional: tuple[Any, ...] = ()
+
+
+def parse_calls(text: str) -> list[Call]:
+    """Every call found in `text`, in order; empty if there is none."""
+    text = text[:LONGEST]
+    for pieces in ([m.group(2) for m in _TAGGED.finditer(text)], _FENCED.findall(text), [text]):
+        calls = [call for piece in pieces for call in _read(_MARKERS.sub(" ", piece).strip())]
+        if calls:
+            return calls
+    return []
+
+
+def _read(text: str) -> list[Call]:
+    return _from_python(text) or _from_json(text) or _from_talk(text)
+
+
+def _from_json(text: str) -> list[Call]:
+    """Calls in the JSON values that stand in `text`, talk between them skipped."""
+    decoder, calls, at = json.JSONDecoder(), [], 0
+    while match := re.compile(r"[\[{]").search(text, at):
+        try:
+            value, at = decoder.raw_decode(text, match.start())
+        except (ValueError, RecursionError):
+            at = match.start() + 1
+            continue
+        calls += _calls_in(value)
+    return calls
+
+
+def _calls_in(value: Any) -> list[Call]:
+    """`value` in one of the shapes that stand for calls."""
+    if isinstance(value, list):
+        return [call for item in value for call in _calls_in(item)]
+    if not isinstance(value, dict):
+        return []
+    if "tool_calls" in value:
+        return _calls_in(value["tool_calls"])
+    if isinstance(value.get("function"), dict):
+        return _calls_in(value["function"])
+    name = value.get("name", value.get("function"))
+    if isinstance(name, str):
+        given: Any = next((value[key] for key in ("arguments", "parameters", "args") if key in value), {})
+        arguments = _loads(given) if isinstance(given, str) else given
+        return [Call(name, arguments)] if isinstance(arguments, dict) else []
+    if len(value) == 1:
+        name, arguments = next(iter(value.items()))
+        return [Call(name, arguments)] if isinstance(arguments, dict) else []
+    return []
+
+
+def _loads(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def _from_python(text: str) -> list[Call]:
+    """A call, or a list of calls, that is the whole of `text`; or one dict as Python writes it."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    nodes = node.elts if isinstance(node, ast.List | ast.Tuple) else [node]
+    calls = [_call_of(item) for item in nodes]
+    if nodes and all(calls):
+        return [call for call in calls if call]
+    return _calls_in(_loads(text)) if isinstance(node, ast.Dict | ast.List) else []
+
+
+def _call_of(node: ast.AST) -> Call | None:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name | ast.Attribute):
+        return None
+    arguments = {keyword.arg: _value(keyword.value) for keyword in node.keywords if keyword.arg}
+    return Call(ast.unparse(node.func), arguments, tuple(_value(item) for item in node.args))
+
+
+def _value(node: ast.AST) -> Any:
+    """What a literal means; anything else as it is written."""
+    if isinstance(node, ast.Name) and node.id.lower() in _NAMES:
+        return _NAMES[node.id.lower()]
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(item) for item in node.elts]
+    if isinstance(node, ast.Dict) and all(node.keys):
+        return {_value(key): _value(item) for key, item in zip(node.keys, node.values, strict=True) if key}
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, RecursionError):
+        return ast.unparse(node)
+
+
+def _from_talk(text: str) -> list[Call]:
+    """Python calls inside a sentence; one inside another's arguments is no call of its own."""
+    calls, at = [], 0
+    while match := _CALL_START.search(text, at):
+        at = match.end()
+        for end in _closings(text, match.end()):
+            if found := _from_python(text[match.start() : end]):
+                calls += found
+                at = end
+                break
+    return calls
+
+
+def _closings(text: str, start: int, most: int = 20) -> Iterator[int]:
+    """Where a closing bracket may end what began at `start`."""
+    for _ in range(most):
+        at = text.find(")", start)
+        if at < 0:
+            return
+        start = at + 1
+        yield start
+
+
+def calls_match(calls: Sequence[Call], truth: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Each wanted call is made once, in any order, and no other.
+
+    truth   BFCL's `{name: {argument: [alternatives]}}`, or plain `{"name": …, "arguments": {…}}`
+    """
+    wanted = [_wanted(item) for item in truth]
+    if len(calls) != len(wanted):
+        return False
+    left = list(calls)
+    for name, alternatives in wanted:
+        found = next((call for call in left if _same_call(call, name, alternatives, tools)), None)
+        if found is None:
+            return False
+        left.remove(found)
+    return True
+
+
+def _wanted(item: Mapping[str, Any]) -> tuple[str, dict[str, list[Any]]]:
+    item = item.get("function", item) if isinstance(item.get("function"), Mapping) else item
+    if isinstance(item.get("name"), str):
+        given = item.get("arguments", {})
+        arguments = _loads(given) if isinstance(given, str) else given
+        return item["name"], {key: [value] for key, value in arguments.items()}
+    name, alternatives = next(iter(item.items()))
+    return name, dict(alternatives)
+
+
+def _schema(name: str, tools: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The parameters of the tool called `name`: {} where it is not described."""
+    for tool in tools:
+        described = tool.get("function", tool)
+        if _plain_name(described.get("name", "")) == _plain_name(name):
+            return described.get("parameters") or {}
+    return {}
+
+
+def _plain_name(name: str) -> str:
+    # many models cannot write a dot in a name, and their tools are given to them with underscores
+    return name.replace(".", "_")
+
+
+def _same_call(call: Call, name: str, alternatives: dict[str, list[Any]], tools: Sequence[Mapping[str, Any]]) -> bool:
+    if _plain_name(call.name) != _plain_name(name):
+        return False
+    schema = _schema(name, tools)
+    properties = schema.get("properties") or {}
+    order = list(properties) or list(alternatives)
+    if len(call.positional) > len(order) or set(order[: len(call.positional)]) & set(call.arguments):
+        return False
+    arguments = dict(zip(order, call.positional, strict=False)) | call.arguments
+    if any(key not in alternatives for key in arguments):
+        return False
+    if any(key not in arguments for key in schema.get("required", ())):
+        return False
+    if any(key not in arguments and "" not in values for key, values in alternatives.items()):
+        return False
+    return all(
+        any(same_value(value, wanted, properties.get(key, {}).get("type")) for wanted in alternatives[key])
+        for key, value in arguments.items()
+    )
+
+
+def same_value(found: Any, wanted: Any, kind: str | None = None) -> bool:
+    """Whether an argument is the one wanted; `kind` is its type in the tool's description."""
+    if isinstance(wanted, bool) or isinstance(found, bool) or wanted is None or found is None:
+        return found is wanted
+    if isinstance(wanted, str) and isinstance(found, str):
+        return _loose(found) == _loose(wanted)
+    if isinstance(wanted, int | float) and isinstance(found, int | float):
+        return found == wanted and not (kind == "integer" and isinstance(found, float))
+    if isinstance(wanted, list | tuple) and isinstance(found, list | tuple):
+        return len(found) == len(wanted) and all(map(same_value, found, wanted))
+    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+        return _same_mapping(found, wanted)
+    return False
+
+
+def _same_mapping(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """BFCL lists alternatives inside an object too; a plain value is its own one alternative."""
+    options = {key: value if isinstance(value, list) else [value] for key, value in wanted.items()}
+    if any(key not in options for key in found):
+        return False
+    return all(
+        any(same_value(found[key], option) for option in [*values, wanted[key]]) if key in found else "" in values
+        for key, values in options.items()
+    )
+
+
+def _loose(text: str) -> str:
+    return _LOOSE.sub("", text).lower().replace("'", '"')
+
+
+def tool_call(prediction: str, gold: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> float:
+    """1 if the calls in the answer are those of `gold`."""
+    return float(calls_match(parse_calls(prediction), gold, tools))
