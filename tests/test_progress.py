@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith import progress
 from tunesmith.progress import Progress, seconds, size, sparkline
-from tunesmith.train.events import Ended, Evaluated, Noted, Started, StepDone
+from tunesmith.events import Ended, Evaluated, Noted, Started, StepDone
 
 
 class Clock:

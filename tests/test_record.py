@@ -16,7 +16,7 @@ from tunesmith.card import card
 from tunesmith.errors import CheckpointError, MachineError
 from tunesmith.recipe import from_dict, load
 from tunesmith.record import Run, write_file
-from tunesmith.train.events import Ended, Evaluated, Noted, Saved, Started, StepDone
+from tunesmith.events import Ended, Evaluated, Noted, Saved, Started, StepDone
 
 
 def recipe(folder, *overrides):

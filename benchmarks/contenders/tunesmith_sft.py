@@ -25,7 +25,7 @@ from tunesmith.models.policy import Policy, probe
 from tunesmith.models.settings import ModelSettings
 from tunesmith.objectives.sft import SFT
 from tunesmith.train.checkpoint import Checkpoints
-from tunesmith.train.events import Event, StepDone
+from tunesmith.events import Event, StepDone
 from tunesmith.train.loop import Job as LoopJob
 from tunesmith.train.loop import Loop, train_mode
 from tunesmith.train.settings import TrainSettings

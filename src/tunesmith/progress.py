@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.train.events import Ended, Evaluated, Event, Noted, Started, StepDone
+from tunesmith.events import Ended, Evaluated, Event, Noted, Started, StepDone
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SECONDS_BETWEEN_FRAMES = 0.1

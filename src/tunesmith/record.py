@@ -30,7 +30,7 @@ from typing import IO, Any, Literal, Protocol, Self
 from tunesmith import machine
 from tunesmith.errors import CheckpointError, MachineError
 from tunesmith.settings import Settings
-from tunesmith.train.events import Ended, Evaluated, Event, Noted, Saved, Started, StepDone
+from tunesmith.events import Ended, Evaluated, Event, Noted, Saved, Started, StepDone
 
 FREE_TO_CHANGE = ("output", "train.save_every", "train.keep_checkpoints")
 """Settings that a resumed run may have otherwise: no weight depends on them."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import MachineError, TunesmithError, together
-from tunesmith.train.events import Ended, Evaluated, Event, StepDone
+from tunesmith.events import Ended, Evaluated, Event, StepDone
 
 PROJECT = "tunesmith"
 

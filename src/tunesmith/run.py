@@ -28,7 +28,7 @@ from tunesmith.record import Run
 from tunesmith.reporters import reporters
 from tunesmith.session import Session, adapter_folder, open_session
 from tunesmith.train.checkpoint import Checkpoints, Restored
-from tunesmith.train.events import Ended, Event, Listener, Noted
+from tunesmith.events import Ended, Event, Listener, Noted
 from tunesmith.train.loop import Job, Loop, train_mode
 from tunesmith.train.signals import Signals, watched
 

@@ -80,3 +80,77 @@ def test_peft_computes_the_same_from_our_folder(arch, choice, tmp_path):
             mine = adapter_set.parameters()[names[name] + ".A"].grad
             torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-5 * parameter.grad.abs().max().item())
     assert sum(p.numel() for p in theirs.parameters() if p.requires_grad) == adapter_set.counts().trained
+
+
+def theirs_saved(arch: str, folder, **config):
+    """An adapter made and saved by PEFT itself, every tensor moved, and its logits."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(tiny(arch), LoraConfig(task_type="CAUSAL_LM", **config)).eval()
+        generator = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.2 * torch.empty(parameter.shape).normal_(generator=generator)
+        model.save_pretrained(folder)
+    return model
+
+
+THEIRS = {
+    "lora": {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"},
+    "rslora": {"r": 4, "use_rslora": True, "target_modules": "all-linear"},
+    "norms in full": {"r": 2, "target_modules": "all-linear", "modules_to_save": ["NORM"]},
+    "embeddings and head in full": {"r": 2, "target_modules": "all-linear", "modules_to_save": ["EMBED", "HEAD"]},
+    "tied in full": {
+        "r": 2,
+        "target_modules": "all-linear",
+        "modules_to_save": ["EMBED", "HEAD"],
+        "ensure_weight_tying": True,
+    },
+    "embeddings by LoRA": {"r": 2, "target_modules": ["EMBED", "UP"]},
+    "head by LoRA": {"r": 2, "target_modules": ["HEAD", "UP"]},
+    "patterns": {
+        "r": 2,
+        "target_modules": r".*\.(UP|DOWN)",
+        "rank_pattern": {"UP": 5},
+        "alpha_pattern": {r"0\..*DOWN": 11},
+    },
+    "layers": {"r": 2, "target_modules": ["UP", "DOWN"], "layers_to_transform": [1]},
+    "excluded": {"r": 2, "target_modules": "all-linear", "exclude_modules": ["UP"]},
+    "token rows": {"r": 2, "target_modules": ["UP"], "trainable_token_indices": {"EMBED": [91, 5, 40]}},
+}
+NAMES = {
+    "llama": {"NORM": "input_layernorm", "EMBED": "embed_tokens", "HEAD": "lm_head", "UP": "up_proj", "DOWN": "down_proj"},
+    "gpt2": {"NORM": "ln_1", "EMBED": "wte", "HEAD": "lm_head", "UP": "c_fc", "DOWN": "c_proj"},
+}
+NAMES |= {"llama-tied": NAMES["llama"], "gemma2": NAMES["llama"]}
+
+
+def named(value, names: dict[str, str]):
+    """`value` with EMBED, UP, … replaced by an architecture's own names."""
+    text = json.dumps(value)
+    for word, name in names.items():
+        text = text.replace(word, name)
+    return json.loads(text)
+
+
+@pytest.mark.parametrize("choice", THEIRS)
+@pytest.mark.parametrize("arch", NAMES)
+def test_we_compute_the_same_from_peft_s_folder(arch, choice, tmp_path):
+    theirs = theirs_saved(arch, tmp_path / "a", **named(THEIRS[choice], NAMES[arch]))
+    model, switch = tiny(arch), Switch()
+    adapter_set = load(tmp_path / "a", model, switch, "a", trainable=True)
+    wanted = theirs(IDS).logits
+    base = model(IDS).logits
+    switch.name = "a"
+    mine = model(IDS).logits
+    assert (mine - base).abs().max() > 1e-2
+    torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+    assert adapter_set.counts().trained == sum(p.numel() for p in theirs.parameters() if p.requires_grad)
+
+    again = tmp_path / "b"
+    save(again, adapter_set, identify(model))
+    fresh, switch = tiny(arch), Switch()
+    load(again, fresh, switch, "b")
+    switch.name = "b"
+    assert torch.equal(fresh(IDS).logits, mine)

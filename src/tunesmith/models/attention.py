@@ -101,9 +101,7 @@ class _FlatCPU(torch.autograd.Function):
     """q [H, T, D], k and v [K, T, D] -> [H, T, D], by torch's CPU flash kernel, document by document, in fp32."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[Segment], scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[Segment], scale: float) -> Tensor:
         ctx.dtype = q.dtype
         q, k, v = (x if x.dtype == torch.float64 else x.float() for x in (q, k, v))
         heads, tokens, dim = q.shape
@@ -142,9 +140,7 @@ def _flat_cuda(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) ->
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     edges, longest, causal = layout.boundaries, layout.longest, (-1, 0)
     grouped = q.shape[1] != k.shape[1]
-    out = varlen_attn(
-        q, k, v, edges, edges, longest, longest, scale=scale, window_size=causal, enable_gqa=grouped
-    )
+    out = varlen_attn(q, k, v, edges, edges, longest, longest, scale=scale, window_size=causal, enable_gqa=grouped)
     return out.transpose(0, 1)
 
 
@@ -183,9 +179,7 @@ def attend(
         return flat(query[0], key[0], value[0], layout, scale, sliding_window, softcap).transpose(0, 1)[None], None
     if softcap is not None:
         return plain(query, key, value, attention_mask, scale, softcap).transpose(1, 2), None
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-    )
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
 def register() -> None:

@@ -27,7 +27,7 @@ from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Objective, Step
 from tunesmith.train import memory
 from tunesmith.train.checkpoint import Checkpoints, Restored
-from tunesmith.train.events import Ended, Evaluated, Event, Listener, Noted, Saved, Started, StepDone
+from tunesmith.events import Ended, Evaluated, Event, Listener, Noted, Saved, Started, StepDone
 from tunesmith.train.optim import (
     gradient_norm,
     load_optimizer,
