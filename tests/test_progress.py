@@ -7,8 +7,8 @@ import types
 import pytest
 
 from tunesmith import progress
-from tunesmith.progress import Progress, seconds, size, sparkline
 from tunesmith.events import Ended, Evaluated, Noted, Started, StepDone
+from tunesmith.progress import Progress, seconds, size, sparkline
 
 
 class Clock:
@@ -178,6 +178,8 @@ def test_a_notebook_updates_one_output_and_shows_the_picture(monkeypatch, tmp_pa
     assert "step 1/30" in shown[0]
     assert len(updates) >= 29
     assert "step 30/30" in updates[-1]
+    here.close()
+    here.close()
     assert pictures == [b"png"]
 
 

@@ -14,9 +14,9 @@ import yaml
 from tunesmith import record
 from tunesmith.card import card
 from tunesmith.errors import CheckpointError, MachineError
+from tunesmith.events import Ended, Evaluated, Noted, Saved, Started, StepDone
 from tunesmith.recipe import from_dict, load
 from tunesmith.record import Run, write_file
-from tunesmith.events import Ended, Evaluated, Noted, Saved, Started, StepDone
 
 
 def recipe(folder, *overrides):
@@ -78,6 +78,16 @@ def test_metrics_after_a_resume_are_those_of_an_unbroken_run(tmp_path, killed_at
         work(run, killed_at // 5 * 5, 20)
     kept = [line for line in (broken / "metrics.jsonl").read_text().splitlines() if '"note"' not in line]
     assert "\n".join(kept) + "\n" == (whole / "metrics.jsonl").read_text()
+
+
+def test_an_evaluation_told_again_after_a_resume_is_written_once(tmp_path):
+    with Run.create(tmp_path, recipe(tmp_path)) as run:
+        work(run, 0, 10)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with Run.create(tmp_path, recipe(tmp_path), resume=True) as run:
+        run(Started(20, None, 10, 0.0))
+        run(Evaluated(10, {"loss": 0.31}, 0.1, True))
+    assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
 def test_nan_and_infinity_are_null(tmp_path):
@@ -206,8 +216,9 @@ def test_the_model_card(tmp_path):
     assert front["base_model"] == "owner/model"
     assert front["license"] == "apache-2.0"
     assert "lora" in front["tags"]
-    for said in ("# sql", "2,442,240 of 134,515,008 (1.82%)", "r 8", "owner/rows",
-                 "held-out loss (best, step 20) | 0.155", "accuracy before | 0.01", "torch ", "20 steps done"):  # fmt: skip
+    assert "| weights trained | 2,442,240 of 134,515,008 (1.82%) |" in text
+    assert "| held-out loss (best, step 20) | 0.155 |" in text
+    for said in ("# sql", "r 8", "owner/rows", "accuracy before | 0.01", "torch ", "20 steps done"):
         assert said in text
     assert (folder / "adapter" / "README.md").read_text() == text == (folder / "README.md").read_text()
 

@@ -221,13 +221,16 @@ def evaluate(
 def merge(
     source: Annotated[Path, typer.Argument(help="A run folder or an adapter folder.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
+    base: Annotated[
+        str | None, typer.Option(help="The base model, where the adapter's own note of it is not it.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto (as the base is stored), bfloat16, float16 or float32.")] = "auto",
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Write the base with the adapter worked in, as plain transformers weights, and prove it."""
     from tunesmith import run
 
-    run.merge(source, out, dtype=dtype, trust_remote_code=trust_remote_code)
+    run.merge(source, out, base=base, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 @verb

@@ -51,6 +51,7 @@ class Progress:
         self._last: StepDone | None = None
         self._held_out: Evaluated | None = None
         self._losses: list[float] = []
+        self._has_ended = False
         self._shown_at, self._shown_share, self._num_lines = -1e9, 0.0, 0
 
     @property
@@ -91,10 +92,13 @@ class Progress:
             self._end(event)
 
     def close(self) -> None:
-        """Takes the live block away; lines stay. Safe to call twice, and when no run began."""
+        """Takes the live block away; lines stay. In a notebook the picture follows. Safe to call twice."""
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._has_ended and self._notebook is not None and self._picture is not None and self._picture.is_file():
+            self._notebook.show_picture(self._picture)
+            self._picture = None
 
     def __enter__(self) -> Progress:
         return self
@@ -172,7 +176,7 @@ class Progress:
             self._draw(self._last)
         elif self._last is not None and self._shown_share < self._share(self._last):
             self.say(step_line(self._last))
-        self.close()
+        self.close()  # the picture is not drawn yet
         rate = f", {event.num_tokens / event.train_seconds:,.0f} tokens/s" if event.train_seconds > 0 else ""
         best = event.best_metrics.get("loss")
         self.say(
@@ -181,8 +185,7 @@ class Progress:
             + rate
             + (f", best held-out loss {best:.4f} at step {event.best_step}" if best is not None else "")
         )
-        if self._notebook is not None and self._picture is not None and self._picture.is_file():
-            self._notebook.show_picture(self._picture)
+        self._has_ended = True
 
 
 class _Notebook:

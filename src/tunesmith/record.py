@@ -29,11 +29,14 @@ from typing import IO, Any, Literal, Protocol, Self
 
 from tunesmith import machine
 from tunesmith.errors import CheckpointError, MachineError
-from tunesmith.settings import Settings
 from tunesmith.events import Ended, Evaluated, Event, Noted, Saved, Started, StepDone
+from tunesmith.settings import Settings
 
 FREE_TO_CHANGE = ("output", "train.save_every", "train.keep_checkpoints")
 """Settings that a resumed run may have otherwise: no weight depends on them."""
+
+BESIDES = ("lock", "tensorboard", "wandb")
+"""What may stand in the folder before its run does."""
 
 
 class OutputSettings(Settings):
@@ -69,6 +72,7 @@ class Run:
         self.facts: dict[str, Any] = {}
         self._metrics: IO[str] | None = None
         self._early: list[dict[str, Any]] = []
+        self._kept: set[tuple[str, int]] = set()
         self._last_save: dict[str, Any] | None = None
         self._last_step: StepDone | None = None
 
@@ -152,9 +156,11 @@ class Run:
         path = self.folder / "metrics.jsonl"
         kept: list[str] = []
         end = 0
+        self._kept.clear()
         for line in path.read_text().splitlines() if path.is_file() and first_step else []:
             try:
-                step = json.loads(line).get("step")
+                values = json.loads(line)
+                step = values.get("step")
             except ValueError:  # torn by whatever ended the run
                 break
             if step is not None and step > first_step:
@@ -162,6 +168,7 @@ class Run:
             kept.append(line)
             if step is not None:
                 end = len(kept)
+                self._kept.add((values["event"], step))
         write_file(path, "".join(f"{line}\n" for line in kept[:end]))
         with guarded(path):
             self._metrics = path.open("a", encoding="utf-8")
@@ -173,6 +180,8 @@ class Run:
     def _write_line(self, values: dict[str, Any]) -> None:
         if self._metrics is None:  # a note before it is known from where the run goes on
             self._early.append(values)
+            return
+        if (values["event"], values.get("step")) in self._kept:  # an evaluation that the checkpoint did not know of
             return
         with guarded(self.folder / "metrics.jsonl"):
             self._metrics.write(json.dumps(finite(values)) + "\n")
@@ -226,7 +235,7 @@ def _has_begun(folder: Path) -> bool:
 
 
 def _may_run_here(folder: Path, resolved: Written, resume: bool) -> None:
-    inside = sorted(entry.name for entry in folder.iterdir() if entry.name != "lock")
+    inside = sorted(entry.name for entry in folder.iterdir() if entry.name not in BESIDES)
     if not inside:
         return
     record = folder / "provenance.json"
