@@ -151,6 +151,21 @@ def test_generation_begins_with_the_very_ids_of_training(name, conversation):
         assert renderer.prompt_ids(conversation.messages[:answer]) == ids[:start]
 
 
+@pytest.mark.parametrize("name", ["bare", "trims offsets", "generation tag", "llama2", "word mark", "drops thought"])
+@settings(deadline=None, max_examples=20)
+@given(conversation=conversations())
+def test_training_sees_what_the_tokenizers_own_template_gives(name, conversation):
+    turns = [{"role": turn.role, "content": turn.content} for turn in conversation.messages]
+    ids = PAIRS[name].apply_chat_template(turns, return_dict=False)
+    assert PAIR_RENDERERS[name].render(conversation).token_ids.tolist() == ids
+
+
+def test_a_template_that_writes_the_date_is_told():
+    renderer = Renderer(tiny.byte_level("{{ strftime_now('%d %b %Y') }}" + tiny.CHATML))
+    renderer.render(chat("q", "a"))
+    assert any("date" in note for note in renderer.notes)
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_bos_stands_exactly_once_where_tokenizer_or_template_uses_it(name):
     tokenizer, renderer = PAIRS[name], PAIR_RENDERERS[name]
@@ -302,6 +317,15 @@ def test_tools_go_through_a_template_that_knows_them():
     ]
     assert renderer.notes == ()
     assert not rendering.unprompted
+
+
+def test_tools_that_move_to_the_last_question_leave_the_mask_right():
+    tokenizer = tiny.byte_level(tiny.TOOLS_AT_LAST_QUESTION)
+    more = (*TOOL_ROW.messages, Message("user", "sure?"), Message("assistant", "very"))
+    rendering = Renderer(tokenizer).render_all([Conversation(more, ORIGIN, (TOOL,))])
+    call = f"CALLS{json.dumps([CALL])}</s>"
+    assert learned_texts(tokenizer, rendering.examples[0]) == [call, " yes</s>", " very</s>"]
+    assert rendering.unprompted == [ORIGIN]
 
 
 @pytest.mark.parametrize("template", [tiny.CHATML, tiny.NO_SYSTEM])

@@ -50,6 +50,16 @@ EMPTY_THOUGHT_LAST = (
 )
 # Counts the turns at the top, so that no beginning of a conversation looks like the whole.
 REWRITES = "{{ messages | length | string + ' turns\\n' }}" + CHATML
+# As Mistral's: tools stand before the last question only, calls show no content, and nothing opens an answer.
+TOOLS_AT_LAST_QUESTION = (
+    "{{ bos_token }}{% set asked = messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{% if m == asked[-1] and tools %}{{ 'TOOLS' + tools | tojson }}{% endif %}"
+    "{{ '[INST]' + m['content'] + '[/INST]' }}"
+    "{% elif m['tool_calls'] %}{{ 'CALLS' + m['tool_calls'] | tojson + eos_token }}"
+    "{% elif m['role'] == 'tool' %}{{ 'RESULT' + m['content'] + 'END' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
 GENERATION_TAG = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|im_start|>assistant\\n' }}"
     "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"

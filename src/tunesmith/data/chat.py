@@ -173,10 +173,10 @@ class ChatTemplate:
 
     @cached_property
     def takes_role_tool(self) -> bool:
-        call = {"role": "assistant", "content": ANSWER}
-        return FOLLOW_UP in self._tried(
-            [{"role": "user", "content": USER}, call, {"role": "tool", "content": FOLLOW_UP}, call]
-        )
+        """Whether a reply of a tool is shown, and not as the assistant's own words."""
+        before = [{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}]
+        text = self._tried([*before, {"role": "tool", "content": FOLLOW_UP}])
+        return FOLLOW_UP in text and text != self._tried([*before, {"role": "assistant", "content": FOLLOW_UP}])
 
 
 def _tool() -> dict[str, Any]:
@@ -194,3 +194,8 @@ def common_prefix(a: str, b: str) -> str:
         else:
             high = middle - 1
     return a[:low]
+
+
+def common_suffix(a: str, b: str) -> str:
+    """The longest text that both end with."""
+    return common_prefix(a[::-1], b[::-1])[::-1]

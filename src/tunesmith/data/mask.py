@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.data.chat import ChatTemplate, Turn, common_prefix
+from tunesmith.data.chat import ChatTemplate, Turn, common_prefix, common_suffix
 
 _OTHER = "\ue000zq\ue001"
 
@@ -60,12 +60,28 @@ def _start(
         bare = chat.render(turns[:index], tools)
         if text.startswith(bare + header):
             return len(bare + header), False
+        behind = _behind_previous(chat, text, turns, index, tools, prompt)
+        if behind is not None:
+            return behind, False
     limit = _content_start(chat, text, turns, index, tools)
     at = text.rfind(header, 0, limit)
     gap = text[at + len(header) : limit]
     if at < 0 or (not header and gap) or any(end in gap for end in chat.traits.ends):
         raise MaskUnknown(f"where turn {index + 1} begins")
     return at + len(header), False
+
+
+def _behind_previous(
+    chat: ChatTemplate, text: str, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]], prompt: str
+) -> int | None:
+    """The start as what follows the content of the turn before: in `prompt` that is all there is up to the answer."""
+    before = turns[index - 1] | {"content": turns[index - 1]["content"] + _OTHER}
+    other_prompt = chat.render([*turns[: index - 1], before], tools, open_answer=True)
+    tail = common_suffix(prompt, other_prompt)
+    rest = common_suffix(text, chat.render([*turns[: index - 1], before, *turns[index:]], tools))
+    if prompt == other_prompt or not rest.startswith(tail):
+        return None
+    return len(text) - len(rest) + len(tail)
 
 
 def _content_start(

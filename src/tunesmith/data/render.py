@@ -149,6 +149,8 @@ class Renderer:
         learned = [turn.is_learned for turn in messages]
         if not self.chat.traits.reasoning and any(turn.reasoning and turn.is_learned for turn in messages):
             self._notes["the chat template drops reasoning: it is not trained"] = None
+        if "strftime_now" in str(self.tokenizer.chat_template):
+            self._notes["the chat template writes today's date: on another day the rows have other tokens"] = None
         text, spans = learned_spans(self.chat, turns, learned, tools)
         ends_open = bool(spans) and learned[-1] and turns[-1]["role"] == "assistant" and not self.chat.traits.stops
         if ends_open:
