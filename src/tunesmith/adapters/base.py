@@ -101,7 +101,9 @@ class Precomputed(Base):
         self._output = output
 
     def output(self, x: Tensor) -> Tensor:
-        return self._output
+        """As `x` is shaped: a method may flatten its tokens before it asks."""
+        leading = x.shape if self.is_embedding else x.shape[:-1]
+        return self._output.reshape(*leading, self.out_features)
 
 
 class Adapter(nn.Module):
