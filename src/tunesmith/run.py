@@ -19,6 +19,7 @@ from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.report import summary
 from tunesmith.data.templates import install
 from tunesmith.errors import CheckpointError, MachineError, RecipeError
+from tunesmith.events import Ended, Event, Listener, Noted
 from tunesmith.models.load import Loaded, load_config, load_model, load_tokenizer
 from tunesmith.models.policy import Policy, probe
 from tunesmith.objectives.sft import SFT
@@ -28,7 +29,6 @@ from tunesmith.record import Run
 from tunesmith.reporters import reporters
 from tunesmith.session import Session, adapter_folder, open_session
 from tunesmith.train.checkpoint import Checkpoints, Restored
-from tunesmith.events import Ended, Event, Listener, Noted
 from tunesmith.train.loop import Job, Loop, train_mode
 from tunesmith.train.signals import Signals, watched
 
@@ -72,7 +72,8 @@ def train(
             progress.say(line)
         loaded, policy, adapter_set = _model(recipe, tokenizer, trust_remote_code, saved, progress)
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
-        loop = _loop(recipe, policy, adapter_set, prepared, base, run, signals, [progress, run, *sinks, *listeners])
+        everyone = [progress, run, *sinks, *listeners]
+        loop = _loop(recipe, policy, adapter_set, tokenizer, prepared, base, run, signals, everyone)
         if saved is not None:
             _same_run(saved, prepared, base.fingerprint)
             loop.restore(saved)
@@ -129,24 +130,40 @@ def _model(
     progress.say(
         f"{type(loaded.model).__name__} in {str(loaded.dtype).removeprefix('torch.')} on {loaded.model.device}, {how}"
     )
-    progress.say(
-        f"training {counts.trained:,} of {counts.total:,} parameters ({counts.share:.2%}): {adapter_set.targets}"
-    )
+    progress.say(f"training {counts.trained:,} of {counts.total:,} parameters ({counts.share:.2%})")
+    for line in _reached(adapter_set):
+        progress.say(f"  {line}")
     if recipe.train.recompute:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
     train_mode(policy, recipe.train.recompute)
     return loaded, policy, adapter_set
 
 
+def _reached(adapter_set: AdapterSet) -> list[str]:
+    """What is trained and what is not, a line each."""
+    targets = adapter_set.targets
+    names = dict.fromkeys(path.rpartition(".")[2] for path in targets.adapted)
+    lines = [f"{adapter_set.settings.method} on {len(targets.adapted)} layers: {', '.join(names)}"]  # type: ignore[attr-defined]
+    if targets.in_full:
+        full = dict.fromkeys(path.rpartition(".")[2] for path in targets.in_full)
+        lines.append(f"in full, {len(targets.in_full)} modules: {', '.join(full)}")
+    if adapter_set.added_tokens:
+        lines.append(f"rows of {len(adapter_set.added_tokens)} added tokens")
+    if targets.missed:
+        lines.append(f"not reached: {', '.join(targets.summary())}")
+    return lines
+
+
 def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch) -> AdapterSet:
     """A fresh adapter, or the one that training goes on from."""
     if recipe.model.adapter is None:
-        return add(
-            loaded.model, switch, recipe.adapter, name=NAME, seed=recipe.train.seed,
-            added_tokens=loaded.num_added_tokens,
-        )  # fmt: skip
+        fresh = add(
+            loaded.model, switch, recipe.adapter, name=NAME, seed=recipe.train.seed, added_tokens=loaded.added_token_ids
+        )
+        fresh.added_tokens = recipe.model.add_tokens
+        return fresh
     folder = adapter_folder(Path(recipe.model.adapter))
-    adapter_set = store.load_adapter(folder, loaded.model, switch, name=NAME)
+    adapter_set = store.load(folder, loaded.model, switch, NAME, trainable=True)
     given = recipe.explicit().get("adapter", {})
     held = adapter_set.settings.model_dump(mode="json")
     clashes = [f"{key}={value} (the adapter has {held[key]})" for key, value in given.items() if held[key] != value]
@@ -157,9 +174,6 @@ def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch) -> AdapterSet:
             found=", ".join(clashes),
             fix="leave these settings out, or start a fresh adapter without model.adapter",
         )
-    for parameter in loaded.model.parameters():
-        parameter.requires_grad_(False)
-    adapter_set.requires_grad(True)
     return adapter_set
 
 
@@ -167,6 +181,7 @@ def _loop(
     recipe: Recipe,
     policy: Policy,
     adapter_set: AdapterSet,
+    tokenizer: PreTrainedTokenizerBase,
     prepared: Prepared,
     base: identity.BaseIdentity,
     run: Run,
@@ -174,7 +189,9 @@ def _loop(
     listeners: Sequence[Listener],
 ) -> Loop:
     def write(folder: Path) -> None:
-        store.save_adapter(folder, policy.model, adapter_set, base, recipe.model.add_tokens)
+        store.save(folder, adapter_set, base)
+        if recipe.model.add_tokens or recipe.model.template:
+            tokenizer.save_pretrained(folder)
 
     objective = SFT(
         prepared.train,

@@ -53,7 +53,7 @@ class Session:
         """Stand an adapter of a folder beside the others; returns its name. Reads that folder's files alone."""
         path = adapter_folder(Path(folder))
         called = name or unused_name(path, self.adapters)
-        self.adapters[called] = store.load_adapter(path, self.model, self.switch, name=called)
+        self.adapters[called] = store.load(path, self.model, self.switch, called)
         return called
 
     def unload_adapter(self, name: str) -> None:
@@ -133,7 +133,7 @@ class Source:
 
 
 def find_source(source: str, base: str | None = None) -> Source:
-    """A run folder, an adapter folder, a model folder or a hub id; `base` overrides what an adapter says of its base."""
+    """A run folder, an adapter folder, a model folder or a hub id; `base` overrides what an adapter says."""
     path = Path(source).expanduser()
     if not path.exists():
         return Source(ModelSettings(name=source), None)
@@ -187,7 +187,7 @@ def open_session(
     if settings.dtype == "auto":
         settings = settings.model_copy(update={"dtype": dtype})
     folders = [adapter_folder(Path(folder)) for folder in adapters]
-    tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code, folder=found.adapter)
     if settings.template:
         install(settings.template, tokenizer)
     model = load_model(settings, tokenizer, trust_remote_code=trust_remote_code).model

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from tunesmith.errors import ModelError
 from tunesmith.models import attention
@@ -25,7 +28,7 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
     name: str
     dtype: torch.dtype
-    num_added_tokens: int
+    added_token_ids: tuple[int, ...]
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -103,15 +106,24 @@ def _offline_kwargs(name: str) -> dict[str, Any]:
     return {"local_files_only": True} if Path(name).expanduser().exists() else {}
 
 
-def load_tokenizer(settings: ModelSettings, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the tokens to add added (the chat template is the data path's concern)."""
-    name = _local(settings.name)
+def load_tokenizer(
+    settings: ModelSettings, *, trust_remote_code: bool = False, folder: Path | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the tokens to add added (the chat template is the data path's concern).
+
+    `folder`: where a tokenizer of its own may lie, beside an adapter that was trained with one.
+    """
+    own = folder is not None and (folder / "tokenizer_config.json").is_file()
+    name = str(folder) if own else _local(settings.name)
     _check_name(name)
     tokenizer = _fetch(
         "tokenizer",
         settings.name,
         lambda: AutoTokenizer.from_pretrained(
-            name, revision=settings.revision, trust_remote_code=trust_remote_code, **_offline_kwargs(name)
+            name,
+            revision=None if own else settings.revision,
+            trust_remote_code=trust_remote_code,
+            **_offline_kwargs(name),
         ),
     )
     if settings.add_tokens:
@@ -139,45 +151,58 @@ def load_model(
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Loaded:
-    """The frozen model, in evaluation mode, on its device. `dtype` overrides the settings: a resumed run keeps its own."""
+    """The frozen model in evaluation mode on its device. `dtype` overrides the settings: a resumed run keeps its own."""
     device = pick_device(settings.device)
     dtype = dtype or pick_dtype(settings.dtype, device)
     attention.register()
     name = _local(settings.name)
     config = load_config(settings, trust_remote_code=trust_remote_code)
-    model = _fetch(
-        "model",
-        settings.name,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            revision=settings.revision,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            **_offline_kwargs(name),
-        ),
-    )
+    with _without_bars():
+        model = _fetch(
+            "model",
+            settings.name,
+            lambda: AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                revision=settings.revision,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                **_offline_kwargs(name),
+            ),
+        )
     if model._supports_attention_backend:
         model.set_attn_implementation(attention.NAME)
-    added = resize_for(model, tokenizer)
+    resize_for(model, tokenizer)
     model.requires_grad_(False)
     model.eval()
     model.to(device)
     fuse(model)
+    added = tuple(tokenizer.convert_tokens_to_ids(token) for token in settings.add_tokens)
     return Loaded(model, tokenizer, settings.name, dtype, added)
 
 
-def resize_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Give every token of the tokenizer a row; returns how many rows were added. Old rows keep their bits."""
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers' own progress bars off: ours says the same on one line."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
+def resize_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give every token of the tokenizer a row. Old rows keep their bits."""
     before = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) <= before:
-        return 0
+        return
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     torch.random.set_rng_state(state)
-    return len(tokenizer) - before
 
 
 def _local(name: str) -> str:
