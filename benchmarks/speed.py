@@ -31,9 +31,7 @@ NAME = "SmolLM2-135M-Instruct"
 CACHE = HERE / ".cache"
 NOISE = 0.01
 """Final losses that differ by less than this share count as equal: two seeds of one contender differ by as much."""
-RECIPE = {"rank": 8, "alpha": 16, "learning_rate": 2e-4, "seed": 0}
-
-
+RECIPE: dict[str, Any] = {"rank": 8, "alpha": 16, "learning_rate": 2e-4, "seed": 0}
 MEMORY_TARGET = 0.6
 """Our peak resident memory over PEFT+TRL's, at most."""
 
@@ -330,8 +328,9 @@ def main() -> int:
     options = parse()
     CACHE.mkdir(exist_ok=True)
     model = options.model.resolve() if options.model else make_model()
-    for rival in {CONTENDERS[name].rival for name in options.contenders} - {None}:
-        environment(rival)
+    for rival in {CONTENDERS[name].rival for name in options.contenders}:
+        if rival:
+            environment(rival)
     complete = [benchmark(data, model, options) for data in options.data]
     return 0 if all(complete) else 1
 

@@ -20,12 +20,12 @@ from tunesmith.adapters.adapter_set import AdapterSet, add
 from tunesmith.adapters.attach import Switch
 from tunesmith.adapters.lora import Settings as LoRASettings
 from tunesmith.data.types import Example, Origin
+from tunesmith.events import Event, StepDone
 from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.policy import Policy, probe
 from tunesmith.models.settings import ModelSettings
 from tunesmith.objectives.sft import SFT
 from tunesmith.train.checkpoint import Checkpoints
-from tunesmith.events import Event, StepDone
 from tunesmith.train.loop import Job as LoopJob
 from tunesmith.train.loop import Loop, train_mode
 from tunesmith.train.settings import TrainSettings

@@ -13,6 +13,7 @@ Variants (`job.variant`):
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,12 @@ NAME = "SmolLM2-135M-Instruct"
 
 def converted(job: Job) -> Path:
     """The checkpoint in LitGPT's layout, converted once by LitGPT's own converter."""
-    folder = Path(job.cache).resolve() / "litgpt" / NAME
+    digest = hashlib.sha256()
+    for weights in sorted(Path(job.model).glob("*.safetensors")):
+        with weights.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    folder = Path(job.cache).resolve() / "litgpt" / digest.hexdigest()[:12] / NAME
     if not (folder / "lit_model.pth").exists():
         folder.mkdir(parents=True, exist_ok=True)
         for source in Path(job.model).iterdir():
