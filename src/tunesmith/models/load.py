@@ -151,7 +151,7 @@ def load_model(
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Loaded:
-    """The frozen model in evaluation mode on its device. `dtype` overrides the settings: a resumed run keeps its own."""
+    """The frozen model, ready to answer, on its device. `dtype` overrides the settings: a resumed run keeps its own."""
     device = pick_device(settings.device)
     dtype = dtype or pick_dtype(settings.dtype, device)
     attention.register()
