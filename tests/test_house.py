@@ -24,9 +24,10 @@ LAYERS: list[set[str]] = [
     {"data"},
     {"quant"},
     {"kernels"},
-    {"doctor", "card", "progress", "reporters", "plot"},
-    {"record", "strict"},
-    {"machine", "notation"},
+    {"doctor", "progress", "reporters"},
+    {"record"},
+    {"card", "plot", "strict"},
+    {"atomic", "machine", "notation"},
     {"events", "settings"},
     {"errors"},
 ]

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tunesmith import record
+from tunesmith import atomic
+from tunesmith.atomic import write_file
 from tunesmith.card import card
 from tunesmith.errors import CheckpointError, MachineError
 from tunesmith.events import Ended, Evaluated, Noted, Saved, Started, StepDone
 from tunesmith.recipe import from_dict, load
-from tunesmith.record import Run, write_file
+from tunesmith.record import Run
 
 
 def recipe(folder, *overrides):
@@ -182,7 +183,7 @@ def test_a_full_disk_is_one_sentence_and_the_old_file_stays(tmp_path, monkeypatc
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(record.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(MachineError, match="the disk is full") as caught:
         write_file(path, "new")
     assert caught.value.exit_code == 4

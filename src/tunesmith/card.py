@@ -16,8 +16,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from tunesmith.atomic import write_file
 from tunesmith.notation import write
-from tunesmith.record import write_file
 
 
 def write_card(folder: Path) -> None:

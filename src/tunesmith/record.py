@@ -14,20 +14,17 @@ one sees the old or the new, never half of it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
-import math
 import os
-import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, Self
 
 from tunesmith import machine
+from tunesmith.atomic import finite, guarded, write_file, write_json
 from tunesmith.errors import CheckpointError, MachineError
 from tunesmith.events import Ended, Evaluated, Event, Noted, Saved, Started, StepDone
 from tunesmith.settings import Settings
@@ -278,48 +275,3 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _numbers(event: Event, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
     return {key: value for key, value in vars(event).items() if key not in leave_out}
-
-
-def finite(value: Any) -> Any:
-    """`value` with NaN and infinities as null: JSON has no word for them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_file(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Replaces `path` whole: written beside it, flushed to the disk, then renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with guarded(path):
-            with beside.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def guarded(path: Path) -> Iterator[None]:
-    """A write that fails says so in one sentence: the disk is full, or the folder may not be written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise MachineError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
-        existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-        free = shutil.disk_usage(existing).free / 1e6
-        raise MachineError(
-            "the disk is full",
-            where=str(path),
-            found=f"{free:,.0f} MB free",
-            fix="make room, or move the run: output.folder=…; what was saved before can be resumed",
-        ) from error

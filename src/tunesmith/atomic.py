@@ -1,0 +1,60 @@
+"""Files that are there whole or not at all, and a sentence when the disk is full."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import MachineError
+
+
+def finite(value: Any) -> Any:
+    """`value` with NaN and infinities as null: JSON has no word for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_file(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replaces `path` whole: written beside it, flushed to the disk, then renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with guarded(path):
+            with beside.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """A write that fails says so in one sentence: the disk is full, or the folder may not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
+        existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+        free = shutil.disk_usage(existing).free / 1e6
+        raise MachineError(
+            "the disk is full",
+            where=str(path),
+            found=f"{free:,.0f} MB free",
+            fix="make room, or move the run: output.folder=…; what was saved before can be resumed",
+        ) from error
