@@ -8,8 +8,9 @@ from transformers import GenerationConfig
 from tunesmith.adapters.attach import Switch, attach
 from tunesmith.adapters.lora import Settings, build
 from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models.generate import Memory, TextStream, generate
+from tunesmith.models.generate import Memory, generate
 from tunesmith.models.sampling import Sampling, choose, uniforms
+from tunesmith.models.text_stream import TextStream
 from tunesmith.models.tiny import ARCHITECTURES, VOCABULARY, tiny
 
 EOS = 2

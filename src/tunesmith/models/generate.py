@@ -5,16 +5,15 @@
             rows that end leave, waiting prompts take their places, answers come back in the callers' order
 
 Greedy answers equal `transformers.generate`; a row's answer depends on neither its neighbours nor their adapters.
-Text is never tokenised again: whoever needs text decodes the ids, `TextStream` piece by piece.
+Text is never tokenised again: whoever needs text decodes the ids, `models/text_stream.py` piece by piece.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +21,8 @@ from transformers import PreTrainedModel
 
 from tunesmith.adapters.attach import Switch, slots
 from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models.cache import COLUMN_BLOCK, RowCache
+from tunesmith.models.cache import RowCache
+from tunesmith.models.rows import Batch, Prefix, Row
 from tunesmith.models.sampling import Sampling, choose, uniforms
 
 FinishReason = Literal["eos", "stop", "length", "cancelled"]
@@ -55,33 +55,6 @@ class Memory:
     cache: RowCache | None = None
 
 
-@dataclass
-class _Row:
-    """One answer under way."""
-
-    index: int
-    prompt: Sequence[int]
-    adapter: str | None
-    u: Tensor | None
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    start: int = 0
-    """Column of its first token."""
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.token_ids)
-
-
-@dataclass
-class _Prefix:
-    """Tokens that every prompt begins with: their keys and values, one row per adapter."""
-
-    length: int
-    adapters: list[str | None]
-    cache: RowCache
-
-
 @dataclass(frozen=True)
 class _Stop:
     """When an answer ends."""
@@ -91,7 +64,7 @@ class _Stop:
     strings: tuple[str, ...]
     decode: Callable[[list[int]], str] | None
 
-    def reason(self, row: _Row) -> FinishReason | None:
+    def reason(self, row: Row) -> FinishReason | None:
         if row.token_ids[-1] in self.eos_ids:
             return "eos"
         if self.strings and self.decode is not None:
@@ -102,116 +75,45 @@ class _Stop:
         return "length" if len(row.token_ids) >= self.max_new_tokens else None
 
 
-class _Batch:
-    """The rows under way and their cache. Rows [0, n) are alive; all write column `end` next."""
+@dataclass
+class _Answers:
+    """What is made of the logits: a token for each row, and the answers of the rows that end."""
 
-    def __init__(
-        self, model: PreTrainedModel, num_rows: int, switch: Switch | None, prefix: _Prefix | None, prefill_tokens: int
-    ) -> None:
-        self.model, self.switch, self.prefix, self.prefill_tokens = model, switch, prefix, prefill_tokens
-        self.device = model.device
-        self.rows: list[_Row] = []
-        self.cache = RowCache(num_rows, 0)
-        self.mask = torch.zeros(num_rows, 0, dtype=torch.bool, device=self.device)
-        self.end = 0
-        accepted = inspect.signature(model.forward).parameters
-        self.takes_positions = "position_ids" in accepted
-        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    made: list[Generated | None]
+    sampling: Sampling
+    stop: _Stop
+    want_logprobs: bool
+    on_token: Callable[[int, int], object] | None
+    on_answer: Callable[[int, Generated], object] | None
+    memory: Memory | None
 
-    @property
-    def first(self) -> int:
-        return min((row.start for row in self.rows), default=self.end)
+    def take(self, batch: Batch, rows: list[Row], logits: Tensor) -> None:
+        """Choose a token for each of `rows` (the last of the batch), and let go of those that end with it."""
+        u = None
+        if self.sampling.temperature > 0:
+            u = torch.stack([row.u[len(row.token_ids)] for row in rows if row.u is not None]).to(logits.device)
+        tokens, logprobs = choose(logits, self.sampling, u, self.want_logprobs)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            row.token_ids.append(token)
+            if self.on_token:
+                self.on_token(row.index, token)
+        if logprobs is not None:
+            for row, value in zip(rows, logprobs.tolist(), strict=True):
+                row.logprobs.append(value)
+        offset = len(batch.rows) - len(rows)
+        reasons = {offset + i: reason for i, row in enumerate(rows) if (reason := self.stop.reason(row))}
+        ended = [(batch.rows[i], reason) for i, reason in reasons.items()]
+        if self.memory is not None and ended:
+            _remember(self.memory, batch, ended[0][0])
+        batch.drop(reasons.keys())
+        for row, reason in ended:
+            self.finish(row, reason)
 
-    def _room(self, columns_before: int, columns_after: int) -> None:
-        """Make sure that `columns_before` columns precede `end`, and `columns_after` follow it."""
-        if columns_before <= self.end and self.end + columns_after <= self.cache.num_columns:
-            return
-        first, used = self.first, self.end - self.first
-        to = max(0, columns_before - used)
-        num_columns = -(-(to + used + columns_after) // COLUMN_BLOCK) * COLUMN_BLOCK
-        self.cache.relay(self.cache.num_rows, num_columns, first, self.end, to)
-        mask = self.mask.new_zeros(self.cache.num_rows, num_columns)
-        mask[:, to : to + used] = self.mask[:, first : self.end]
-        for row in self.rows:
-            row.start += to - first
-        self.mask, self.end = mask, to + used
-
-    def _forward(self, tokens: Tensor, rows: slice, first: int, end: int, adapters: list[str | None]) -> Tensor:
-        """tokens [B, Q] into columns [end, end + Q) of `rows` -> logits of the last column [B, V]."""
-        mask = self.mask[rows, first : end + tokens.shape[1]]
-        inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask.long(), **self.last_only}
-        if self.takes_positions:
-            inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp_(min=0)[:, -tokens.shape[1] :]
-        self.cache.look_at(rows, first, end)
-        with _adapters_set(self.switch, adapters):
-            logits = self.model(**inputs, past_key_values=self.cache, use_cache=True).logits
-        return logits[:, -1]
-
-    def admit(self, groups: list[list[_Row]]) -> Tensor:
-        """Prefill one row per group, copy it to the group's other rows -> logits [rows admitted, V].
-
-        A group's rows have one prompt; the order of the result is that of `self.rows[n:]`.
-        """
-        heads = [group[0] for group in groups]
-        longest = max(len(head.prompt) for head in heads)
-        self._room(longest, 1)
-        n, end = len(self.rows), self.end
-        rows = slice(n, n + len(heads))
-        tokens = torch.zeros(len(heads), longest, dtype=torch.long)
-        self.mask[n : n + sum(map(len, groups))] = False
-        for i, head in enumerate(heads):
-            tokens[i, longest - len(head.prompt) :] = torch.tensor(head.prompt)
-            self.mask[n + i, end - len(head.prompt) : end] = True
-        tokens = tokens.to(self.device)
-        done = self._take_prefix(heads, rows, end - longest)
-        adapters = [head.adapter for head in heads]
-        width = max(1, self.prefill_tokens // len(heads))
-        for column in range(done, longest, width):
-            piece = tokens[:, column : column + width]
-            logits = self._forward(piece, rows, end - longest, end - longest + column, adapters)
-        sources = [i for i, group in enumerate(groups) for _ in group[1:]]
-        targets = list(range(n + len(heads), n + len(heads) + len(sources)))
-        self.cache.copy_rows([n + i for i in sources], targets, end - longest, end)
-        self.mask[targets] = self.mask[[n + i for i in sources]]
-        admitted = heads + [row for group in groups for row in group[1:]]
-        for row in admitted:
-            row.start = end - len(row.prompt)
-        self.rows += admitted
-        return logits[[*range(len(heads)), *sources]]
-
-    def _take_prefix(self, heads: list[_Row], rows: slice, first: int) -> int:
-        """Fill the first columns from the shared prefix -> how many. A shorter prompt's row holds less of it: the
-        rest of its prefix is computed again, within columns that the longest prompt needs anyway."""
-        if self.prefix is None:
-            return 0
-        longest = max(len(head.prompt) for head in heads)
-        padding = torch.tensor([longest - len(head.prompt) for head in heads])
-        columns = (torch.arange(self.prefix.length) - padding[:, None]).clamp_(min=0)
-        sources = torch.tensor([self.prefix.adapters.index(head.adapter) for head in heads])
-        self.cache.take_prefix(self.prefix.cache, rows, sources.to(self.device), columns.to(self.device), first)
-        return self.prefix.length
-
-    def step(self) -> Tensor:
-        """One more column of every row -> logits [n, V]."""
-        self._room(0, 1)
-        n = len(self.rows)
-        tokens = torch.tensor([row.token_ids[-1] for row in self.rows], device=self.device)[:, None]
-        self.mask[:n, self.end] = True
-        logits = self._forward(tokens, slice(0, n), self.first, self.end, [row.adapter for row in self.rows])
-        self.end += 1
-        return logits
-
-    def drop(self, ended: Collection[int]) -> None:
-        """Rows `ended` leave; those from the back take their places."""
-        kept = len(self.rows) - len(ended)
-        targets = [i for i in sorted(ended) if i < kept]
-        sources = [i for i in range(kept, len(self.rows)) if i not in ended]
-        self.cache.copy_rows(sources, targets, self.first, self.end)
-        self.mask[targets] = self.mask[sources]
-        for source, target in zip(sources, targets, strict=True):
-            self.rows[target] = self.rows[source]
-        del self.rows[kept:]
-        self.mask[kept:] = False
+    def finish(self, row: Row, reason: FinishReason) -> None:
+        answer = Generated(row.token_ids, reason, row.logprobs if self.want_logprobs else None)
+        self.made[row.index] = answer
+        if self.on_answer:
+            self.on_answer(row.index, answer)
 
 
 @torch.no_grad()
@@ -253,56 +155,29 @@ def generate(
     sampling = Sampling(temperature, top_p, top_k, seed)
     names = _check(model, prompts, num_samples, max_new_tokens, switch, adapters, stop_strings, decode)
     stop = _Stop(max_new_tokens, frozenset(eos_ids), tuple(stop_strings), decode)
-    results: list[Generated | None] = [None] * (len(prompts) * num_samples)
-
-    def finish(row: _Row, reason: FinishReason) -> None:
-        answer = Generated(row.token_ids, reason, row.logprobs if want_logprobs else None)
-        results[row.index] = answer
-        if on_answer:
-            on_answer(row.index, answer)
-
-    def take(batch: _Batch, rows: list[_Row], logits: Tensor) -> None:
-        """Choose a token for each of `rows` (the last of the batch), and let go of those that end with it."""
-        u = None
-        if temperature > 0:
-            u = torch.stack([row.u[len(row.token_ids)] for row in rows if row.u is not None]).to(logits.device)
-        tokens, logprobs = choose(logits, sampling, u, want_logprobs)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            row.token_ids.append(token)
-            if on_token:
-                on_token(row.index, token)
-        if logprobs is not None:
-            for row, value in zip(rows, logprobs.tolist(), strict=True):
-                row.logprobs.append(value)
-        offset = len(batch.rows) - len(rows)
-        reasons = {offset + i: reason for i, row in enumerate(rows) if (reason := stop.reason(row))}
-        ended = [(batch.rows[i], reason) for i, reason in reasons.items()]
-        if memory is not None and ended:
-            _remember(memory, batch, ended[0][0])
-        batch.drop(reasons.keys())
-        for row, reason in ended:
-            finish(row, reason)
-
+    answers = _Answers(
+        [None] * (len(prompts) * num_samples), sampling, stop, want_logprobs, on_token, on_answer, memory
+    )
     ids = range(len(prompts)) if row_ids is None else row_ids
     waiting = _groups(prompts, names, ids, num_samples, sampling, max_new_tokens)
     with _for_generation(model):
         longest = max((len(prompt) for prompt in prompts), default=1) + max_new_tokens
-        num_rows = max(1, min(max_rows, len(results), cache_bytes // (longest * _bytes_per_token(model))))
+        num_rows = max(1, min(max_rows, len(answers.made), cache_bytes // (longest * _bytes_per_token(model))))
         prefix = _recall(memory, prompts, names) or _shared_prefix(model, prompts, names, switch, prefill_tokens)
-        batch = _Batch(model, num_rows, switch, prefix, prefill_tokens)
+        batch = Batch(model, num_rows, switch, prefix, prefill_tokens)
         while waiting or batch.rows:
             if cancelled and cancelled():
                 break
             if groups := _next_groups(waiting, num_rows - len(batch.rows), num_rows, prefill_tokens):
                 logits = batch.admit(groups)
-                take(batch, batch.rows[-sum(map(len, groups)) :], logits)
+                answers.take(batch, batch.rows[-sum(map(len, groups)) :], logits)
             elif batch.rows:
-                take(batch, list(batch.rows), batch.step())
+                answers.take(batch, list(batch.rows), batch.step())
         if memory is not None and batch.rows:
             _remember(memory, batch, batch.rows[0])
     for row in [*batch.rows, *(row for group in waiting for row in group)]:
-        finish(row, "cancelled")
-    return [result for result in results if result is not None]
+        answers.finish(row, "cancelled")
+    return [made for made in answers.made if made is not None]
 
 
 def _check(
@@ -349,17 +224,6 @@ def _unknown_layers(model: PreTrainedModel) -> set[str]:
 
 
 @contextmanager
-def _adapters_set(switch: Switch | None, adapters: list[str | None]) -> Iterator[None]:
-    """The rows' adapters for the length of a forward pass; one for all where they agree."""
-    with nullcontext() if switch is None else switch.set_to(*_setting(adapters)):
-        yield
-
-
-def _setting(adapters: list[str | None]) -> tuple[str | None, list[str | None] | None]:
-    return (adapters[0], None) if len(set(adapters)) == 1 else (None, adapters)
-
-
-@contextmanager
 def _for_generation(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode and an attention that knows padding and a cache, then both as they were."""
     training, implementation = model.training, model.config._attn_implementation
@@ -393,27 +257,27 @@ def _groups(
     num_samples: int,
     sampling: Sampling,
     max_new_tokens: int,
-) -> list[list[_Row]]:
+) -> list[list[Row]]:
     """The rows of each prompt, shortest prompt first (they are taken from the end)."""
 
-    def row(i: int, j: int) -> _Row:
+    def row(i: int, j: int) -> Row:
         u = None
         if sampling.temperature > 0:
             u = torch.from_numpy(uniforms(sampling.seed, ids[i] * num_samples + j, max_new_tokens))
-        return _Row(i * num_samples + j, prompts[i], names[i], u)
+        return Row(i * num_samples + j, prompts[i], names[i], u)
 
     made = [[row(i, j) for j in range(num_samples)] for i in range(len(prompts))]
     return sorted(made, key=lambda group: len(group[0].prompt))
 
 
-def _next_groups(waiting: list[list[_Row]], free: int, num_rows: int, prefill_tokens: int) -> list[list[_Row]]:
+def _next_groups(waiting: list[list[Row]], free: int, num_rows: int, prefill_tokens: int) -> list[list[Row]]:
     """Groups off the end of `waiting` that fit into `free` rows and one prefill pass.
 
     Single rows are not let in one by one: a pass over a few prompts costs nearly as much as one over many.
     """
     if not waiting or free < min(max(1, num_rows // 4), sum(map(len, waiting))):
         return []
-    taken: list[list[_Row]] = []
+    taken: list[list[Row]] = []
     columns = len(waiting[-1][0].prompt)
     while waiting and free:
         if taken and (len(taken) + 1) * columns > prefill_tokens:
@@ -434,7 +298,7 @@ def _shared_prefix(
     names: list[str | None],
     switch: Switch | None,
     prefill_tokens: int,
-) -> _Prefix | None:
+) -> Prefix | None:
     """Compute what all prompts begin with once per adapter, if it is long enough."""
     if len(prompts) < 2:
         return None
@@ -442,9 +306,9 @@ def _shared_prefix(
     adapters = list(dict.fromkeys(names))
     if length < SHORTEST_PREFIX or len(adapters) == len(prompts):
         return None
-    batch = _Batch(model, len(adapters), switch, None, prefill_tokens)
-    batch.admit([[_Row(0, list(prompts[0][:length]), name, None)] for name in adapters])
-    return _Prefix(length, adapters, batch.cache)
+    batch = Batch(model, len(adapters), switch, None, prefill_tokens)
+    batch.admit([[Row(0, list(prompts[0][:length]), name, None)] for name in adapters])
+    return Prefix(length, adapters, batch.cache)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -452,7 +316,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _recall(memory: Memory | None, prompts: Sequence[Sequence[int]], names: list[str | None]) -> _Prefix | None:
+def _recall(memory: Memory | None, prompts: Sequence[Sequence[int]], names: list[str | None]) -> Prefix | None:
     """What the conversation has computed of this prompt, if its adapter is the same."""
     if memory is None:
         return None
@@ -461,42 +325,13 @@ def _recall(memory: Memory | None, prompts: Sequence[Sequence[int]], names: list
     length = min(_common(memory.token_ids, prompts[0]), len(prompts[0]) - 1)
     if memory.cache is None or memory.adapter != names[0] or length < 1:
         return None
-    return _Prefix(length, [names[0]], memory.cache)
+    return Prefix(length, [names[0]], memory.cache)
 
 
-def _remember(memory: Memory, batch: _Batch, row: _Row) -> None:
+def _remember(memory: Memory, batch: Batch, row: Row) -> None:
     """Keep the row's columns: its prompt and all of its answer but the last token, which no forward pass has seen."""
     memory.token_ids = [*row.prompt, *row.token_ids[:-1]]
     memory.adapter = row.adapter
     memory.cache = batch.cache
     width = batch.end - row.start
     batch.cache.relay(1, width, row.start, batch.end, 0)
-
-
-class TextStream:
-    """Token ids in, text out, piece by piece, never half a character.
-
-    Some decoders drop a leading space or join what follows, so each piece is the difference between two decodings
-    that begin at the same token.
-    """
-
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        self._decode = decode
-        self._ids: list[int] = []
-        self._shown_from = 0
-        self._shown_to = 0
-
-    def push(self, token_id: int) -> str:
-        """The text that became certain with this token; "" while a character is incomplete."""
-        self._ids.append(token_id)
-        before = self._decode(self._ids[self._shown_from : self._shown_to])
-        now = self._decode(self._ids[self._shown_from :])
-        if len(now) <= len(before) or now.endswith("�"):
-            return ""
-        self._shown_from, self._shown_to = self._shown_to, len(self._ids)
-        return now[len(before) :]
-
-    def rest(self) -> str:
-        """What is left at the end, incomplete characters as they decode."""
-        before = self._decode(self._ids[self._shown_from : self._shown_to])
-        return self._decode(self._ids[self._shown_from :])[len(before) :]

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from tunesmith.adapters.attach import Switch
 from tunesmith.data.types import Message
-from tunesmith.models.generate import Generated, Memory, TextStream, generate
+from tunesmith.models.generate import Generated, Memory, generate
 from tunesmith.models.sampling import Sampling
+from tunesmith.models.text_stream import TextStream
 
 
 class Prompting(Protocol):
