@@ -135,4 +135,7 @@ class _Rotary(torch.autograd.Function):
 
 def rotary(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Same as `rotary_reference`, where both halves of cosine and sine are equal (as in every rotary model)."""
-    return _Rotary.apply(x, cosine, sine) if runs_natively(x, cosine, sine) else rotary_reference(x, cosine, sine)
+    fits = cosine.shape == sine.shape == (x.shape[0], x.shape[2]) and x.shape[2] % 2 == 0
+    if fits and runs_natively(x, cosine, sine):
+        return _Rotary.apply(x, cosine, sine)
+    return rotary_reference(x, cosine, sine)

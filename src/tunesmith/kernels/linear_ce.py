@@ -44,6 +44,8 @@ def _chunk(
     logits: Tensor, targets: Tensor, weights: Tensor, scale: float, softcap: float | None, need_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Loss of one chunk and, in place of its logits [n, V], their gradient before scale and cap."""
+    if logits.device.type == "cpu" and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[-1]:
+        raise IndexError(f"a target is not among the head's {logits.shape[-1]} rows")
     if need_grad and scale == 1.0 and softcap is None and runs_natively(logits):
         losses = torch.empty(len(targets))
         call("cross_entropy", logits.dtype, logits, targets.contiguous(), weights.contiguous(), losses, *logits.shape)

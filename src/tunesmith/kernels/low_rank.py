@@ -72,5 +72,5 @@ def low_rank(x: Tensor, base: Frozen, A: Tensor, B: Tensor, scale: float, keep: 
         y = _LowRank.apply(flat, base, A, B, scale, keep)
     else:
         y = base.output(flat)
-        y = y + (flat @ A.to(flat.dtype).T) @ (B * scale).to(flat.dtype).T
+        y = y + ((flat if keep is None else flat * keep) @ A.to(flat.dtype).T) @ (B * scale).to(flat.dtype).T
     return y.reshape(*x.shape[:-1], y.shape[-1])

@@ -18,13 +18,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tunesmith.data.types import Segment
 
 NAME = "tunesmith"
+_UNKNOWN = ("s_aux", "sinks", "position_bias", "indices", "block_indices")
+"""Arguments that change what attention computes, and that nobody here understands: sinks, biases, chosen keys."""
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Layout:
     segments: tuple[Segment, ...]
     device: torch.device
     masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
+    asked: list[tuple[float, int | None, float | None]] | None = None
+    """A list here is told the (scale, window, softcap) of each call: how a module asks for attention."""
 
     @cached_property
     def has_parents(self) -> bool:
@@ -63,15 +67,20 @@ class Layout:
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """Attention written out. q [..., H, Tq, D], k and v [..., K, Tk, D], H a multiple of K; mask bool or additive."""
+    """Attention written out. q [..., H, Tq, D], k and v [..., K, Tk, D], H a multiple of K; mask bool or additive.
+
+    A query that may see nothing (a padded place) sees everything: finite, and read by nobody.
+    """
     groups = q.shape[-3] // k.shape[-3]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
-    scores = (q @ k.transpose(-1, -2)).float() * scale
+    scores = q @ k.transpose(-1, -2)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     return torch.softmax(scores, dim=-1).to(v.dtype) @ v
 
 
@@ -148,6 +157,8 @@ def flat(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
     """Each document attends to itself (and its parent). q [H, T, D], k and v [K, T, D] -> [H, T, D]."""
+    if layout.asked is not None:
+        layout.asked.append((scale, window, softcap))
     if window is not None and layout.longest <= window and not layout.has_parents:
         window = None
     simple = window is None and softcap is None and not layout.has_parents and q.shape[-1] == v.shape[-1]
@@ -173,11 +184,17 @@ def attend(
 ) -> tuple[Tensor, None]:
     """The function that transformers calls. query [B, H, T, D] -> output [B, T, H, D]."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
+    if unknown:
+        raise NotImplementedError(f"attention with {', '.join(unknown)}")
     if layout is not None:
         if dropout > 0:
             raise NotImplementedError("attention dropout is not applied to flat batches")
         return flat(query[0], key[0], value[0], layout, scale, sliding_window, softcap).transpose(0, 1)[None], None
     if softcap is not None:
+        if attention_mask is None:  # transformers leaves out a mask that is causal and nothing else
+            num_before = key.shape[-2] - query.shape[-2]
+            attention_mask = Layout((), query.device).mask(0, key.shape[-2], None)[num_before:]
         return plain(query, key, value, attention_mask, scale, softcap).transpose(1, 2), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
@@ -186,3 +203,24 @@ def register() -> None:
     """Make `attn_implementation="tunesmith"` known to transformers."""
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@torch.no_grad()
+def install(model: PreTrainedModel) -> bool:
+    """Let `model` attend through `attend`, if it gives the logits of transformers' own plain form; else leave it."""
+    if not model._supports_attention_backend:
+        return False
+    own = model.config._attn_implementation
+    ids = torch.arange(1, 12, device=model.device)[None] % model.config.get_text_config().vocab_size
+    try:
+        model.set_attn_implementation("eager")
+        wanted = model(input_ids=ids, use_cache=False).logits.float()
+        model.set_attn_implementation(NAME)
+        gap = (model(input_ids=ids, use_cache=False).logits.float() - wanted).abs().max().item()
+        # Half precision rounds differently, and a router may then choose another expert.
+        if gap <= (wanted.std().item() or 1.0) * (1e-3 if model.dtype == torch.float32 else 0.25):
+            return True
+    except (NotImplementedError, ValueError, TypeError):
+        pass
+    model.set_attn_implementation(own)
+    return False

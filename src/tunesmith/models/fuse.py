@@ -26,7 +26,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 def _subclass(original: type[nn.Module], forward: Callable[[type[nn.Module]], Forward]) -> type[nn.Module]:
     name = f"Fused{original.__name__}"
     made = type(name, (original,), {"__module__": __name__, "fused_from": original})
-    made.forward = forward(original)  # type: ignore[method-assign]
+    made.forward = forward(original)  # type: ignore[attr-defined]
     return made
 
 
@@ -47,22 +47,33 @@ def _mlp_forward(original: type[nn.Module]) -> Forward:
     return forward
 
 
-def _attention_forward(original: type[nn.Module]) -> Forward:
-    def forward(self: Any, hidden_states: Tensor, *args: Any, layout: Layout | None = None, **kwargs: Any) -> Any:
-        position_embeddings = args[0] if args else kwargs.get("position_embeddings")
-        if layout is None or position_embeddings is None or kwargs.get("past_key_values") is not None:
-            extra = {} if layout is None else {"layout": layout}
-            return original.forward(self, hidden_states, *args, **extra, **kwargs)
-        cosine, sine = (part[0] for part in position_embeddings)
-        heads = (hidden_states.shape[1], -1, self.head_dim)
-        query = rotary(self.q_proj(hidden_states)[0].view(heads), cosine, sine).transpose(0, 1)
-        key = rotary(self.k_proj(hidden_states)[0].view(heads), cosine, sine).transpose(0, 1)
-        value = self.v_proj(hidden_states)[0].view(heads).transpose(0, 1)
-        window = getattr(self, "sliding_window", None)
-        out = flat(query, key, value, layout, self.scaling, window, None)
-        return self.o_proj(out.transpose(0, 1).reshape(1, hidden_states.shape[1], -1)), None
+def _attention_forward(window_of: Callable[[Any], int | None]) -> Callable[[type[nn.Module]], Forward]:
+    def make(original: type[nn.Module]) -> Forward:
+        def forward(self: Any, hidden_states: Tensor, *args: Any, layout: Layout | None = None, **kwargs: Any) -> Any:
+            position_embeddings = args[0] if args else kwargs.get("position_embeddings")
+            if layout is None or position_embeddings is None or kwargs.get("past_key_values") is not None:
+                extra = {} if layout is None else {"layout": layout}
+                return original.forward(self, hidden_states, *args, **extra, **kwargs)
+            cosine, sine = (part[0] for part in position_embeddings)
+            heads = (hidden_states.shape[1], -1, self.head_dim)
+            query = rotary(self.q_proj(hidden_states)[0].view(heads), cosine, sine).transpose(0, 1)
+            key = rotary(self.k_proj(hidden_states)[0].view(heads), cosine, sine).transpose(0, 1)
+            value = self.v_proj(hidden_states)[0].view(heads).transpose(0, 1)
+            softcap = getattr(self, "attn_logit_softcapping", None)
+            out = flat(query, key, value, layout, self.scaling, window_of(self), softcap)
+            return self.o_proj(out.transpose(0, 1).reshape(1, hidden_states.shape[1], -1)), None
 
-    return forward
+        return forward
+
+    return make
+
+
+def _own_window(module: Any) -> int | None:
+    return getattr(module, "sliding_window", None)
+
+
+def _config_window(module: Any) -> int | None:
+    return getattr(module.config, "sliding_window", None)
 
 
 def _eps(module: Any) -> float:
@@ -96,22 +107,36 @@ def _try_mlp(module: Any, fused: Any) -> tuple[Any, Any]:
     return module(x), fused(x)
 
 
-def _try_attention(module: Any, fused: Any) -> tuple[Any, Any]:
+def _attention_inputs(module: Any) -> dict[str, Any]:
+    """Two documents of five tokens for one attention module."""
     weight = module.q_proj.weight
-    x = torch.randn(1, 5, weight.shape[1], dtype=weight.dtype)
     angle = torch.rand(1, 5, module.head_dim // 2).repeat(1, 1, 2)
-    positions = (angle.cos().to(weight.dtype), angle.sin().to(weight.dtype))
-    layout = Layout((Segment(0, 2), Segment(2, 5)), x.device)
-    plain = module(x, position_embeddings=positions, attention_mask=None, layout=layout)[0]
-    return plain, fused(x, position_embeddings=positions, attention_mask=None, layout=layout)[0]
+    return {
+        "hidden_states": torch.randn(1, 5, weight.shape[1], dtype=weight.dtype),
+        "position_embeddings": (angle.cos().to(weight.dtype), angle.sin().to(weight.dtype)),
+        "attention_mask": None,
+        "layout": Layout((Segment(0, 2), Segment(2, 5)), weight.device, asked=[]),
+    }
+
+
+def _try_attention(module: Any, fused: Any) -> tuple[Any, Any]:
+    """Outputs, and whether both ask for the same scale, window and cap: a window of thousands of tokens, or a cap far
+    above these scores, shows in no output."""
+    inputs = _attention_inputs(module)
+    plain, fast = module(**inputs)[0], fused(**inputs)[0]
+    asked, asked_fused = inputs["layout"].asked
+    if asked != asked_fused:
+        raise ValueError(f"asks for {asked}, fused for {asked_fused}")
+    return plain, fast
 
 
 KINDS: tuple[tuple[Callable[[nn.Module], bool], tuple[Callable[[type[nn.Module]], Forward], ...], Any], ...] = (
     (_is_norm, (_norm_forward(0.0), _norm_forward(1.0)), _try_norm),
     (_is_mlp, (_mlp_forward,), _try_mlp),
-    (_is_attention, (_attention_forward,), _try_attention),
+    (_is_attention, (_attention_forward(_own_window), _attention_forward(_config_window)), _try_attention),
 )
-"""(does the structure fit, forms to try, the trial)."""
+"""(does the structure fit, forms to try, the trial). Layers of one class may differ in their window: attention is tried
+layer by layer, the rest once for a class."""
 
 
 @torch.no_grad()
@@ -120,13 +145,13 @@ def fuse(model: nn.Module) -> int:
     first = next(model.parameters())
     if first.device.type != "cpu" or first.dtype not in TOLERANCE or library() is None:
         return 0
-    chosen: dict[tuple[type[nn.Module], int], type[nn.Module] | None] = {}
+    chosen: dict[tuple[Any, ...], type[nn.Module] | None] = {}
     count = 0
     for path, module in list(model.named_modules()):
         for number, (fits, forms, trial) in enumerate(KINDS):
             if not path or not fits(module):
                 continue
-            key = (type(module), number)
+            key = (type(module), number if fits is not _is_attention else (number, path))
             if key not in chosen:
                 chosen[key] = _choose(module, forms, trial)
             made = chosen[key]

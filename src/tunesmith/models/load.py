@@ -171,12 +171,11 @@ def load_model(
                 **_offline_kwargs(name),
             ),
         )
-    if model._supports_attention_backend:
-        model.set_attn_implementation(attention.NAME)
     resize_for(model, tokenizer)
     model.requires_grad_(False)
     model.eval()
     model.to(device)
+    attention.install(model)
     fuse(model)
     added = tuple(tokenizer.convert_tokens_to_ids(token) for token in settings.add_tokens)
     return Loaded(model, tokenizer, settings.name, dtype, added)

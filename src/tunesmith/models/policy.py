@@ -7,7 +7,7 @@ the batch flat or padded is decided here once, at load, by trying it: two docume
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from tunesmith.adapters.attach import Slot, Switch
 from tunesmith.data.types import Batch, Segment
 from tunesmith.errors import ModelError
 from tunesmith.models import attention
+
+WINDOW = 12
+"""Tokens to which the probe shortens sliding windows."""
 
 
 @dataclass(frozen=True)
@@ -132,15 +135,14 @@ def probe(model: PreTrainedModel, switch: Switch) -> tuple[Policy, str | None]:
     """
     was_training = model.training
     model.eval()
+    narrow = ExitStack()
     try:
         config = model.config.get_text_config()
-        window = getattr(config, "sliding_window", None) or 0
-        length = min(window + 9, 300, getattr(config, "max_position_embeddings", 300) or 300)
         generator = torch.Generator().manual_seed(7)
         high = min(config.vocab_size, model.get_input_embeddings().weight.shape[0])
-        documents = [
-            torch.randint(0, high, (n,), generator=generator).to(model.device) for n in (max(length, 9), 5, 13)
-        ]
+        lengths = (WINDOW + 9, 5, WINDOW + 1)
+        documents = [torch.randint(0, high, (n,), generator=generator).to(model.device) for n in lengths]
+        narrow.enter_context(_narrow_windows(model))
         alone = [model(input_ids=document[None], use_cache=False).logits[0].float() for document in documents]
         batch = flat_batch(documents)
         spread = torch.cat(alone).std().item() or 1.0
@@ -162,4 +164,22 @@ def probe(model: PreTrainedModel, switch: Switch) -> tuple[Policy, str | None]:
             fix="please report the architecture",
         )
     finally:
+        narrow.close()
         model.train(was_training)
+
+
+@contextmanager
+def _narrow_windows(model: PreTrainedModel) -> Iterator[None]:
+    """Sliding windows and chunks of attention of at most `WINDOW` tokens, so that short documents reach beyond them."""
+    before = []
+    for holder in (model.config, model.config.get_text_config(), *model.modules()):
+        for name in ("sliding_window", "attention_chunk_size"):
+            value = vars(holder).get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value > WINDOW:
+                before.append((holder, name, value))
+                setattr(holder, name, WINDOW)
+    try:
+        yield
+    finally:
+        for holder, name, value in before:
+            setattr(holder, name, value)
