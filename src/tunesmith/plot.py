@@ -23,6 +23,8 @@ def smoothed(values: list[float], span: float) -> list[float]:
     """Mean over neighbours on both sides, weighted by a Gaussian of width `span` steps: no lag behind the curve."""
     import numpy as np
 
+    if not values:
+        return []
     width = max(span, 0.5)
     offsets = np.arange(-int(3 * width) - 1, int(3 * width) + 2)
     weights = np.exp(-0.5 * (offsets / width) ** 2)
@@ -62,28 +64,18 @@ def _name(metrics: Path) -> str:
 
 def _draw_loss(axes: Any, steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:
     x, losses = [step["step"] for step in steps], [step["loss"] for step in steps]
-    if len(steps) > 4:
+    if len(steps) >= 15:
         axes.plot(x, losses, color=BLUE, alpha=0.28, linewidth=1)
         axes.plot(x, smoothed(losses, len(steps) / 50), color=BLUE, linewidth=1.9, label="training loss (smoothed)")
     elif steps:
         axes.plot(x, losses, color=BLUE, marker="o", markersize=3.5, linewidth=1.5, label="training loss")
     if evaluations:
         held_x, held = [line["step"] for line in evaluations], [line["metrics"]["loss"] for line in evaluations]
-        axes.plot(held_x, held, color=ORANGE, marker="o", markersize=4.5, linewidth=1.4, label="held-out loss")
         best = min(range(len(held)), key=held.__getitem__)
-        axes.plot(
-            [held_x[best]], [held[best]], "o", markersize=10, markerfacecolor="none", color=ORANGE, markeredgewidth=1.6
-        )
-        near_end = held_x[best] > 0.75 * max(x + held_x)
-        axes.annotate(
-            f"best {held[best]:.3f} at step {held_x[best]}",
-            (held_x[best], held[best]),
-            xytext=(-9 if near_end else 9, 13),
-            textcoords="offset points",
-            ha="right" if near_end else "left",
-            fontsize=8.5,
-            color=ORANGE,
-        )
+        label = f"held-out loss, best {held[best]:.3f} at step {held_x[best]}"
+        axes.plot(held_x, held, color=ORANGE, marker="o", markersize=4.5, linewidth=1.4, label=label)
+        ring = {"markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.6}
+        axes.plot([held_x[best]], [held[best]], "o", color=ORANGE, **ring)
     if len(losses) > 20:  # a first loss far above the rest would flatten the curve
         shown = losses[2:] + [line["metrics"]["loss"] for line in evaluations]
         low, high = min(shown), max(shown)

@@ -223,7 +223,7 @@ def in_notebook() -> bool:
 def step_line(event: StepDone) -> str:
     """step 120/600  epoch 0.80  loss 0.8312  lr 1.8e-04  1,834 tokens/s  1.2 GB  4 min 10 s left"""
     of = f"/{event.num_steps}" if event.num_steps else ""
-    left = f"  {seconds(event.seconds_left)} left" if event.seconds_left is not None else ""
+    left = f"  {seconds(event.seconds_left)} left" if event.seconds_left else ""
     return (
         f"step {event.step}{of}  epoch {event.epoch:.2f}  loss {event.loss:.4f}  lr {event.learning_rate:.1e}  "
         f"{event.tokens_per_second:,.0f} tokens/s  {size(event.memory_bytes)}{left}"
