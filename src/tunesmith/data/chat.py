@@ -7,15 +7,13 @@ Each is asked once, with words that no template contains, whether they come back
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
 from tunesmith.data.problems import shown
-from tunesmith.data.sandbox import time_limit
+from tunesmith.data.sandbox import TEMPLATE_ERRORS, time_limit
 from tunesmith.data.types import Message
 from tunesmith.errors import DataError
 
@@ -67,11 +65,10 @@ class Traits:
 class ChatTemplate:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._tokens = sorted(
-            {token for token in (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens) if token.strip()},
-            key=lambda token: (-len(token), token),
-        )
-        self.token_pattern = re.compile("|".join(map(re.escape, self._tokens)) or r"(?!)")
+        # Where a turn ends: any added token will do. What a row may not hold unnoticed: those that are special.
+        self.token_pattern = _any_of([*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens])
+        marked = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self.special_pattern = _any_of([*marked, *tokenizer.all_special_tokens])
 
     def render(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] = (), *, open_answer: bool = False) -> str:
         """The text of `turns`; `open_answer` adds what comes before an answer."""
@@ -82,15 +79,7 @@ class ChatTemplate:
                         list(turns), tools=list(tools) or None, tokenize=False, add_generation_prompt=open_answer
                     )
                 )
-        except (
-            TemplateError,
-            TimeoutError,
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-            ArithmeticError,
-        ) as error:
+        except TEMPLATE_ERRORS as error:
             raise TemplateFailed(str(error) or type(error).__name__) from error
 
     def _tried(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] = ()) -> str:
@@ -177,6 +166,11 @@ class ChatTemplate:
         before = [{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}]
         text = self._tried([*before, {"role": "tool", "content": FOLLOW_UP}])
         return FOLLOW_UP in text and text != self._tried([*before, {"role": "assistant", "content": FOLLOW_UP}])
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted({token for token in tokens if token.strip()}, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _tool() -> dict[str, Any]:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import Template, TemplateSyntaxError, UndefinedError
-from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.exceptions import SecurityError
 
 from tunesmith.data.files import RawRow
 from tunesmith.data.messages import KNOWN_KEYS, Unreadable, need, read_messages, read_tools, text_of
 from tunesmith.data.problems import Problems, listed, shown
-from tunesmith.data.sandbox import NullValue, column_environment, time_limit
+from tunesmith.data.sandbox import TEMPLATE_ERRORS, NullValue, column_environment, time_limit
 from tunesmith.data.settings import TemplateFormat
 from tunesmith.data.types import Conversation, Document, Message, Origin, Row
 from tunesmith.errors import DataError
@@ -57,7 +57,9 @@ def prompt_completion(row: RawColumns, origin: Origin) -> Conversation:
 
 def alpaca(row: RawColumns, origin: Origin) -> Conversation:
     turns = [Message("system", text_of(row, "system"))] if row.get("system") else []
-    history = row.get("history") or ()
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise Unreadable("history must be a list of [question, answer] pairs", found=shown(history))
     for pair in history:
         if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(side, str) for side in pair):
             raise Unreadable("history must hold [question, answer] pairs of text", found=shown(pair))
@@ -104,10 +106,9 @@ def _fill(part: Template, name: str, row: RawColumns) -> str:
         raise Unreadable(f"data.format.{name}: a column it writes out is null", found=shown(dict(row))) from None
     except SecurityError as error:
         raise Unreadable(f"data.format.{name} does what a template may not: {error}") from None
-    except TimeoutError as error:
-        raise Unreadable(f"data.format.{name}: {error}") from None
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-        raise Unreadable(f"data.format.{name} cannot be filled: {error}", found=shown(dict(row))) from None
+    except TEMPLATE_ERRORS as error:
+        reason = str(error) or type(error).__name__
+        raise Unreadable(f"data.format.{name} cannot be filled: {reason}", found=shown(dict(row))) from None
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ def convert(raw: Sequence[RawRow], format: str | TemplateFormat, columns: Mappin
     if columns:
         raw = _renamed(raw, columns)
     notes: list[str] = []
+    reader: Callable[[RawColumns, Origin], Row]
     if isinstance(format, TemplateFormat):
         name, reader = "template", template(format)
     else:

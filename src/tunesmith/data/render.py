@@ -126,6 +126,9 @@ class Renderer:
         messages, tools = self._fitted(messages, tools)
         try:
             text = self.chat.render([as_turn(turn) for turn in messages], tools, open_answer=add_generation_prompt)
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError("the prompt holds half of a UTF-16 pair, which is no character") from error
         except TemplateFailed as error:
             raise DataError(f"the chat template refuses the prompt: {error}") from error
         ids = self._encoder.encode(text, add_special_tokens=False).ids
@@ -133,7 +136,7 @@ class Renderer:
         return before + ids[drop:]
 
     def _holds_control_token(self, row: Row) -> bool:
-        search = self.chat.token_pattern.search
+        search = self.chat.special_pattern.search
         if isinstance(row, Document):
             return search(row.text) is not None
         return any(search(turn.content) for turn in row.messages)

@@ -11,9 +11,16 @@ from functools import cache
 from typing import Any
 
 from jinja2 import StrictUndefined
+from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 5.0
+
+# What rendering a template can raise, whatever the template does.
+TEMPLATE_ERRORS = (
+    *(TemplateError, TimeoutError, TypeError, ValueError, LookupError),
+    *(AttributeError, ArithmeticError, RuntimeError, MemoryError),
+)
 
 
 class NullValue(Exception):
