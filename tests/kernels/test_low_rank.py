@@ -1,0 +1,131 @@
+"""The fast low-rank product equals its reference, in value and in every gradient."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tunesmith.kernels.low_rank import low_rank, low_rank_reference
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+class Linear:
+    """A frozen base as the kernel sees it."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self.bias = weight, bias
+
+    def output(self, x):
+        return nn.functional.linear(x, self._weight, self.bias)
+
+    def weight(self):
+        return self._weight
+
+
+def case(rows, in_, out, rank, dtype, *, bias=True, keep=False, seed=0, adapter_dtype=None):
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    x, weight, b = draw(rows, in_), draw(out, in_) / in_**0.5, draw(out) if bias else None
+    wide = adapter_dtype or torch.promote_types(dtype, torch.float32)
+    A, B = (draw(rank, in_) / in_**0.5).to(wide), draw(out, rank).to(wide)
+    mask = (torch.rand(rows, in_, generator=g) < 0.7).to(dtype) / 0.7 if keep else None
+    base = Linear(weight.to(dtype), None if b is None else b.to(dtype))
+    return x.to(dtype), base, A, B, mask, draw(rows, out).to(dtype)
+
+
+def run(function, x, base, A, B, keep, dy, wants=(True, True, True), scale=1.7):
+    leaves = [t.detach().clone().requires_grad_(want) for t, want in zip((x, A, B), wants, strict=True)]
+    y = function(leaves[0], base, leaves[1], leaves[2], scale, keep)
+    if any(wants):
+        y.backward(dy)
+    return y.detach(), [leaf.grad for leaf in leaves]
+
+
+def close(fast, plain, dtype):
+    scale = max(1.0, plain.abs().max().item() if plain.numel() else 1.0)
+    assert fast.dtype == plain.dtype
+    assert fast.shape == plain.shape
+    assert (fast.double() - plain.double()).abs().max().item() <= TOLERANCE[dtype] * scale if plain.numel() else True
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    in_=st.integers(1, 13),
+    out=st.integers(1, 11),
+    rank=st.integers(1, 5),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    bias=st.booleans(),
+    keep=st.booleans(),
+)
+def test_equals_the_reference_in_value_and_gradient(rows, in_, out, rank, dtype, bias, keep):
+    parts = case(rows, in_, out, rank, dtype, bias=bias, keep=keep)
+    fast, plain = run(low_rank, *parts), run(low_rank_reference, *parts)
+    close(fast[0], plain[0], dtype)
+    for mine, wanted in zip(fast[1], plain[1], strict=True):
+        close(mine, wanted, dtype)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_gradcheck_in_double(keep):
+    x, base, A, B, mask, _ = case(4, 5, 3, 2, torch.float64, keep=keep)
+    leaves = [t.clone().requires_grad_(True) for t in (x, A, B)]
+    assert torch.autograd.gradcheck(lambda x, A, B: low_rank(x, base, A, B, 0.3, mask), leaves)
+
+
+@pytest.mark.parametrize("wants", list(itertools.product([True, False], repeat=3)))
+@pytest.mark.parametrize("keep", [False, True])
+def test_gives_exactly_the_gradients_that_are_wanted(wants, keep):
+    parts = case(6, 7, 5, 3, torch.float64, keep=keep)
+    fast, plain = run(low_rank, *parts, wants=wants), run(low_rank_reference, *parts, wants=wants)
+    close(fast[0], plain[0], torch.float64)
+    for mine, wanted, want in zip(fast[1], plain[1], wants, strict=True):
+        assert (mine is not None) == want
+        if want:
+            close(mine, wanted, torch.float64)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_without_autograd_the_mask_still_counts(keep):
+    x, base, A, B, mask, _ = case(6, 7, 5, 3, torch.float64, keep=keep)
+    with torch.no_grad():
+        close(low_rank(x, base, A, B, 0.3, mask), low_rank_reference(x, base, A, B, 0.3, mask), torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7), (1, 1, 7), (2, 2, 2, 7)])
+def test_leading_dimensions_and_strides_do_not_matter(shape):
+    _, base, A, B, _, _ = case(1, 7, 5, 3, torch.float64)
+    x = torch.randn(*shape[:-2], shape[-1], shape[-2], dtype=torch.float64).transpose(-1, -2)  # not contiguous
+    keep = torch.rand(shape, dtype=torch.float64)
+    dy = torch.ones((), dtype=torch.float64).expand(*shape[:-1], 5)  # a gradient with strides of zero
+    fast, plain = run(low_rank, x, base, A, B, keep, dy), run(low_rank_reference, x, base, A, B, keep, dy)
+    close(fast[0], plain[0], torch.float64)
+    for mine, wanted in zip(fast[1], plain[1], strict=True):
+        close(mine, wanted, torch.float64)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["x", "A", "B"])
+def test_what_is_not_finite_comes_out_not_finite(bad, where):
+    x, base, A, B, _, dy = case(4, 5, 3, 2, torch.float32)
+    {"x": x, "A": A, "B": B}[where].view(-1)[0] = bad
+    y, grads = run(low_rank, x, base, A, B, None, dy)
+    assert not torch.isfinite(y).all()
+    assert not all(torch.isfinite(grad).all() for grad in grads)
+
+
+def test_the_frozen_base_is_left_as_it_was():
+    x, base, A, B, _, dy = case(4, 5, 3, 2, torch.float32)
+    before = x.clone(), base.weight().clone(), base.bias.clone(), A.clone(), B.clone()
+    run(low_rank, x, base, A, B, None, dy)
+    for old, new in zip(before, (x, base.weight(), base.bias, A, B), strict=True):
+        assert torch.equal(old, new)
