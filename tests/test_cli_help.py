@@ -63,19 +63,19 @@ def test_an_interrupt_is_130(monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["option", "variable"])
-def test_debug_shows_the_traceback(how, tmp_path):
-    command = [sys.executable, "-m", "tunesmith", "train", str(tmp_path / "none.yaml")]
+def test_debug_shows_the_traceback(how):
+    command = [sys.executable, "-m", "tunesmith", "generate", "somewhere"]
     environment = {key: value for key, value in os.environ.items() if key != "TUNESMITH_DEBUG"}
     plain = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert plain.returncode == 2
-    assert plain.stderr.startswith("RecipeError: there is no recipe")
+    assert plain.stderr.startswith("RecipeError: command line: give one prompt")
     assert "Traceback" not in plain.stderr
     if how == "option":
         debugged = subprocess.run([*command, "--debug"], capture_output=True, text=True, env=environment)
     else:
         debugged = subprocess.run(command, capture_output=True, text=True, env={**environment, "TUNESMITH_DEBUG": "1"})
     assert "Traceback" in debugged.stderr
-    assert "RecipeError: there is no recipe" in debugged.stderr
+    assert "RecipeError: command line: give one prompt" in debugged.stderr
 
 
 def test_overrides_reach_the_recipe(monkeypatch, tmp_path):

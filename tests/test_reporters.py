@@ -7,9 +7,9 @@ import types
 import pytest
 
 from tunesmith.errors import MachineError
+from tunesmith.events import Ended, Evaluated, Noted, Saved, Started, StepDone
 from tunesmith.record import OutputSettings
 from tunesmith.reporters import REPORTERS, reporters
-from tunesmith.events import Ended, Evaluated, Noted, Saved, Started, StepDone
 
 EVENTS = [
     Started(2, None, 0, 0.0),
