@@ -8,7 +8,6 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
 
 from tunesmith.adapters.adapter_set import AdapterSet, add
 from tunesmith.adapters.attach import Switch
@@ -120,7 +119,13 @@ THEIRS = {
     "token rows": {"r": 2, "target_modules": ["UP"], "trainable_token_indices": {"EMBED": [91, 5, 40]}},
 }
 NAMES = {
-    "llama": {"NORM": "input_layernorm", "EMBED": "embed_tokens", "HEAD": "lm_head", "UP": "up_proj", "DOWN": "down_proj"},
+    "llama": {
+        "NORM": "input_layernorm",
+        "EMBED": "embed_tokens",
+        "HEAD": "lm_head",
+        "UP": "up_proj",
+        "DOWN": "down_proj",
+    },
     "gpt2": {"NORM": "ln_1", "EMBED": "wte", "HEAD": "lm_head", "UP": "c_fc", "DOWN": "c_proj"},
 }
 NAMES |= {"llama-tied": NAMES["llama"], "gemma2": NAMES["llama"]}

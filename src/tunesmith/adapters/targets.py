@@ -180,7 +180,9 @@ def _matrices(body: Anatomy, targets: str | tuple[str, ...], errors: list[Tunesm
         elif target.startswith("re:"):
             pattern = re.compile(target[3:])
             found = [path for path in body.matrices if pattern.fullmatch(path)]
-            _refuse_stacks(target, [path for path in body.stacks if pattern.fullmatch(path)], errors)
+            stacks = [path for path in body.stacks if pattern.fullmatch(path)]
+            if not found and _refuse_stacks(target, stacks, errors):
+                continue
         else:
             found = [path for path in body.matrices if _ends(path, target)]
             stacks = [path for path in body.stacks if _ends(path, target) or _ends(path.rpartition(".")[0], target)]
