@@ -233,7 +233,7 @@ def test_editing_one_document_leaves_its_neighbours_gradient_bit_for_bit(arch, d
         batch = flat_batch([documents[0], edited, documents[2]])
         embeddings = {}
         hook = model.get_input_embeddings().register_forward_hook(
-            lambda _, __, out: embeddings.setdefault("x", out.detach().requires_grad_(True))
+            lambda _, __, out, kept=embeddings: kept.setdefault("x", out.detach().requires_grad_(True))
         )
         hidden = policy.hidden(batch)
         hook.remove()
