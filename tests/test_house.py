@@ -13,7 +13,7 @@ LAYERS: list[set[str]] = [
     {"__main__"},
     {"cli"},
     {"demo", "__init__"},
-    {"run"},
+    {"run", "inference"},
     {"chat", "evaluate", "answer_file"},
     {"session"},
     {"recipe"},

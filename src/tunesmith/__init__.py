@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.errors import TunesmithError
+    from tunesmith.inference import merge
     from tunesmith.recipe import Recipe, load
-    from tunesmith.run import Trained, check, merge, train, tune
+    from tunesmith.run import Trained, check, train, tune
     from tunesmith.session import Session, open_session
 
 _HOME = {
@@ -25,7 +26,7 @@ _HOME = {
     "load": "recipe",
     "Trained": "run",
     "check": "run",
-    "merge": "run",
+    "merge": "inference",
     "train": "run",
     "tune": "run",
     "Session": "session",

@@ -141,9 +141,9 @@ def chat(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Talk with a model; /adapter NAME changes the adapter, /help says what else."""
-    from tunesmith import run
+    from tunesmith import inference
 
-    run.chat(
+    inference.chat(
         source,
         adapters=adapter or [],
         system=system,
@@ -172,9 +172,9 @@ def generate(
         from tunesmith.errors import RecipeError
 
         raise RecipeError("give one prompt, or --file with prompts", where="command line")
-    from tunesmith import run
+    from tunesmith import inference
 
-    run.generate(
+    inference.generate(
         source,
         prompt=prompt,
         file=file,
@@ -202,9 +202,9 @@ def evaluate(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Score a model or adapter on rows."""
-    from tunesmith import run
+    from tunesmith import inference
 
-    run.evaluate(
+    inference.evaluate(
         source,
         data=data,
         score=score,
@@ -228,9 +228,9 @@ def merge(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Write the base with the adapter worked in, as plain transformers weights, and prove it."""
-    from tunesmith import run
+    from tunesmith import inference
 
-    run.merge(source, out, base=base, dtype=dtype, trust_remote_code=trust_remote_code)
+    inference.merge(source, out, base=base, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 @verb

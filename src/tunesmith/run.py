@@ -19,7 +19,7 @@ from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.report import summary
 from tunesmith.data.templates import install
 from tunesmith.errors import CheckpointError, MachineError, RecipeError
-from tunesmith.events import Ended, Event, Listener, Noted
+from tunesmith.events import Ended, Event, Listener
 from tunesmith.models.load import Loaded, load_config, load_model, load_tokenizer
 from tunesmith.models.policy import Policy, probe
 from tunesmith.objectives.sft import SFT
@@ -27,7 +27,7 @@ from tunesmith.progress import Progress
 from tunesmith.recipe import Recipe, Resolved, from_dict
 from tunesmith.record import Run
 from tunesmith.reporters import reporters
-from tunesmith.session import Session, adapter_folder, open_session
+from tunesmith.session import Session, adapter_folder
 from tunesmith.train.checkpoint import Checkpoints, Restored
 from tunesmith.train.loop import Job, Loop, train_mode
 from tunesmith.train.signals import Signals, watched
@@ -80,8 +80,9 @@ def train(
         run.describe(**_facts(recipe, base, prepared, adapter_set))
         ended = loop.run()
         progress.say(f"adapter: {run.folder / 'adapter'}")
-    session = Session(loaded.model, tokenizer, prepared.renderer, policy.switch, recipe.model.name)
-    session.adapters[NAME], session.adapter = adapter_set, NAME
+    session = Session(loaded.model, tokenizer, prepared.renderer, policy.switch, name=recipe.model.name, adapter=NAME)
+    session.stand(adapter_set)
+    policy.switch.name = None
     _take_best(adapter_set, run.folder / "checkpoints", ended)
     loaded.model.eval()
     return Trained(resolved.folder, ended, session)
@@ -334,27 +335,3 @@ def tune(
         values.setdefault(section, {})[name] = value
     resolved = from_dict(values, name="tune", source="tune()")
     return train(resolved, rows=listed, quiet=quiet, listeners=listeners)
-
-
-def merge(
-    source: str | Path,
-    out: str | Path,
-    *,
-    base: str | None = None,
-    dtype: str = "auto",
-    trust_remote_code: bool = False,
-) -> None:
-    """The base with the adapter worked in, as plain transformers weights, proved by comparing logits."""
-    from tunesmith.adapters.merge import merge_to_folder
-
-    with Progress() as progress:
-        with progress.stage("loading model and adapter"):
-            session = open_session(str(source), base=base, dtype=dtype, trust_remote_code=trust_remote_code)
-        if session.adapter is None:
-            raise RecipeError(f"{source} holds no adapter to merge", fix="give a run folder or an adapter folder")
-        with progress.stage("merging, writing and reading back"):
-            report = merge_to_folder(session.model, session.adapters[session.adapter], Path(out), session.tokenizer)
-        progress.say(str(report))
-
-
-__all__ = ["Noted", "Trained", "check", "merge", "train", "tune"]

@@ -8,13 +8,10 @@ session.load_adapter("runs/other/adapter")     a few megabytes, read once; then 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.adapters import store
 from tunesmith.adapters.adapter_set import AdapterSet, unload
@@ -23,83 +20,65 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.templates import install
 from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models.generate import Generated, generate
 from tunesmith.models.load import load_model, load_tokenizer
+from tunesmith.models.session import Params
+from tunesmith.models.session import Session as BaseSession
 from tunesmith.models.settings import ModelSettings
+from tunesmith.recipe import Recipe, load
 
 
 @dataclass
-class Session:
-    """`adapter` is the one that answers unless a call says otherwise; None is the base."""
+class Session(BaseSession):
+    """`adapter` is the one that answers unless a call says otherwise; None is the base.
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    renderer: Renderer
-    switch: Switch
-    name: str
-    adapters: dict[str, AdapterSet] = field(default_factory=dict)
+    `adapters` names those that are loaded; `sets` holds them.
+    """
+
+    name: str = ""
+    sets: dict[str, AdapterSet] = field(default_factory=dict)
     adapter: str | None = None
 
-    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
-        """Token ids of a conversation up to where the answer begins: what training saw before each answer."""
-        return self.renderer.prompt_ids(messages, tools)
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """Tokens at which an answer ends."""
-        return self.renderer.end_ids
+    def stand(self, adapter_set: AdapterSet) -> None:
+        """Know an adapter that stands in the model already."""
+        self.sets[adapter_set.name] = adapter_set
+        self.adapters.append(adapter_set.name)
 
     def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
-        """Stand an adapter of a folder beside the others; returns its name. Reads that folder's files alone."""
+        """Put an adapter of a folder beside the others; returns its name. Reads that folder's files alone."""
         path = adapter_folder(Path(folder))
-        called = name or unused_name(path, self.adapters)
-        self.adapters[called] = store.load(path, self.model, self.switch, called)
+        called = name or unused_name(path, self.sets)
+        self.stand(store.load(path, self.model, self.switch, called))
         return called
 
     def unload_adapter(self, name: str) -> None:
+        self.known(name)
         unload(self.model, name)
-        del self.adapters[name]
+        del self.sets[name]
+        self.adapters.remove(name)
         if self.adapter == name:
             self.adapter = None
 
-    @contextmanager
-    def using(self, adapter: str | None) -> Iterator[None]:
-        """One adapter (None: the base) for the length of a `with`."""
-        self._known(adapter)
-        with self.switch.set_to(adapter):
-            yield
-
-    def _known(self, *names: str | None) -> None:
+    def known(self, *names: str | None) -> None:
+        """Refuse a name that no loaded adapter has."""
         for name in names:
-            if name is not None and name not in self.adapters:
-                raise AdapterError(
-                    f"no adapter is called {name}", expected=", ".join(self.adapters) or "none is loaded"
-                )
+            if name is not None and name not in self.sets:
+                raise AdapterError(f"no adapter is called {name}", expected=", ".join(self.sets) or "none is loaded")
 
-    def generate(
+    def answer(
         self,
         conversations: Sequence[str | Sequence[Message]],
         *,
         adapters: Sequence[str | None] | None = None,
+        params: Params | None = None,
         **options: Any,
-    ) -> list[Generated]:
-        """Answers as tokens. A bare string is one user turn. `adapters`: one name (None: the base) per conversation."""
-        prompts = [
-            self.prompt_ids([Message("user", item)] if isinstance(item, str) else item) for item in conversations
-        ]
-        options.setdefault("max_new_tokens", 256)
-        if adapters is not None:
-            self._known(*adapters)
-            return generate(
-                self.model, prompts, eos_ids=self.eos_ids, switch=self.switch, adapters=list(adapters), **options
-            )
-        with self.using(self.adapter):
-            return generate(self.model, prompts, eos_ids=self.eos_ids, **options)
-
-    def answer(self, conversations: Sequence[str | Sequence[Message]], **options: Any) -> list[str]:
-        """Answers as text."""
-        answers = self.generate(conversations, **options)
-        return [self.tokenizer.decode(item.token_ids, skip_special_tokens=True).strip() for item in answers]
+    ) -> list[str]:
+        """Answers as text; a bare string is one user turn. `adapters`: one name (None: the base) per conversation."""
+        chosen = [self.adapter] * len(conversations) if adapters is None else list(adapters)
+        self.known(*chosen)
+        params = params or Params()
+        turns = [[Message("user", item)] if isinstance(item, str) else item for item in conversations]
+        made = self.generate([self.prompt_ids(item) for item in turns], params, adapters=chosen, **options)
+        return [self.text(item, params) for item in made]
 
 
 def adapter_folder(path: Path) -> Path:
@@ -140,7 +119,8 @@ def find_source(source: str, base: str | None = None) -> Source:
     if (path / "config.json").is_file() or path.suffix == ".gguf":
         return Source(ModelSettings(name=str(path)), None)
     adapter = adapter_folder(path)
-    settings = _model_of_run(adapter)
+    recipe = recipe_of(adapter)
+    settings = None if recipe is None else recipe.model
     if base is not None:
         settings = ModelSettings(name=base) if settings is None else settings.model_copy(update={"name": base})
     if settings is None:
@@ -148,13 +128,12 @@ def find_source(source: str, base: str | None = None) -> Source:
     return Source(settings.model_copy(update={"adapter": None}), adapter)
 
 
-def _model_of_run(adapter: Path) -> ModelSettings | None:
-    """The model section of the run that `adapter` lies in."""
-    from tunesmith.recipe import load
-
-    for folder in (adapter.parent, adapter.parent.parent):
+def recipe_of(source: str | Path) -> Recipe | None:
+    """The recipe of the run that `source` is or lies in (its adapter, a checkpoint); None where it is no run's."""
+    path = Path(source).expanduser().absolute()
+    for folder in (path, path.parent, path.parent.parent):
         if (folder / "recipe.yaml").is_file() and (folder / "provenance.json").is_file():
-            return load(folder / "recipe.yaml").recipe.model
+            return load(folder / "recipe.yaml").recipe
     return None
 
 
@@ -191,7 +170,7 @@ def open_session(
     if settings.template:
         install(settings.template, tokenizer)
     model = load_model(settings, tokenizer, trust_remote_code=trust_remote_code).model
-    session = Session(model, tokenizer, Renderer(tokenizer), Switch(), settings.name)
+    session = Session(model, tokenizer, Renderer(tokenizer), Switch(), name=settings.name)
     if found.adapter is not None:
         session.adapter = session.load_adapter(found.adapter)
     for folder in folders:

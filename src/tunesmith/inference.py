@@ -1,0 +1,212 @@
+"""What one does with a trained model from the command line: chat, generate, evaluate, merge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.answer_file import answer_file, read_prompts
+from tunesmith.chat import run_chat
+from tunesmith.data.formats import convert
+from tunesmith.data.prepare import prepare
+from tunesmith.data.settings import DataSettings
+from tunesmith.data.sources import read
+from tunesmith.data.types import Conversation, Message
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.evaluate import Evaluation, Item, item_of, scorers_named, write_answers
+from tunesmith.evaluate import evaluate as score_items
+from tunesmith.models.policy import probe
+from tunesmith.models.session import Params
+from tunesmith.objectives.sft import SFT
+from tunesmith.progress import Progress
+from tunesmith.session import Session, adapter_folder, open_session, recipe_of
+from tunesmith.train.memory import default_micro_batch_tokens
+
+
+def _open(progress: Progress, source: str | Path, adapter: str | None = None, **options: Any) -> Session:
+    """The session of `source`; `adapter`, where given, answers in place of the source's own."""
+    with progress.stage("loading the model"):
+        session = open_session(str(source), adapters=[adapter] if adapter else (), **options)
+    if adapter:
+        session.adapter = session.adapters[-1]
+    return session
+
+
+def chat(
+    source: str | Path,
+    *,
+    adapters: Sequence[str | Path] = (),
+    base: str | None = None,
+    system: str | None = None,
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    trust_remote_code: bool = False,
+) -> None:
+    """Talk with a model in the terminal."""
+    with Progress() as progress, progress.stage("loading the model"):
+        session = open_session(str(source), base=base, adapters=adapters, trust_remote_code=trust_remote_code)
+    run_chat(session, params=Params(max_new_tokens, temperature), adapter=session.adapter, system=system)
+
+
+def generate(
+    source: str | Path,
+    *,
+    prompt: str | None = None,
+    file: Path | None = None,
+    out: Path | None = None,
+    adapter: str | None = None,
+    base: str | None = None,
+    system: str | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    batch_size: int = 16,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> None:
+    """Answer one prompt, streamed, or a file of prompts in batches."""
+    params = Params(max_new_tokens, temperature, seed=seed)
+    prompts = read_prompts(file, system) if file is not None else []
+    with Progress() as progress:
+        session = _open(progress, source, adapter, base=base, trust_remote_code=trust_remote_code)
+        if file is None:
+            messages = [Message("system", system)] if system else []
+            messages.append(Message("user", prompt or ""))
+            session.stream(messages, params, lambda text: print(text, end="", flush=True), adapter=session.adapter)
+            print()
+            return
+        target = out or file.with_suffix(".answers.jsonl")
+        said = _every_tenth(progress, "answered")
+        done = answer_file(
+            session, prompts, target, params, adapter=session.adapter, max_rows=batch_size, on_progress=said
+        )
+        progress.say(f"{done.answered} answered, {done.already} were there already: {target}")
+
+
+def _every_tenth(progress: Progress, verb: str) -> Callable[[int, int], None]:
+    """A callback (done, in all) that says a line at each tenth of the way."""
+    tenths = 0
+
+    def say(done: int, total: int) -> None:
+        nonlocal tenths
+        if done * 10 // max(1, total) > tenths:
+            tenths = done * 10 // max(1, total)
+            progress.say(f"  {verb} {done} of {total}")
+
+    return say
+
+
+def evaluate(
+    source: str | Path,
+    *,
+    data: str | None = None,
+    score: str = "loss",
+    limit: int | None = None,
+    adapter: str | None = None,
+    base: str | None = None,
+    max_new_tokens: int = 256,
+    batch_size: int = 16,
+    as_json: bool = False,
+    out: Path | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Score a model or adapter on rows: held-out loss, or answers by a scorer. Prints and returns the figures."""
+    if score != "loss":
+        scorers_named(score)
+    settings, seed = _rows_of(source, data, limit)
+    all_rows = data is not None
+    with Progress(quiet=as_json) as progress:
+        session = _open(progress, source, adapter, base=base, trust_remote_code=trust_remote_code)
+        if score == "loss":
+            figures = _held_out_loss(session, settings, seed, all_rows)
+        else:
+            items = _items(session, settings, seed, all_rows, limit)
+            said = _every_tenth(progress, "answered")
+            made = score_items(
+                session,
+                items,
+                score,
+                adapter=session.adapter,
+                params=Params(max_new_tokens),
+                on_progress=said,
+                max_rows=batch_size,
+            )
+            if out is not None:
+                write_answers(out, items, made)
+            figures = _figures(made, score)
+    print(json.dumps(figures, indent=2) if as_json else "\n".join(f"{key}: {value}" for key, value in figures.items()))
+    return figures
+
+
+def _rows_of(source: str | Path, data: str | None, limit: int | None) -> tuple[DataSettings, int]:
+    """How to read the rows to score (as the run read its own, where `source` is a run), and the seed of the split."""
+    recipe = recipe_of(source)
+    if data is None:
+        if recipe is None or recipe.data.held_out is None:
+            raise RecipeError(
+                "there are no rows to score", fix="give --data FILE, or a run folder whose recipe held rows out"
+            )
+        return recipe.data, recipe.train.seed
+    if recipe is None:
+        return DataSettings(train=data, limit=limit), 0
+    changes = {"train": data, "held_out": None, "limit": limit}
+    return recipe.data.model_copy(update=changes), recipe.train.seed
+
+
+def _held_out_loss(session: Session, settings: DataSettings, seed: int, all_rows: bool) -> dict[str, Any]:
+    """Loss per learned token over all rows, or over what the run held out."""
+    prepared = prepare(settings, session.tokenizer, seed=seed)
+    examples = prepared.train if all_rows else prepared.held_out
+    policy, _ = probe(session.model, session.switch)
+    objective = SFT(examples, examples, batch_size=1, seed=0)
+    with session.switch.set_to(session.adapter):
+        metrics = objective.evaluate(policy, default_micro_batch_tokens(policy.device))
+    return {**metrics, "rows": len(examples), "learned_tokens": sum(example.num_learned for example in examples)}
+
+
+def _items(session: Session, settings: DataSettings, seed: int, all_rows: bool, limit: int | None) -> list[Item]:
+    """One item per conversation: its turns up to the last answer, which is the gold one."""
+    if all_rows:
+        raw = read(settings.train, split=settings.split, subset=settings.subset, limit=settings.limit)
+        rows = convert(raw, settings.format, settings.columns).rows
+        pairs = list(zip(rows, (dict(values) for _, values in raw), strict=True))
+    else:
+        pairs = [(row, {}) for row in prepare(settings, session.tokenizer, seed=seed).held_out_rows]
+    items = [item_of(row, values) for row, values in pairs if isinstance(row, Conversation)]
+    if not items:
+        raise DataError("no row has an answer to compare with", where=settings.train)
+    return items[:limit]
+
+
+def _figures(made: Evaluation, score: str) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for name, mean in {score: made.mean(), **{f"{score}, {part}": m for part, m in made.by_part().items()}}.items():
+        figures[name] = str(mean)
+    figures["seconds"] = round(made.seconds, 1)
+    if made.num_cut:
+        figures["cut at max_new_tokens"] = made.num_cut
+    return figures
+
+
+def merge(
+    source: str | Path,
+    out: str | Path,
+    *,
+    base: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> None:
+    """The base with the adapter worked in, as plain transformers weights, proved by comparing logits."""
+    from tunesmith.adapters.merge import merge_to_folder
+    from tunesmith.models.fuse import unfuse
+
+    adapter_folder(Path(source))
+    with Progress() as progress:
+        session = _open(progress, source, base=base, dtype=dtype, trust_remote_code=trust_remote_code)
+        if session.adapter is None:
+            raise RecipeError(f"{source} holds no adapter to merge", fix="give a run folder or an adapter folder")
+        unfuse(session.model)
+        with progress.stage("merging, writing and reading back"):
+            report = merge_to_folder(session.model, session.sets[session.adapter], Path(out), session.tokenizer)
+        progress.say(str(report))
