@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,14 @@ class Checkpoints:
             (made / MANIFEST).write_text(json.dumps({"step": step, "files": manifest}, indent=1))
             for path in (*files, made / MANIFEST, made):
                 _flush(path)
-            if final.exists():
-                shutil.rmtree(final)
+            if final.exists():  # the same step, with more known of it
+                os.replace(final, self._aside(step))
             os.replace(made, final)
             _flush(self.folder)
+            shutil.rmtree(self._aside(step), ignore_errors=True)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(made, ignore_errors=True)
+            with suppress(OSError):
+                self._tidy()
             raise MachineError(
                 f"the checkpoint of step {step} could not be written",
                 where=str(self.folder),
@@ -100,6 +103,21 @@ class Checkpoints:
             ) from error
         self._prune(protect | {step})
         return final
+
+    def _aside(self, step: int) -> Path:
+        """Where the old checkpoint of a step waits until the new one stands in its place."""
+        return self.folder / f".old-step-{step:06d}"
+
+    def _tidy(self) -> None:
+        """What a kill between two steps of a write left: an old checkpoint goes back, unfinished ones go."""
+        for path in self.folder.glob(".old-step-*"):
+            final = self.folder / path.name.removeprefix(".old-")
+            if final.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.replace(path, final)
+        for path in self.folder.glob(".making-step-*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _prune(self, protect: set[int]) -> None:
         loose = [step for step in self.steps() if step not in protect]
@@ -112,20 +130,25 @@ class Checkpoints:
         folder = self.path(step)
         try:
             manifest = json.loads((folder / MANIFEST).read_text())["files"]
-        except (OSError, ValueError, KeyError) as error:
-            return f"no readable {MANIFEST} ({error})"
-        for name, wanted in manifest.items():
+            expected = {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in manifest.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"no readable {MANIFEST} ({type(error).__name__}: {error})"
+        unlisted = {"trainer.safetensors", "state.json"} - expected.keys()
+        if unlisted:
+            return f"{MANIFEST} does not list {', '.join(sorted(unlisted))}"
+        for name, (num_bytes, sha256) in expected.items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != wanted["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {wanted['bytes']}"
-            if digest(path) != wanted["sha256"]:
+            if path.stat().st_size != num_bytes:
+                return f"{name} has {path.stat().st_size} bytes instead of {num_bytes}"
+            if digest(path) != sha256:
                 return f"{name} is damaged (its checksum differs)"
         return None
 
     def latest(self, note: Callable[[str], None]) -> Restored | None:
         """The newest checkpoint whose every byte is right; damaged ones are passed over aloud."""
+        self._tidy()
         problems = []
         for step in reversed(self.steps()):
             problem = self.problem(step)

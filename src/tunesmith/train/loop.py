@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from tunesmith.data.types import Batch, Origin
 from tunesmith.errors import Interrupted, MachineError, NonFiniteError
+from tunesmith.events import Ended, Evaluated, Event, Listener, Noted, Saved, Started, StepDone
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Objective, Step
 from tunesmith.train import memory
 from tunesmith.train.checkpoint import Checkpoints, Restored
-from tunesmith.events import Ended, Evaluated, Event, Listener, Noted, Saved, Started, StepDone
+from tunesmith.train.mode import train_mode
 from tunesmith.train.optim import (
     gradient_norm,
     load_optimizer,
@@ -101,7 +102,9 @@ class Loop:
         self.num_steps = self._planned_steps()
         self._names = {id(parameter): name for name, parameter in job.parameters.items()}
         self._cursor = objective.state_dict()
+        torch.manual_seed(settings.seed)
         self._random = self._random_states()
+        self._whole = True
         self._stop_asked = False
         self._saved: tuple[int, int] | None = None
 
@@ -158,23 +161,19 @@ class Loop:
         """Train until the budget is spent; returns how it ended. Raises `Interrupted` after saving on a signal."""
         with self.signals.deferred():
             self._tell(Started(self.num_steps, self.settings.minutes, self.at.step, self.at.train_seconds))
-            reason = "the budget is spent"
             try:
                 self._evaluate_if_due()
                 for step in self._steps():
                     self._one_step(step)
                     self._evaluate_if_due()
-                    if self._out_of_patience():
-                        reason = f"no gain in {self.at.no_gain} evaluations"
-                        break
-                    if self._stop_asked:
-                        reason = "a listener asked to stop"
-                        break
-                    self._save_if_due()
+                    if self._reason() is None:
+                        self._save_if_due()
                 self._finish()
             except Interrupted:
-                self._save()
+                if self._whole:  # a second SIGINT breaks an update off: only the checkpoint before it is whole
+                    self._save()
                 raise
+        reason = self._reason() or "the budget is spent"
         at = self.at
         ended = Ended(
             at.step, reason, at.train_seconds, at.evaluation_seconds, at.num_tokens, at.best_step, at.best_metrics
@@ -183,22 +182,31 @@ class Loop:
         return ended
 
     def _steps(self) -> Iterator[Step]:
-        """The objective's steps while the budget lasts."""
-        if self._over():
+        """The objective's steps while the budget lasts and nothing says stop."""
+        if self._over() or self._reason() is not None:
             return
         for step in self.objective.steps(self.policy):
             yield step
-            if self._over():
+            if self._over() or self._reason() is not None:
                 return
+
+    def _reason(self) -> str | None:
+        """Why to stop before the budget is spent."""
+        patience = self.settings.stop_after_no_gain
+        if patience is not None and self.at.no_gain >= patience:
+            return f"no gain in {self.at.no_gain} evaluations"
+        return "a listener asked to stop" if self._stop_asked else None
 
     def _one_step(self, step: Step) -> None:
         start = time.perf_counter()
         learning_rate = self._learning_rate()
+        self._restore_random(self._random)  # whatever listeners or an evaluation drew
         result = self._gradients(step)
         if self.settings.max_grad_norm is not None and result.grad_norm > self.settings.max_grad_norm:
             shrink = self.settings.max_grad_norm / (result.grad_norm + 1e-6)
             torch._foreach_mul_([p.grad for p in self.job.parameters.values() if p.grad is not None], shrink)
         set_learning_rate(self.optimizer, learning_rate)
+        self._whole = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - start
@@ -210,6 +218,7 @@ class Loop:
         at.num_learned += result.num_learned
         # Here a whole step ends: this is what a checkpoint written from now on must hold.
         self._cursor, self._random = self.objective.state_dict(), self._random_states()
+        self._whole = True
         self._tell(
             StepDone(
                 step=at.step,
@@ -222,7 +231,7 @@ class Loop:
                 num_learned=result.num_learned,
                 seconds=seconds,
                 train_seconds=at.train_seconds,
-                tokens_per_second=result.num_tokens / seconds,
+                tokens_per_second=result.num_tokens / max(seconds, 1e-9),
                 seconds_left=self._seconds_left(),
                 memory_bytes=memory.peak_bytes(self.policy.device),
             )
@@ -237,7 +246,7 @@ class Loop:
 
     def _gradients(self, step: Step) -> _StepResult:
         """Gradients of one step, redone with smaller micro-batches or a smaller loss scale where that is the remedy."""
-        longest = max(len(example) for example in step.examples)
+        lengths = [len(example) for example in step.examples]
         random = self._random_states()
         while True:
             try:
@@ -245,7 +254,7 @@ class Loop:
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):
                     raise
-                self._shrink_micro_batch(longest, error)
+                self._shrink_micro_batch(lengths, error)
             else:
                 if math.isfinite(result.grad_norm):
                     return result
@@ -257,14 +266,16 @@ class Loop:
             memory.free_cache(self.policy.device)
             self._restore_random(random)
 
-    def _shrink_micro_batch(self, longest: int, error: BaseException) -> None:
-        if self.at.micro_tokens <= longest:
+    def _shrink_micro_batch(self, lengths: Sequence[int], error: BaseException) -> None:
+        """Half of what a micro-batch can have held, but never less than the longest row."""
+        longest, held = max(lengths), min(self.at.micro_tokens, sum(lengths))
+        if held <= longest:
             raise MachineError(
                 f"out of memory with one row of {longest} tokens in a micro-batch",
                 found=str(error).splitlines()[0],
                 fix="train.recompute=true, a smaller data.max_length, adapter.last_blocks, or a smaller model",
             ) from error
-        self.at.micro_tokens = max(longest, self.at.micro_tokens // 2)
+        self.at.micro_tokens = max(longest, held // 2)
         self._tell(
             Noted(f"out of memory: micro-batches now hold {self.at.micro_tokens} tokens; the step itself is unchanged")
         )
@@ -291,7 +302,7 @@ class Loop:
                 if parameter.grad is not None:
                     parameter.grad.div_(self.at.loss_scale)
         norm = gradient_norm(parameters).item()
-        num_learned = sum(int(torch.count_nonzero(batch.loss_weights)) for batch in batches)
+        num_learned = sum(batch.num_learned for batch in batches)
         return _StepResult(sum(values), norm, sum(map(len, batches)), num_learned)
 
     @torch.no_grad()
@@ -353,17 +364,13 @@ class Loop:
         if not metrics:
             return
         at.evaluation_seconds += seconds
-        best = not at.best_metrics or metrics["loss"] < at.best_metrics["loss"]
+        best = math.isfinite(metrics["loss"]) and metrics["loss"] < at.best_metrics.get("loss", math.inf)
         at.no_gain = 0 if best else at.no_gain + 1
         if best:
             at.best_step, at.best_metrics = at.step, metrics
         self._tell(Evaluated(at.step, metrics, seconds, best))
         if best:
             self._save()
-
-    def _out_of_patience(self) -> bool:
-        patience = self.settings.stop_after_no_gain
-        return patience is not None and self.at.no_gain >= patience
 
     def _save_if_due(self) -> None:
         every = self.settings.save_every
@@ -424,20 +431,3 @@ class Loop:
         torch.set_rng_state(states["torch"])
         if "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"], self.policy.device)
-
-
-def train_mode(policy: Policy, recompute: bool) -> None:
-    """Adapters learn; the frozen base stays in evaluation mode (its own dropout is off).
-
-    With `recompute`, transformers' checkpointed blocks are told that they train, and they alone.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    from tunesmith.adapters.base import Adapter
-
-    policy.eval()
-    for module in policy.modules():
-        if isinstance(module, Adapter):
-            module.train()
-        elif recompute and isinstance(module, GradientCheckpointingLayer):
-            module.training = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ def make_optimizer(
     for name, parameter in parameters.items():
         by_rate.setdefault(multipliers.get(name, 1.0), []).append(parameter)
     groups = [{"params": members, "rate": rate} for rate, members in sorted(by_rate.items())]
-    options = {
+    options: dict[str, Any] = {
         "lr": settings.learning_rate,
         "betas": settings.betas,
         "eps": settings.eps,
