@@ -187,7 +187,7 @@ def _build_tokens(body: Anatomy, token_rows: Mapping[str, Sequence[int]], built:
                 f"{path} cannot be adapted and have the rows of added tokens trained at once",
                 fix="take it out of adapter.targets, or train the embeddings in full (adapter.train_in_full)",
             )
-        rows = body.modules[path].weight.shape[0]  # type: ignore[union-attr]
+        rows = body.rows(path)
         if max(ids) >= rows or min(ids) < 0:
             raise AdapterError(f"{path} has no row for token {max(ids)}", found=f"{rows} rows")
         same = body.tied and path == body.head and list(ids) == list(token_rows.get(body.embedding or "", ()))
@@ -234,7 +234,7 @@ def _token_rows(body: Anatomy, added: int | Sequence[int], targets: Targets) -> 
     """The added tokens' ids for embedding and head, but for those trained in full anyway."""
     if not added or body.embedding is None:
         return {}
-    rows = body.modules[body.embedding].weight.shape[0]  # type: ignore[union-attr]
+    rows = body.rows(body.embedding)
     ids = range(rows - added, rows) if isinstance(added, int) else sorted(added)
     ends = [path for path in (body.embedding, body.head) if path and path not in targets.in_full]
     return {path: tuple(ids) for path in ends}  # type: ignore[arg-type]

@@ -42,8 +42,8 @@ class Full(Adapter):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         own = self.get_parameter("weight")
-        own = own.t() if self.transposed else own
-        return own.to(weight.dtype), bias if bias is None else self.get_parameter("bias").to(bias.dtype)
+        dense = own.t() if self.transposed else own
+        return dense.to(weight.dtype), bias if bias is None else self.get_parameter("bias").to(bias.dtype)
 
     def replaces(self) -> dict[str, Tensor]:
         return dict(self.named_parameters())

@@ -38,9 +38,8 @@ class BaseIdentity:
 def identify(model: PreTrainedModel, name: str | None = None, revision: str | None = None) -> BaseIdentity:
     """The identity of `model`; `name` is what it was loaded from (else what the model itself remembers)."""
     body = anatomy(model)
-    rows = 0 if body.embedding is None else body.modules[body.embedding].weight.shape[0]  # type: ignore[union-attr]
     given = name if name is not None else str(getattr(model.config, "_name_or_path", "") or "")
-    return BaseIdentity(public_name(given), revision, fingerprint(model), rows)
+    return BaseIdentity(public_name(given), revision, fingerprint(model), body.rows(body.embedding))
 
 
 def public_name(name: str) -> str:

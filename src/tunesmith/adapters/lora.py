@@ -55,7 +55,8 @@ class LoRA(Adapter):
         if base.is_embedding:
             h = F.embedding(x, self.A.T, padding_idx=base.layer.padding_idx)  # type: ignore[arg-type]
             y = base.output(x)
-            change = (h @ self.B.T * self.scale).to(y.dtype)
+            wide = torch.promote_types(y.dtype, h.dtype)
+            change = (h.to(wide) @ self.B.to(wide).T * self.scale).to(y.dtype)
             return y + (change if base.output_scale is None else change * base.output_scale.to(y.dtype))
         keep = None
         if self.training and self.dropout > 0:

@@ -129,7 +129,7 @@ def merge_to_folder(
         merge(model, adapter_set).save_pretrained(half)
         if tokenizer is not None:
             tokenizer.save_pretrained(half)
-        report = _compare(model, adapter_set, half, folder, _token_ids(model, tokenizer, prompts))
+        report = _compare(model, adapter_set, half, folder, _token_ids(adapter_set, tokenizer, prompts))
         if folder.exists():
             folder.rmdir()
         half.replace(folder)
@@ -151,7 +151,8 @@ def _compare(
 ) -> MergeReport:
     """Logits of the adapted model against those of the folder; a gap past the bound is an error."""
     device, dtype = next(model.parameters()).device, model.dtype
-    plain = AutoModelForCausalLM.from_pretrained(half, dtype=dtype, local_files_only=True).to(device).eval()
+    plain: nn.Module = AutoModelForCausalLM.from_pretrained(half, dtype=dtype, local_files_only=True)
+    plain.to(device).eval()
     learning = [module for module in model.modules() if module.training]
     model.eval()
     gap, largest, same, positions = 0.0, 0.0, 0, 0
@@ -181,10 +182,10 @@ def _compare(
 
 
 def _token_ids(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, prompts: Sequence[str]
+    adapter_set: AdapterSet, tokenizer: PreTrainedTokenizerBase | None, prompts: Sequence[str]
 ) -> list[Tensor]:
     """Fixed prompts [1, n] each; without a tokenizer, an even walk over the vocabulary."""
     if tokenizer is not None:
         return [torch.tensor([tokenizer(prompt)["input_ids"]]) for prompt in prompts]
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = adapter_set.body.rows(adapter_set.body.embedding)
     return [(torch.arange(3, 35) * stride % rows).unsqueeze(0) for stride in (1, 7, 13)]

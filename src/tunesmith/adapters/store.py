@@ -244,7 +244,7 @@ def _tables(path: str) -> tuple[str, str, str]:
 @contextmanager
 def _resized(model: PreTrainedModel, body: Anatomy, rows: int) -> Iterator[None]:
     """Give the model `rows` rows where it has fewer (old ones keep their bits); taken back if what follows fails."""
-    have = 0 if body.embedding is None else body.modules[body.embedding].weight.shape[0]  # type: ignore[union-attr]
+    have = body.rows(body.embedding)
     if rows <= have:
         yield
         return

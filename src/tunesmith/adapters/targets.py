@@ -66,6 +66,10 @@ class Anatomy:
     tied: bool
     """Embedding and head are one parameter."""
 
+    def rows(self, path: str | None) -> int:
+        """Tokens in the table of the embedding or head at `path`."""
+        return 0 if path is None else self.modules[path].get_parameter("weight").shape[0]
+
     @cached_property
     def matrices(self) -> dict[str, nn.Module]:
         """Every layer that an adapter can stand beside."""
