@@ -17,6 +17,7 @@ from tunesmith.data.types import Conversation, Message
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluate import Evaluation, Item, item_of, scorers_named, write_answers
 from tunesmith.evaluate import evaluate as score_items
+from tunesmith.models.load import without_bars
 from tunesmith.models.policy import probe
 from tunesmith.models.session import Params
 from tunesmith.objectives.sft import SFT
@@ -207,6 +208,6 @@ def merge(
         if session.adapter is None:
             raise RecipeError(f"{source} holds no adapter to merge", fix="give a run folder or an adapter folder")
         unfuse(session.model)
-        with progress.stage("merging, writing and reading back"):
+        with progress.stage("merging, writing and reading back"), without_bars():
             report = merge_to_folder(session.model, session.sets[session.adapter], Path(out), session.tokenizer)
         progress.say(str(report))

@@ -60,12 +60,12 @@ def train(
 ) -> Trained:
     """Train by a recipe; `rows` stand in for the recipe's file. Returns when the budget is spent."""
     recipe = resolved.recipe
-    sinks = reporters(recipe.output.report_to, recipe.output.name or resolved.name, resolved.folder)
     with (
         Run.create(resolved.folder, resolved, resume) as run,
         watched() as signals,
         Progress(quiet=quiet, picture=run.picture) as progress,
     ):
+        sinks = reporters(recipe.output.report_to, recipe.output.name or resolved.name, run.folder)
         saved = _last_checkpoint(run, recipe, resume, progress)
         tokenizer, prepared = _read(recipe, trust_remote_code, progress, rows)
         for line in summary(prepared):

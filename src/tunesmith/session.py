@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.adapters import store
 from tunesmith.adapters.adapter_set import AdapterSet, unload
@@ -105,10 +105,11 @@ def unused_name(path: Path, taken: Any) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """What a user named: a base, and the adapter on it (if any)."""
+    """What a user named: a base, the adapter on it (if any), and how the run that made it treated system turns."""
 
     model: ModelSettings
     adapter: Path | None
+    system_turn: Literal["keep", "into-user"] = "keep"
 
 
 def find_source(source: str, base: str | None = None) -> Source:
@@ -125,7 +126,8 @@ def find_source(source: str, base: str | None = None) -> Source:
         settings = ModelSettings(name=base) if settings is None else settings.model_copy(update={"name": base})
     if settings is None:
         settings = ModelSettings(name=_base_in_config(adapter))
-    return Source(settings.model_copy(update={"adapter": None}), adapter)
+    system_turn = "keep" if recipe is None else recipe.data.system_turn
+    return Source(settings.model_copy(update={"adapter": None}), adapter, system_turn)
 
 
 def recipe_of(source: str | Path) -> Recipe | None:
@@ -170,7 +172,9 @@ def open_session(
     if settings.template:
         install(settings.template, tokenizer)
     model = load_model(settings, tokenizer, trust_remote_code=trust_remote_code).model
-    session = Session(model, tokenizer, Renderer(tokenizer), Switch(), name=settings.name)
+    session = Session(
+        model, tokenizer, Renderer(tokenizer, system_turn=found.system_turn), Switch(), name=settings.name
+    )
     if found.adapter is not None:
         session.adapter = session.load_adapter(found.adapter)
     for folder in folders:
