@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_store import IDS
 from transformers import AutoModelForCausalLM
 
 from tunesmith.adapters import merge as merging
@@ -15,6 +14,7 @@ from tunesmith.adapters.merge import merge, merge_to_folder
 from tunesmith.errors import AdapterError
 from tunesmith.models.tiny import ARCHITECTURES, tiny
 
+IDS = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(1))
 EMBEDDING = {"gpt2": "wte", "falcon": "word_embeddings", "bloom": "word_embeddings", "gpt_neox": "embed_in"}
 CHOICES = {
     "all-linear": ({"targets": "all-linear"}, 0),

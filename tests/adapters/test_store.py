@@ -214,12 +214,14 @@ def test_a_taken_name_is_refused(folder):
         load(folder, model, switch, "a")
 
 
-def test_added_tokens_travel_with_the_adapter(tmp_path):
+@pytest.mark.parametrize("arch", ["llama", "llama-tied", "gpt2", "gemma2"])
+@pytest.mark.parametrize("in_full", [(), ("embeddings",)])
+def test_added_tokens_travel_with_the_adapter(arch, in_full, tmp_path):
     """Trained on a resized model, loaded on the original: the rows come along."""
-    model, switch = tiny("llama"), Switch()
+    model, switch = tiny(arch), Switch()
     torch.manual_seed(0)
     model.resize_token_embeddings(99)
-    adapter_set = add(model, switch, Settings(r=2), name="a", seed=0, added_tokens=3)
+    adapter_set = add(model, switch, Settings(r=2, train_in_full=in_full), name="a", seed=0, added_tokens=3)
     with torch.no_grad():
         for parameter in adapter_set.parameters().values():
             parameter += 0.1
@@ -229,7 +231,7 @@ def test_added_tokens_travel_with_the_adapter(tmp_path):
     with switch.set_to("a"):
         wanted = model(ids).logits
 
-    fresh, switch = tiny("llama"), Switch()
+    fresh, switch = tiny(arch), Switch()
     loaded = load(tmp_path / "a", fresh, switch, "a")
     assert loaded.added_tokens == ("<x>", "<y>", "<z>")
     with switch.set_to("a"):

@@ -1,7 +1,7 @@
 """Slots: what stands where a layer stood.
 
 A slot owns the layer and its adapters. Which adapter acts is one `Switch` shared by all slots of a model, set before
-the call: changing it costs the same however many slots there are. `switch.runs` None means the frozen model alone, bit
+the call: changing it costs the same however many slots there are. No name and no rows means the frozen model alone, bit
 for bit. The frozen product is computed once, whoever shares the batch.
 """
 
