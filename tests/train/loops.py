@@ -98,13 +98,15 @@ def bench(
             {name: p.detach().clone() for name, p in adapter_set.parameters().items()}, into / "adapter.safetensors"
         )
 
+    chosen = rows(8) if train is None else train
+    made = objective(chosen, held_out, batch_size=options.batch_size, seed=options.seed, shuffle=shuffle)
     loop = Loop(
         policy,
-        objective(train if train is not None else rows(8), held_out, batch_size=options.batch_size, seed=options.seed, shuffle=shuffle),
+        made,
         Job(adapter_set.parameters(), adapter_set.groups(), write),
         options,
         Checkpoints(folder / "checkpoints", options.keep_checkpoints),
         signals or Signals(),
         [events.append, *listeners],
-    )  # fmt: skip
+    )
     return Bench(loop, policy, adapter_set, events)

@@ -129,10 +129,13 @@ class Checkpoints:
         """Why the checkpoint of `step` cannot be trusted, or None."""
         folder = self.path(step)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())["files"]
+            written = json.loads((folder / MANIFEST).read_text())
+            manifest, of_step = written["files"], written["step"]
             expected = {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in manifest.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"no readable {MANIFEST} ({type(error).__name__}: {error})"
+        if of_step != step:
+            return f"{MANIFEST} is of step {of_step}"
         unlisted = {"trainer.safetensors", "state.json"} - expected.keys()
         if unlisted:
             return f"{MANIFEST} does not list {', '.join(sorted(unlisted))}"
