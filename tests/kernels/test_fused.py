@@ -166,7 +166,7 @@ def test_source_that_does_not_compile_leaves_no_object(fresh, monkeypatch, tmp_p
         pytest.skip("no C compiler here")
     broken = tmp_path / "broken.c"
     broken.write_text("int main( {")
-    monkeypatch.setattr(native, "SOURCE", broken)
+    monkeypatch.setattr(native, "SOURCES", (broken,))
     assert native.library() is None
     assert "failed" in native.why_not()
     assert list((fresh / "kernels").iterdir()) == []

@@ -1,4 +1,4 @@
-"""Compiles `fused.c` once for this processor and hands out its functions.
+"""Compiles the C files of this folder once for this processor and hands out its functions.
 
 No compiler, a compiler that fails, or a processor other than the CPU: `library()` is None, and every kernel runs in its
 plain form. The object lies in the cache, under a name made of source, flags, compiler and processor.
@@ -18,7 +18,9 @@ from pathlib import Path
 
 from tunesmith.machine import cache_folder
 
-SOURCE = Path(__file__).with_name("fused.c")
+FOLDER = Path(__file__).parent
+SOURCES = (FOLDER / "fused.c", FOLDER / "attention.c")
+HEADER = FOLDER / "portable.h"
 # Not -ffast-math: linked into a shared object it would change how the whole process treats tiny numbers.
 FLAGS = (
     "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math",
@@ -55,7 +57,8 @@ def _build() -> tuple[ctypes.CDLL | None, str | None]:
 
 def _object_path(compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    key = hashlib.sha256(SOURCE.read_bytes() + version + " ".join(FLAGS).encode() + _processor().encode())
+    text = b"".join(path.read_bytes() for path in (*SOURCES, HEADER))
+    key = hashlib.sha256(text + version + " ".join(FLAGS).encode() + _processor().encode())
     return cache_folder() / "kernels" / f"fused-{key.hexdigest()[:20]}.so"
 
 
@@ -72,5 +75,6 @@ def _compile(compiler: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / "fused.so"
-        subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"], capture_output=True, check=True)
+        sources = [str(path) for path in SOURCES]
+        subprocess.run([compiler, *FLAGS, *sources, "-o", str(made), "-lm"], capture_output=True, check=True)
         made.replace(target)

@@ -1,0 +1,70 @@
+"""Causal attention of many documents in one flat row.
+
+    out_t = sum_j softmax_j(scale q_t . k_j) v_j     over j in t's own document with j <= t (and t - j < window)
+    q [T, H, D]   k, v [T, K, D] with H a multiple of K   bounds [documents + 1] int64   out [T, H, D]
+
+`flat_attention_reference` is the plain form. `flat_attention` calls `attention.c`: each head of each document is a unit
+of work on tables padded to whole register tiles, so that heads and documents of any size keep all cores busy. It
+computes in fp32 whatever the inputs, and keeps q, k, v, the output and one number per row and head.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.kernels.fused import call, runs_natively
+
+
+def flat_attention_reference(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int = 0) -> Tensor:
+    """The plain form, one document after the other; window 0 means none."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    edges, pieces = bounds.tolist(), []
+    for start, end in itertools.pairwise(edges):
+        place = torch.arange(end - start)
+        apart = place[:, None] - place[None, :]
+        seen = (apart >= 0) & ((apart < window) if window else torch.ones_like(apart, dtype=torch.bool))
+        scores = torch.einsum("thd,shd->hts", q[start:end], k[start:end]).float() * scale
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(v.dtype)
+        pieces.append(torch.einsum("hts,shd->thd", weights, v[start:end]))
+    return torch.cat(pieces)
+
+
+def can_run(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the compiled form takes these tensors: on a CPU, in fp32 or bf16, heads of a multiple of 32 numbers."""
+    return q.shape[-1] == v.shape[-1] and q.shape[-1] % 32 == 0 and runs_natively(q, k, v)
+
+
+class _FlatAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int) -> Tensor:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        out = torch.empty_like(q)
+        log_sums = torch.empty(q.shape[1], q.shape[0])
+        sizes = (len(bounds) - 1, q.shape[0], q.shape[1], k.shape[1], q.shape[2], window)
+        call("attention", q.dtype, q, k, v, out, log_sums, bounds, *sizes, scale)
+        ctx.save_for_backward(q, k, v, out, log_sums, bounds)
+        ctx.sizes, ctx.scale = sizes, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, log_sums, bounds = ctx.saved_tensors
+        dq = torch.empty_like(q)
+        by_head = [torch.empty(q.shape) for _ in (k, v)]
+        call(
+            "attention_back", q.dtype, grads[0].contiguous(), q, k, v, out, log_sums, dq, *by_head, bounds,
+            *ctx.sizes, ctx.scale,
+        )  # fmt: skip
+        tokens, groups, dim = k.shape
+        dk, dv = (part.view(tokens, groups, -1, dim).sum(2).to(k.dtype) for part in by_head)
+        return dq, dk, dv, None, None, None
+
+
+def flat_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int = 0) -> Tensor:
+    """Same as `flat_attention_reference`, where `can_run` says so."""
+    return _FlatAttention.apply(q, k, v, bounds, scale, window)

@@ -1,0 +1,77 @@
+"""The compiled attention equals its plain form, value and gradient, for documents and heads of every size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.kernels.flat_attention import can_run, flat_attention, flat_attention_reference
+from tunesmith.kernels.native import why_not
+
+needs_compiler = pytest.mark.skipif(why_not() is not None, reason=f"compiled kernels: {why_not()}")
+
+
+def inputs(lengths: list[int], heads: int, groups: int, dim: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    tokens = sum(lengths)
+    shapes = [(tokens, heads, dim), (tokens, groups, dim), (tokens, groups, dim)]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+@needs_compiler
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    groups=st.integers(1, 3),
+    per_group=st.integers(1, 3),
+    dim=st.sampled_from([32, 64, 96]),
+    window=st.sampled_from([0, 1, 7, 40]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_equals_the_plain_form(
+    lengths: list[int], groups: int, per_group: int, dim: int, window: int, dtype: torch.dtype
+) -> None:
+    q, k, v = inputs(lengths, groups * per_group, groups, dim, dtype)
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    assert can_run(q, k, v)
+    fast = flat_attention(q, k, v, bounds, dim**-0.5, window)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    plain = flat_attention_reference(*wide, bounds, dim**-0.5, window)
+    grad = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    ours = torch.autograd.grad(fast, (q, k, v), grad)
+    theirs = torch.autograd.grad(plain, wide, grad.double())
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for mine, exact in zip((fast, *ours), (plain, *theirs), strict=True):
+        assert (mine.double() - exact).abs().max() <= tolerance * exact.abs().max().clamp(min=1.0)
+
+
+@needs_compiler
+def test_a_neighbour_changes_no_bit() -> None:
+    q, k, v = inputs([40, 50], 3, 1, 64, torch.float32)
+    bounds = torch.tensor([0, 40, 90])
+    before = flat_attention(q, k, v, bounds, 0.125)
+    others = [x.detach().clone() for x in (q, k, v)]
+    for x in others:
+        x[40:] *= 3
+    after = flat_attention(*others, bounds, 0.125)
+    assert torch.equal(before[:40], after[:40])
+    assert not torch.equal(before[40:], after[40:])
+
+
+@needs_compiler
+def test_bad_numbers_stay_bad() -> None:
+    q, k, v = inputs([20], 2, 2, 32, torch.float32)
+    with torch.no_grad():
+        k[3, 0, 5] = float("nan")
+    out = flat_attention(q, k, v, torch.tensor([0, 20]), 0.2)
+    assert not out[3:, 0].isfinite().any()
+    assert out[:3].isfinite().all()
+    assert out[:, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 40), (5, 2, 16)], ids=["not a multiple of a tile", "smaller than a tile"])
+def test_other_head_sizes_are_left_to_torch(shape: tuple[int, int, int]) -> None:
+    x = torch.randn(shape)
+    assert not can_run(x, x, x)
