@@ -38,6 +38,13 @@ Source = Annotated[
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above, it is drawn.")]
+Base = Annotated[
+    str | None, typer.Option(help="The base model, where the adapter's own note of it is not it.", show_default=False)
+]
+OtherAdapter = Annotated[
+    str | None, typer.Option(help="An adapter folder to put on SOURCE, or none: the base alone.", show_default=False)
+]
+SCORERS = "exact, f1, contains, number, label, sql, tool_call"
 System = Annotated[str | None, typer.Option(help="A system turn in front.", show_default=False)]
 
 
@@ -135,6 +142,7 @@ def chat(
     adapter: Annotated[
         list[str] | None, typer.Option(help="A further adapter, for /adapter NAME; give it again for more.")
     ] = None,
+    base: Base = None,
     system: System = None,
     max_new_tokens: MaxNewTokens = 512,
     temperature: Temperature = 0.0,
@@ -146,6 +154,7 @@ def chat(
     inference.chat(
         source,
         adapters=adapter or [],
+        base=base,
         system=system,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -159,7 +168,8 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="One prompt; or give --file.", show_default=False)] = None,
     file: Annotated[Path | None, typer.Option(help="Prompts: .jsonl, or text with one a line.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the answers go (JSONL); else they are printed.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="An adapter folder to put on SOURCE.")] = None,
+    adapter: OtherAdapter = None,
+    base: Base = None,
     system: System = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
@@ -180,6 +190,7 @@ def generate(
         file=file,
         out=out,
         adapter=adapter,
+        base=base,
         system=system,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -193,12 +204,20 @@ def generate(
 def evaluate(
     source: Source,
     data: Annotated[str | None, typer.Option(help="Rows to score; else those that the run held out.")] = None,
-    score: Annotated[str, typer.Option(help="loss, or a scorer's name.")] = "loss",
+    recipe: Annotated[
+        Path | None, typer.Option(help="Read rows as this recipe does, where SOURCE is no run.", show_default=False)
+    ] = None,
+    score: Annotated[str, typer.Option(help=f"loss, or of answers: {SCORERS}.")] = "loss",
+    gold: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Where the right answers stand; else each row's last answer.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score only the first so many rows.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="An adapter folder to put on SOURCE.")] = None,
+    adapter: OtherAdapter = None,
+    base: Base = None,
     max_new_tokens: MaxNewTokens = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered together.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where each answer and its score goes (JSONL).")] = None,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Score a model or adapter on rows."""
@@ -207,12 +226,16 @@ def evaluate(
     inference.evaluate(
         source,
         data=data,
+        recipe=recipe,
         score=score,
+        gold=gold,
         limit=limit,
         adapter=adapter,
+        base=base,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         as_json=as_json,
+        out=out,
         trust_remote_code=trust_remote_code,
     )
 
@@ -221,9 +244,7 @@ def evaluate(
 def merge(
     source: Annotated[Path, typer.Argument(help="A run folder or an adapter folder.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
-    base: Annotated[
-        str | None, typer.Option(help="The base model, where the adapter's own note of it is not it.")
-    ] = None,
+    base: Base = None,
     dtype: Annotated[str, typer.Option(help="auto (as the base is stored), bfloat16, float16 or float32.")] = "auto",
     trust_remote_code: RemoteCode = False,
 ) -> None:

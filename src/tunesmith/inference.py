@@ -10,11 +10,12 @@ from typing import Any
 from tunesmith.answer_file import answer_file, read_prompts
 from tunesmith.chat import run_chat
 from tunesmith.data.formats import convert
-from tunesmith.data.prepare import prepare
+from tunesmith.data.prepare import is_empty, prepare
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.sources import read
+from tunesmith.data.split import split
 from tunesmith.data.types import Conversation, Message
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import AdapterError, DataError, RecipeError
 from tunesmith.evaluate import Evaluation, Item, item_of, scorers_named, write_answers
 from tunesmith.evaluate import evaluate as score_items
 from tunesmith.models.load import without_bars
@@ -22,16 +23,21 @@ from tunesmith.models.policy import probe
 from tunesmith.models.session import Params
 from tunesmith.objectives.sft import SFT
 from tunesmith.progress import Progress
+from tunesmith.recipe import load
 from tunesmith.session import Session, adapter_folder, open_session, recipe_of
 from tunesmith.train.memory import default_micro_batch_tokens
 
+NO_ADAPTER = "none"
+"""Given as an adapter, it stands for the base alone, as in chat."""
+
 
 def _open(progress: Progress, source: str | Path, adapter: str | None = None, **options: Any) -> Session:
-    """The session of `source`; `adapter`, where given, answers in place of the source's own."""
+    """The session of `source`; `adapter`, where given, answers in place of the source's own ("none": the base)."""
+    further = [adapter] if adapter and adapter != NO_ADAPTER else []
     with progress.stage("loading the model"):
-        session = open_session(str(source), adapters=[adapter] if adapter else (), **options)
+        session = open_session(str(source), adapters=further, **options)
     if adapter:
-        session.adapter = session.adapters[-1]
+        session.adapter = session.adapters[-1] if further else None
     return session
 
 
@@ -102,7 +108,9 @@ def evaluate(
     source: str | Path,
     *,
     data: str | None = None,
+    recipe: Path | None = None,
     score: str = "loss",
+    gold: str | None = None,
     limit: int | None = None,
     adapter: str | None = None,
     base: str | None = None,
@@ -112,17 +120,21 @@ def evaluate(
     out: Path | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Score a model or adapter on rows: held-out loss, or answers by a scorer. Prints and returns the figures."""
+    """Score a model or adapter on rows: held-out loss, or answers by a scorer. Prints and returns the figures.
+
+    `recipe` says how rows are read where `source` is no run; `gold` is the column of the right answers.
+    """
     if score != "loss":
         scorers_named(score)
-    settings, seed = _rows_of(source, data, limit)
+    settings, seed = _rows_of(source, data, recipe, limit)
     all_rows = data is not None
     with Progress(quiet=as_json) as progress:
         session = _open(progress, source, adapter, base=base, trust_remote_code=trust_remote_code)
         if score == "loss":
             figures = _held_out_loss(session, settings, seed, all_rows)
         else:
-            items = _items(session, settings, seed, all_rows, limit)
+            items = _items(settings, seed, all_rows, limit, gold)
+            _refuse_unscorable(items, score, settings.train)
             said = _every_tenth(progress, "answered")
             made = score_items(
                 session,
@@ -140,14 +152,18 @@ def evaluate(
     return figures
 
 
-def _rows_of(source: str | Path, data: str | None, limit: int | None) -> tuple[DataSettings, int]:
-    """How to read the rows to score (as the run read its own, where `source` is a run), and the seed of the split."""
-    recipe = recipe_of(source)
+def _rows_of(
+    source: str | Path, data: str | None, recipe_file: Path | None, limit: int | None
+) -> tuple[DataSettings, int]:
+    """How to read the rows to score (as a recipe, or the run that `source` is, reads its own), and the split's seed."""
+    recipe = load(recipe_file).recipe if recipe_file is not None else recipe_of(source)
     if data is None:
         if recipe is None or recipe.data.held_out is None:
             raise RecipeError(
-                "there are no rows to score", fix="give --data FILE, or a run folder whose recipe held rows out"
+                "there are no rows to score", fix="give --data FILE, or a recipe or run folder that holds rows out"
             )
+        if recipe.data.train == "rows" and not Path("rows").exists():
+            raise RecipeError("the run's rows came from Python and are in no file", fix="give --data FILE")
         return recipe.data, recipe.train.seed
     if recipe is None:
         return DataSettings(train=data, limit=limit), 0
@@ -166,18 +182,29 @@ def _held_out_loss(session: Session, settings: DataSettings, seed: int, all_rows
     return {**metrics, "rows": len(examples), "learned_tokens": sum(example.num_learned for example in examples)}
 
 
-def _items(session: Session, settings: DataSettings, seed: int, all_rows: bool, limit: int | None) -> list[Item]:
-    """One item per conversation: its turns up to the last answer, which is the gold one."""
-    if all_rows:
-        raw = read(settings.train, split=settings.split, subset=settings.subset, limit=settings.limit)
-        rows = convert(raw, settings.format, settings.columns).rows
-        pairs = list(zip(rows, (dict(values) for _, values in raw), strict=True))
-    else:
-        pairs = [(row, {}) for row in prepare(settings, session.tokenizer, seed=seed).held_out_rows]
-    items = [item_of(row, values) for row, values in pairs if isinstance(row, Conversation)]
+def _items(settings: DataSettings, seed: int, all_rows: bool, limit: int | None, gold: str | None) -> list[Item]:
+    """One item per conversation: its turns up to the last answer, which is the gold one unless a column holds it."""
+    raw = read(settings.train, split=settings.split, subset=settings.subset, limit=settings.limit)
+    if not all_rows:
+        raw = split(raw, settings, seed=seed).held_out
+    rows = convert(raw, settings.format, settings.columns).rows
+    items = []
+    for row, (origin, values) in zip(rows, raw, strict=True):
+        if gold is not None and gold not in values:
+            raise DataError(f"no column {gold!r} with the right answer", where=str(origin), found=", ".join(values))
+        if isinstance(row, Conversation) and not is_empty(row):
+            items.append(item_of(row, dict(values), None if gold is None else values[gold]))
     if not items:
         raise DataError("no row has an answer to compare with", where=settings.train)
     return items[:limit]
+
+
+def _refuse_unscorable(items: Sequence[Item], score: str, where: str) -> None:
+    """What a scorer reads of a row stands there before anything is answered."""
+    if score == "sql" and any("databases" not in item.row for item in items):
+        raise DataError(
+            "to run queries, every row needs the column databases: scripts that make and fill one each", where=where
+        )
 
 
 def _figures(made: Evaluation, score: str) -> dict[str, Any]:
@@ -203,6 +230,8 @@ def merge(
     from tunesmith.models.fuse import unfuse
 
     adapter_folder(Path(source))
+    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        raise AdapterError("there is something already", where=str(out), fix="choose another folder")
     with Progress() as progress:
         session = _open(progress, source, base=base, dtype=dtype, trust_remote_code=trust_remote_code)
         if session.adapter is None:
