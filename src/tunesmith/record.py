@@ -142,10 +142,11 @@ class Run:
         if begun and path.is_file():
             before = json.loads(path.read_text())
             environment["before"] = [*before.pop("before", []), before]
-        write_file(self.folder / "recipe.yaml", self.resolved.yaml)
+        # First, since this is how a run's folder is known again, whatever ends the run.
         write_json(
             self.folder / "provenance.json", {"recipe": self.resolved.plain, "provenance": self.resolved.provenance}
         )
+        write_file(self.folder / "recipe.yaml", self.resolved.yaml)
         write_json(path, environment)
 
     def _cut_metrics(self, first_step: int) -> None:
@@ -232,6 +233,8 @@ def _has_begun(folder: Path) -> bool:
 
 
 def _may_run_here(folder: Path, resolved: Written, resume: bool) -> None:
+    for torn in folder.glob(".provenance.json.*"):  # the lock is ours: whoever wrote it is gone
+        torn.unlink(missing_ok=True)
     inside = sorted(entry.name for entry in folder.iterdir() if entry.name not in BESIDES)
     if not inside:
         return
