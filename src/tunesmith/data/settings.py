@@ -45,7 +45,7 @@ class HeldOut(Settings):
 
 class DataSettings(Settings):
     train: Annotated[str, Field(min_length=1)]
-    """A JSONL, JSON, CSV, Parquet or Arrow file, a folder of such files, or a hub id."""
+    """A JSONL, JSON, CSV, TSV, text, Parquet or Arrow file, a folder of such files, or a hub id."""
     split: str = "train"
     """Which split of a hub data set."""
     subset: str | None = None

@@ -16,8 +16,8 @@ class ModelSettings(Settings):
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Numbers in which the frozen weights are held and multiplied. auto: bfloat16 where the processor multiplies it
-    natively, float32 elsewhere."""
+    """Numbers in which the frozen weights are held and multiplied. auto: on a processor the faster of bfloat16 and
+    float32, measured once and remembered; on a GPU bfloat16 where it has it, else float16."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     template: str | None = None

@@ -24,6 +24,7 @@ class TrainSettings(Settings):
     micro_batch_tokens: PositiveInt | None = None
     """Most tokens in one forward pass; lowered by itself when memory runs out. None: chosen for the device."""
     learning_rate: PositiveFloat = 2e-4
+    """Its highest value, reached after warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the learning rate falls after warm-up."""
     warmup: NonNegativeFloat = 0.03
@@ -31,9 +32,13 @@ class TrainSettings(Settings):
     min_learning_rate: NonNegativeFloat = 0.0
     """Where linear and cosine end."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """adamw-8bit needs bitsandbytes."""
     weight_decay: NonNegativeFloat = 0.0
+    """AdamW's, decoupled from the gradient."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """AdamW's two rates of forgetting."""
     eps: PositiveFloat = 1e-8
+    """AdamW's guard against division by zero."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Clip the gradient's norm; null: never."""
     recompute: bool = False
@@ -47,6 +52,7 @@ class TrainSettings(Settings):
     stop_after_no_gain: PositiveInt | None = None
     """Early stopping: evaluations in a row without a lower held-out loss; null: never."""
     seed: NonNegativeInt = 0
+    """Of the start, the order of the rows, the split and dropout."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
