@@ -11,17 +11,21 @@ The public names, and nothing else; each is imported when it is first used.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.errors import TunesmithError
     from tunesmith.inference import merge
+    from tunesmith.models.session import Params
     from tunesmith.recipe import Recipe, load
     from tunesmith.run import Trained, check, train, tune
     from tunesmith.session import Session, open_session
 
 _HOME = {
     "TunesmithError": "errors",
+    "Params": "models.session",
     "Recipe": "recipe",
     "load": "recipe",
     "Trained": "run",
@@ -34,7 +38,8 @@ _HOME = {
 }
 
 __all__ = [
-    "Recipe", "Session", "Trained", "TunesmithError", "check", "load", "merge", "open_session", "train", "tune",
+    "Params", "Recipe", "Session", "Trained", "TunesmithError",
+    "check", "load", "merge", "open_session", "train", "tune",
 ]  # fmt: skip
 
 
@@ -42,3 +47,18 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"tunesmith.{_HOME[name]}"), name)
     raise AttributeError(f"tunesmith has no {name}; it has {', '.join(__all__)}")
+
+
+class _Facade(ModuleType):
+    """The folder `train` and the function `train` share a name: who asks the package for it gets the function."""
+
+    @property
+    def train(self) -> Any:
+        return importlib.import_module("tunesmith.run").train
+
+    @train.setter
+    def train(self, folder: ModuleType) -> None:
+        """The import system stores the folder here; it stays where imports look for it, in `sys.modules`."""
+
+
+sys.modules[__name__].__class__ = _Facade
