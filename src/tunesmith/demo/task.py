@@ -17,9 +17,9 @@ from tunesmith.demo.schemas import variant
 from tunesmith.score.sql import Verdict, execution_match
 
 SYSTEM = "Write one SQLite query."
-NUM_ROWS = 480
-TURNS = 4
-NUM_TEST = 200
+NUM_ROWS = 300
+TURNS = 5
+NUM_TEST = 100
 NUM_SHOTS = 3
 
 Message = dict[str, str]

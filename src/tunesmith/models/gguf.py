@@ -67,17 +67,22 @@ def _write(gguf: Path, folder: Path, adjust: Adjust) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-        )
-    except (ValueError, KeyError, NotImplementedError) as error:
-        raise ModelError(
-            "this GGUF file cannot be read", where=str(gguf), found=str(error).splitlines()[0][:200]
-        ) from error
-    adjust(model, tokenizer)
-    if getattr(model.config, "quantization_config", None) is not None:
-        del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    from tunesmith.models.load import without_bars
+
+    with without_bars():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.bfloat16,
+            )
+        except (ValueError, KeyError, NotImplementedError) as error:
+            found = str(error).splitlines()[0][:200]
+            raise ModelError("this GGUF file cannot be read", where=str(gguf), found=found) from error
+        adjust(model, tokenizer)
+        if getattr(model.config, "quantization_config", None) is not None:
+            del model.config.quantization_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,226 @@
+"""The demo: a small model learns to turn questions into SQLite queries, on this machine, in minutes.
+
+    prepare   the model (unpacked once), the questions, a base to compare with
+    before    the base on the tests, plainly and with examples in its prompt; a few answers streamed
+    train     tunesmith.run.train on the recipe below
+    after     the same questions again; scores with intervals, and what to type next
+
+Everything lands in one folder. Run again, it goes on where it stopped; once finished, it shows what it found.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tunesmith.atomic import write_json
+from tunesmith.data.types import Message
+from tunesmith.demo.generator import Question
+from tunesmith.demo.small_model import small_model_folder
+from tunesmith.demo.task import NUM_SHOTS, SYSTEM, Task, judge, make_task, prompt, write_task
+from tunesmith.models.session import Params
+from tunesmith.progress import Progress
+from tunesmith.progress import seconds as spoken
+from tunesmith.recipe import Resolved, from_dict
+from tunesmith.score.intervals import paired_change, wilson
+from tunesmith.session import Session, open_session
+
+SETTINGS: dict[str, Any] = {
+    "data": {"held_out": 12},
+    "adapter": {"method": "lora", "r": 16, "alpha": 32},
+    "train": {"epochs": 1, "batch_size": 2, "learning_rate": 1e-3, "evaluate_every": 50},
+}
+PARAMS = Params(max_new_tokens=80)
+TESTS = {"tables": "tables never seen", "combinations": "combinations never seen"}
+WAYS = {"base": "the base, asked plainly", "shots": f"the base with {NUM_SHOTS} examples", "tuned": "tuned"}
+NUM_SHOWN = 3
+EXAMPLE = "pets(pet_id,name,kind,age,owner_id)\nowners(owner_id,city)\nCount the pets whose age is at least 3."
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Right or wrong for each question, by test and by way of asking: `right["tables"]["tuned"]`."""
+
+    right: dict[str, dict[str, list[bool]]]
+
+    def share(self, test: str, way: str) -> str:
+        right = self.right[test][way]
+        interval = wilson(sum(right), len(right))
+        return f"{100 * interval.value:.0f} %  [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+
+    def gain(self, test: str) -> str:
+        """What tuning adds over the best prompting, on the same questions."""
+        ways = self.right[test]
+        best = max((way for way in ways if way != "tuned"), key=lambda way: sum(ways[way]))
+        change = paired_change([float(x) for x in ways[best]], [float(x) for x in ways["tuned"]])
+        return f"{100 * change.difference:+.0f} points  [{100 * change.low:+.0f}, {100 * change.high:+.0f}]"
+
+
+def run(folder: Path, *, fresh: bool = False) -> None:
+    """The whole demo in `folder`; `fresh` throws away what an earlier one left there."""
+    begun = time.perf_counter()
+    console = Console(highlight=False)
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    done = folder / "scores.json"
+    if done.is_file():
+        console.print(f"The demo was here already ({folder}); --fresh does it anew.\n")
+        found = json.loads(done.read_text())
+        _show(console, folder, Scores(found["right"]), found["facts"])
+        return
+    console.print(
+        "[bold]A small model learns SQL.[/] SmolLM2-135M gets a few hundred examples of questions and SQLite queries;\n"
+        "the test asks about tables it has never seen, and every answer is run in two databases.\n"
+    )
+    with Progress() as progress:
+        with progress.stage("preparing the small model"):
+            model = small_model_folder(progress.say)
+        with progress.stage("making the questions"):
+            task = make_task()
+            write_task(task, folder / "data")
+        progress.say(
+            f"  {sum(map(len, task.training))} training questions in {len(task.forms())} forms; "
+            f"{len(task.tables)} + {len(task.combinations)} test questions"
+        )
+        scores = _before(progress, console, str(model), task, folder)
+    trained = _train(folder, str(model))
+    with Progress() as progress:
+        _after(progress, console, trained.session, task, scores)
+    facts = _facts(folder, time.perf_counter() - begun)
+    write_json(done, {"right": scores.right, "facts": facts})
+    _show(console, folder, scores, facts)
+
+
+def resolved(folder: Path, model: str) -> Resolved:
+    """The demo's recipe."""
+    values = {section: dict(settings) for section, settings in SETTINGS.items()}
+    values["model"] = {"name": model}
+    values["data"]["train"] = str(folder / "data" / "train.jsonl")
+    values["output"] = {"folder": str(folder / "run"), "name": "sql-demo"}
+    return from_dict(values, name="sql-demo", source="the demo")
+
+
+def _train(folder: Path, model: str) -> Any:
+    from tunesmith import run as runs
+
+    begun = (folder / "run" / "checkpoints").is_dir()
+    return runs.train(resolved(folder, model), resume=begun)
+
+
+def _turns(question: Question, shots: Sequence[Question] = ()) -> list[Message]:
+    return [Message(turn["role"], turn["content"]) for turn in prompt(question, shots)]
+
+
+def _answers(
+    session: Session, questions: Sequence[Question], adapter: str | None, shots: Sequence[Question]
+) -> list[bool]:
+    """Whether each answer, run in both databases, gives the right rows. SQL is fished out of any talk around it."""
+    made = session.answer(
+        [_turns(question, shots) for question in questions], adapters=[adapter] * len(questions), params=PARAMS
+    )
+    return [judge(question, answer).correct for question, answer in zip(questions, made, strict=True)]
+
+
+def _tests(task: Task) -> dict[str, list[Question]]:
+    return {"tables": task.tables, "combinations": task.combinations}
+
+
+def _before(progress: Progress, console: Console, model: str, task: Task, folder: Path) -> Scores:
+    """The base's answers and scores; kept, so that a demo that was broken off does not ask again."""
+    kept = folder / "before.json"
+    if kept.is_file():
+        return Scores(json.loads(kept.read_text())["right"])
+    with progress.stage("loading the base"):
+        session = open_session(model)
+    console.print("\n[bold]Before[/]")
+    _stream(console, session, task, None)
+    right: dict[str, dict[str, list[bool]]] = {name: {} for name in TESTS}
+    for name, questions in _tests(task).items():
+        for way, shots in (("base", []), ("shots", task.shots())):
+            with progress.stage(f"scoring {WAYS[way]} on {len(questions)} {TESTS[name]}"):
+                right[name][way] = _answers(session, questions, None, shots)
+    scores = Scores(right)
+    write_json(kept, asdict(scores))
+    console.print()
+    return scores
+
+
+def _after(progress: Progress, console: Console, session: Session, task: Task, scores: Scores) -> None:
+    console.print("\n[bold]After[/]")
+    _stream(console, session, task, session.adapter)
+    for name, questions in _tests(task).items():
+        with progress.stage(f"scoring the tuned model on {len(questions)} {TESTS[name]}"):
+            scores.right[name]["tuned"] = _answers(session, questions, session.adapter, [])
+
+
+def _stream(console: Console, session: Session, task: Task, adapter: str | None) -> None:
+    """The same few questions before and after, as they are written."""
+    for question in task.tables[:NUM_SHOWN]:
+        console.print(f"  [dim]{question.text}[/]")
+        sys.stdout.write("  ")
+        session.stream(_turns(question), PARAMS, _write_inline, adapter=adapter)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+
+def _write_inline(text: str) -> None:
+    sys.stdout.write(text.replace("\n", " "))
+    sys.stdout.flush()
+
+
+def _facts(folder: Path, total_seconds: float) -> dict[str, Any]:
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    wanted = ("trained_parameters", "total_parameters", "train_seconds", "tokens_per_second", "peak_memory_bytes")
+    return {name: summary[name] for name in wanted} | {"total_seconds": total_seconds}
+
+
+def _show(console: Console, folder: Path, scores: Scores, facts: dict[str, Any]) -> None:
+    table = Table(title="right answers, with 95 % intervals", title_justify="left", box=None, padding=(0, 3, 0, 0))
+    table.add_column("")
+    for test in TESTS.values():
+        table.add_column(test)
+    for way, words in WAYS.items():
+        table.add_row(words, *(scores.share(test, way) for test in TESTS), style="bold" if way == "tuned" else "")
+    table.add_row("tuning adds", *(scores.gain(test) for test in TESTS))
+    console.print()
+    console.print(table)
+    share = facts["trained_parameters"] / facts["total_parameters"]
+    command = _command()
+    console.print(
+        f"\nTrained {facts['trained_parameters']:,} weights, {share:.1%} of the model, in "
+        f"{spoken(facts['train_seconds'])} at {facts['tokens_per_second']:.0f} tokens a second; "
+        f"the whole demo took {spoken(facts['total_seconds'])}.\n"
+        f"Loss: {folder / 'run' / 'loss.png'}    Adapter: {folder / 'run' / 'adapter'}\n\n"
+        "[bold]Next[/]\n"
+        f"  {command} generate {folder / 'run'} --system '{SYSTEM}' \\\n"
+        f"    $'{EXAMPLE.encode('unicode_escape').decode()}'",
+        soft_wrap=True,
+    )
+    console.print(
+        f"  {command} chat {folder / 'run'}\n"
+        f"  {command} merge {folder / 'run'} {folder / 'merged'}\n"
+        f"  {command} train my-recipe.yaml      # your own file: docs/training.md",
+        soft_wrap=True,
+    )
+
+
+def _command() -> str:
+    """How this program was called, as short as it may be typed again."""
+    called = Path(sys.argv[0])
+    if called.name != "tunesmith":
+        return "tunesmith"
+    if shutil.which("tunesmith") and Path(shutil.which("tunesmith") or "").resolve() == called.resolve():
+        return "tunesmith"
+    try:
+        return str(called.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(called)
