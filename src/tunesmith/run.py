@@ -76,6 +76,11 @@ def train(
         loop = _loop(recipe, policy, adapter_set, tokenizer, prepared, base, run, signals, everyone)
         if saved is not None:
             _same_run(saved, prepared, base.fingerprint)
+            if saved.state["threads"] != torch.get_num_threads():
+                progress.say(
+                    f"begun on {saved.state['threads']} threads, going on with {torch.get_num_threads()}: "
+                    "sums may differ in their last bits"
+                )
             loop.restore(saved)
         run.describe(**_facts(recipe, base, prepared, adapter_set))
         ended = loop.run()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -118,10 +120,33 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return chain
 
 
-def _check_name(name: str) -> None:
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-    if looks_local and not Path(name).expanduser().exists():
+def _check_name(name: str, revision: str | None = None) -> None:
+    """Refuse at once what is neither a folder here nor to be had from the hub: its client would try for a minute."""
+    if Path(name).expanduser().exists():
+        return
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ModelError(f"there is no folder {name}", fix="check the path, or give a hub id like owner/name")
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return
+    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
+        raise ModelError(
+            f"{name} is not a folder here and not in the hub's cache, and the hub cannot be reached",
+            fix="check the spelling, give a folder, or come back with a network",
+        )
+
+
+def _answers(endpoint: str) -> bool:
+    """Whether a connection can be made; behind a proxy that is left to the hub's client."""
+    address = urlsplit(endpoint)
+    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def _offline_kwargs(name: str) -> dict[str, Any]:
@@ -137,7 +162,7 @@ def load_tokenizer(
     """
     own = folder is not None and (folder / "tokenizer_config.json").is_file()
     name = str(folder) if own else _local(settings.name)
-    _check_name(name)
+    _check_name(name, settings.revision)
     tokenizer = _fetch(
         "tokenizer",
         settings.name,
@@ -156,7 +181,7 @@ def load_tokenizer(
 def load_config(settings: ModelSettings, *, trust_remote_code: bool = False) -> Any:
     """The model's config alone: what can be checked before any weight is loaded."""
     name = _local(settings.name)
-    _check_name(name)
+    _check_name(name, settings.revision)
     return _fetch(
         "config",
         settings.name,
