@@ -160,6 +160,7 @@ class Loop:
     def run(self) -> Ended:
         """Train until the budget is spent; returns how it ended. Raises `Interrupted` after saving on a signal."""
         with self.signals.deferred():
+            memory.reset_peak(self.policy.device)
             self._tell(Started(self.num_steps, self.settings.minutes, self.at.step, self.at.train_seconds))
             try:
                 self._evaluate_if_due()
