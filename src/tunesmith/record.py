@@ -52,7 +52,8 @@ class OutputSettings(Settings):
 class Written(Protocol):
     """What a run folder writes down of a recipe."""
 
-    provenance: dict[str, str]
+    @property
+    def provenance(self) -> dict[str, str]: ...
 
     @property
     def plain(self) -> dict[str, dict[str, Any]]: ...

@@ -72,7 +72,7 @@ def train(
             progress.say(line)
         loaded, policy, adapter_set = _model(recipe, tokenizer, trust_remote_code, saved, progress)
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
-        everyone = [progress, run, *sinks, *listeners]
+        everyone: list[Listener] = [progress, run, *sinks, *listeners]
         loop = _loop(recipe, policy, adapter_set, tokenizer, prepared, base, run, signals, everyone)
         if saved is not None:
             _same_run(saved, prepared, base.fingerprint)
@@ -327,7 +327,7 @@ def tune(
     Without a budget: three passes. A tenth of the rows (at most 200) is held out.
     """
     from_file = isinstance(rows, str | Path)
-    listed = None if from_file else list(rows)  # type: ignore[arg-type]
+    listed: list[Mapping[str, Any]] | None = None if from_file else list(rows)  # type: ignore[arg-type]
     values: dict[str, Any] = {
         "model": {"name": model},
         "data": {"train": str(rows) if from_file else "rows"},

@@ -23,6 +23,7 @@ SELECTS = {
     "key_avg": 7,
 }
 NESTED = ("above_avg", "is_max")
+JOINS = 0.4
 PAIRED = ("eq", "ne", "gt", "lt", "ge", "le", "contains")
 Item = TypeVar("Item")
 
@@ -44,14 +45,14 @@ class Contents:
         return sorted(set.intersection(*sets) - {None})
 
 
-def draw_ask(schema: Schema, contents: Contents, random_: random.Random) -> Ask | None:
-    """None where the tables have no column for what was drawn."""
-    return _Draw(schema, contents, random_).ask()
+def draw_ask(schema: Schema, contents: Contents, random_: random.Random, joins: float = JOINS) -> Ask | None:
+    """None where the tables have no column for what was drawn. `joins`: the share of questions that join."""
+    return _Draw(schema, contents, random_, joins).ask()
 
 
 class _Draw:
-    def __init__(self, schema: Schema, contents: Contents, random_: random.Random) -> None:
-        self.schema, self.contents, self.random = schema, contents, random_
+    def __init__(self, schema: Schema, contents: Contents, random_: random.Random, joins: float) -> None:
+        self.schema, self.contents, self.random, self.joins = schema, contents, random_, joins
 
     def ask(self) -> Ask | None:
         table, parent = self._source()
@@ -89,7 +90,7 @@ class _Draw:
 
     def _source(self) -> tuple[Table, Table | None]:
         pairs = self.schema.pairs()
-        if pairs and self.random.random() < 0.4:
+        if pairs and self.random.random() < self.joins:
             child, parent = self.random.choice(pairs)
             return child, parent
         return self.random.choice(self.schema.tables), None

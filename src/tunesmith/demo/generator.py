@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tunesmith.demo import forms
-from tunesmith.demo.asks import Contents, draw_ask
+from tunesmith.demo.asks import JOINS, Contents, draw_ask
 from tunesmith.demo.forms import Ask
 from tunesmith.demo.schemas import Schema, base_schemas, fill, variant
 from tunesmith.demo.wording import question
@@ -31,6 +31,8 @@ FILLS = (1, 2)
 HELD_OUT_PERCENT = 12
 MOST_OF_A_FORM = 8
 FREE_PARTS = ("from:", "and", "or")
+JOINS_IN_TRAINING = 0.55
+"""More than in the tests: joins are what is hardest to learn."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,16 @@ def _tables(domain: str, seed: int) -> Tables:
 
 
 def draw_questions(
-    tables: Tables, random_: random.Random, count: int, wanted: Callable[[tuple[str, ...]], bool]
+    tables: Tables,
+    random_: random.Random,
+    count: int,
+    wanted: Callable[[tuple[str, ...]], bool],
+    joins: float = JOINS,
 ) -> list[Question]:
-    """Up to `count` questions on one schema, of different forms that are `wanted`."""
+    """Up to `count` questions on one schema, of different forms that are `wanted`; about `joins` of them join."""
     found: dict[str, Question] = {}
     for _ in range(60 * count):
-        ask = draw_ask(tables.schema, tables.contents, random_)
+        ask = draw_ask(tables.schema, tables.contents, random_, joins)
         if ask is None:
             continue
         parts = forms.parts(ask)
@@ -157,7 +163,7 @@ def training_questions(num_rows: int, turns: int, seed: int) -> list[list[Questi
 
     while len(rows) < num_rows:
         for domain in random_.sample(domains, len(domains)):
-            drawn = draw_questions(_tables(domain, random_.randrange(10**6)), random_, turns, wanted)
+            drawn = draw_questions(_tables(domain, random_.randrange(10**6)), random_, turns, wanted, JOINS_IN_TRAINING)
             if drawn and len(rows) < num_rows:
                 rows.append(drawn)
                 times.update(form_of(question.parts) for question in drawn)

@@ -43,6 +43,8 @@ PARAMS = Params(max_new_tokens=80)
 TESTS = {"tables": "tables never seen", "combinations": "combinations never seen"}
 WAYS = {"base": "the base, asked plainly", "shots": f"the base with {NUM_SHOTS} examples", "tuned": "tuned"}
 NUM_SHOWN = 3
+NUM_FOR_BASE = 50
+"""Questions of each test that the base is asked, both ways: enough to see that it cannot, and minutes saved."""
 EXAMPLE = "pets(pet_id,name,kind,age,owner_id)\nowners(owner_id,city)\nCount the pets whose age is at least 3."
 
 
@@ -61,7 +63,8 @@ class Scores:
         """What tuning adds over the best prompting, on the same questions."""
         ways = self.right[test]
         best = max((way for way in ways if way != "tuned"), key=lambda way: sum(ways[way]))
-        change = paired_change([float(x) for x in ways[best]], [float(x) for x in ways["tuned"]])
+        tuned = ways["tuned"][: len(ways[best])]
+        change = paired_change([float(x) for x in ways[best]], [float(x) for x in tuned])
         return f"{100 * change.difference:+.0f} points  [{100 * change.low:+.0f}, {100 * change.high:+.0f}]"
 
 
@@ -78,8 +81,8 @@ def run(folder: Path, *, fresh: bool = False) -> None:
         _show(console, folder, Scores(found["right"]), found["facts"])
         return
     console.print(
-        "[bold]A small model learns SQL.[/] SmolLM2-135M gets a few hundred examples of questions and SQLite queries;\n"
-        "the test asks about tables it has never seen, and every answer is run in two databases.\n"
+        "[bold]A small model learns SQL.[/] SmolLM2-135M gets 1,500 examples of questions and SQLite queries; the test asks "
+        "about tables it has never seen, and every answer is run in two databases.\n"
     )
     with Progress() as progress:
         with progress.stage("preparing the small model"):
@@ -146,8 +149,8 @@ def _before(progress: Progress, console: Console, model: str, task: Task, folder
     right: dict[str, dict[str, list[bool]]] = {name: {} for name in TESTS}
     for name, questions in _tests(task).items():
         for way, shots in (("base", []), ("shots", task.shots())):
-            with progress.stage(f"scoring {WAYS[way]} on {len(questions)} {TESTS[name]}"):
-                right[name][way] = _answers(session, questions, None, shots)
+            with progress.stage(f"scoring {WAYS[way]} on {NUM_FOR_BASE} {TESTS[name]}"):
+                right[name][way] = _answers(session, questions[:NUM_FOR_BASE], None, shots)
     scores = Scores(right)
     write_json(kept, asdict(scores))
     console.print()

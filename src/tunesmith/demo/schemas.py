@@ -200,7 +200,7 @@ def _renamed(tables: tuple[Table, ...], random_: random.Random) -> tuple[Table, 
         return name
 
     singular = {table.name: fresh(table.singular, RENAMED, vocabulary.table_name) for table in tables}
-    plural = {t.name: t.name if singular[t.name] == t.singular else f"{singular[t.name]}s" for t in tables}
+    plural = {t.name: t.name if singular[t.name] == t.singular else vocabulary.plural(singular[t.name]) for t in tables}
     taken.update(plural.values())
     made = []
     for table in tables:

@@ -33,6 +33,11 @@ NOUNS = (
     "|trench|tripod|trophy|tunnel|umbrella|vendor|vessel|vial|villa|violin|voucher|wagon|wallet|ward"
     "|wardrobe|warrant|waterfall|wheel|whistle|widget|winch|yacht|zipper|zone"
 )
+IN_Y = (
+    "academy|agency|armory|battery|cannery|cemetery|colony|county|dairy|distillery|embassy|factory|ferry|foundry"
+    "|gallery|laundry|library|ministry|monastery|nursery|pantry|party|pharmacy|refinery|society|story|treasury"
+)
+"""Nouns whose plural is not the singular and an s."""
 SYLLABLES = (
     "ba|be|bi|bo|bu|da|de|di|do|du|fa|fe|fi|ga|ge|go|gu|ka|ke|ki|ko|ku|la|le|li|lo|lu|ma|me|mi|mo|mu|na"
     "|ne|ni|no|nu|pa|pe|pi|po|ra|re|ri|ro|ru|sa|se|si|so|su|ta|te|ti|to|tu|va|ve|vi|vo|za|ze|zi|zo|bran"
@@ -46,9 +51,15 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def table_name(random_: random.Random) -> str:
-    """A singular whose plural is made with an s: "lantern" or "spare_lantern"."""
+    """A singular whose plural `plural` can make: "lantern", "spare_lantern" or "gallery"."""
+    if random_.random() < 0.25:
+        return random_.choice(_words(IN_Y))
     word = random_.choice([noun for noun in _words(NOUNS) if not noun.endswith(("s", "x", "ch", "sh", "y"))])
     return word if random_.random() < 0.5 else f"{random_.choice(_words(FRONTS))}_{word}"
+
+
+def plural(singular: str) -> str:
+    return f"{singular[:-1]}ies" if singular.endswith("y") else f"{singular}s"
 
 
 def column_name(random_: random.Random) -> str:

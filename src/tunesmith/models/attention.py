@@ -155,6 +155,7 @@ def _flat_cuda(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) ->
     edges, longest, causal = layout.boundaries, layout.longest, (-1, 0)
     grouped = q.shape[1] != k.shape[1]
     out = varlen_attn(q, k, v, edges, edges, longest, longest, scale=scale, window_size=causal, enable_gqa=grouped)
+    assert isinstance(out, Tensor)  # a tuple only where more was asked for
     return out.transpose(0, 1)
 
 

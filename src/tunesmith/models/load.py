@@ -22,6 +22,7 @@ from tunesmith.machine import cache_folder, cpu_flags, cpu_name
 from tunesmith.models import attention
 from tunesmith.models.fuse import fuse
 from tunesmith.models.settings import ModelSettings
+from tunesmith.quant.dense import weight_shape
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -224,7 +225,8 @@ def load_model(
     model.to(device)
     attention.install(model)
     fuse(model)
-    added = tuple(tokenizer.convert_tokens_to_ids(token) for token in settings.add_tokens)
+    vocabulary = tokenizer.get_vocab()
+    added = tuple(vocabulary[token] for token in settings.add_tokens)
     return Loaded(model, tokenizer, settings.name, dtype, added)
 
 
@@ -242,7 +244,7 @@ def without_bars() -> Iterator[None]:
 
 def resize_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give every token of the tokenizer a row. Old rows keep their bits."""
-    before = model.get_input_embeddings().weight.shape[0]
+    before = weight_shape(model.get_input_embeddings())[1]
     if len(tokenizer) <= before:
         return
     state = torch.random.get_rng_state()

@@ -139,7 +139,8 @@ def probe(model: PreTrainedModel, switch: Switch) -> tuple[Policy, str | None]:
     try:
         config = model.config.get_text_config()
         generator = torch.Generator().manual_seed(7)
-        high = min(config.vocab_size, model.get_input_embeddings().weight.shape[0])
+        rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr,index,assignment]
+        high = min(config.vocab_size, rows)
         lengths = (3 * WINDOW, WINDOW // 2, 2 * WINDOW)
         documents = [torch.randint(0, high, (n,), generator=generator).to(model.device) for n in lengths]
         narrow.enter_context(_narrow_windows(model))

@@ -47,7 +47,8 @@ class PlainConv1D:
         return layer.weight.t()  # type: ignore[operator]
 
     def shape(self, layer: nn.Module) -> tuple[int, int]:
-        return layer.weight.shape[1], layer.weight.shape[0]  # type: ignore[return-value,union-attr]
+        rows, columns = self.weight(layer).shape
+        return rows, columns
 
 
 class PlainEmbedding:
