@@ -81,8 +81,8 @@ def run(folder: Path, *, fresh: bool = False) -> None:
         _show(console, folder, Scores(found["right"]), found["facts"])
         return
     console.print(
-        "[bold]A small model learns SQL.[/] SmolLM2-135M gets 1,500 examples of questions and SQLite queries; the test asks "
-        "about tables it has never seen, and every answer is run in two databases.\n"
+        "[bold]A small model learns SQL.[/] SmolLM2-135M gets 1,500 examples of questions and SQLite queries; the test "
+        "asks about tables it has never seen, and every answer is run in two databases.\n"
     )
     with Progress() as progress:
         with progress.stage("preparing the small model"):
