@@ -52,8 +52,9 @@ def test_every_schema_fills_two_ways(domain):
         assert len(rows) >= 30
         assert not same_rows(rows, run_query(second, f"SELECT * FROM {table.name}"), ordered=False)
     for child, parent in schema.pairs():
-        lost = f"SELECT * FROM {child.name} WHERE {child.link.name} NOT IN (SELECT {parent.key} FROM {parent.name})"
-        childless = f"SELECT * FROM {parent.name} WHERE {parent.key} NOT IN (SELECT {child.link.name} FROM {child.name})"
+        link = child.link.name
+        lost = f"SELECT * FROM {child.name} WHERE {link} NOT IN (SELECT {parent.key} FROM {parent.name})"
+        childless = f"SELECT * FROM {parent.name} WHERE {parent.key} NOT IN (SELECT {link} FROM {child.name})"
         assert run_query(first, lost) == []
         assert run_query(first, childless)
 

@@ -5,8 +5,10 @@ The numbers are those of the quantised file: an adapter trained on them belongs 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import shutil
 import tempfile
@@ -69,7 +71,8 @@ def _write(gguf: Path, folder: Path, adjust: Adjust) -> None:
 
     from tunesmith.models.load import without_bars
 
-    with without_bars():
+    # The converter draws a bar of its own, whatever transformers is told.
+    with without_bars(), contextlib.redirect_stderr(io.StringIO()):
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = AutoModelForCausalLM.from_pretrained(
