@@ -19,8 +19,8 @@ departments/department: name Sales|Finance|Legal|Research|Support|Design|Logisti
 employees/employee > departments: name person; job Clerk|Analyst|Engineer|Director|Intern; salary i 1500 9800; age i 19 66; hire_date d 2005 2023; email? email
 
 customers/customer: name person; city $city; credit i 0 5000; signup_date d 2015 2023; email? email; segment Retail|Business|Student|Senior
-orders/order > customers: status open|paid|shipped|returned; invoice r 10 900; order_date d 2020 2023; items i 1 30; coupon? code
-payments/payment > orders: method cash|card|check|transfer; amount r 5 800; payment_date d 2020 2023; reference? code
+purchases/purchase > customers: status open|paid|shipped|returned; invoice r 10 900; order_date d 2020 2023; items i 1 30; coupon? code
+payments/payment > purchases: method cash|card|check|transfer; amount r 5 800; payment_date d 2020 2023; reference? code
 
 suppliers/supplier: company title; country $country; rating r 1 10; founding_year i 1950 2020; contact? person
 products/product > suppliers: name title; category Toys|Garden|Kitchen|Office|Sports|Music; price r 1 300; stock i 0 500; weight r 1 50; color? $color
@@ -127,7 +127,7 @@ drivers/driver: name person; license_class B|C|D|E; age i 20 68; rating r 1 10; 
 trips/trip > drivers: pickup $city; distance r 1 400; fare r 3 500; trip_date d 2020 2023; passengers i 1 7; tip? r 1 30
 
 developers/developer: name person; language Python|Rust|Java|Kotlin|Ruby; experience i 0 35; salary i 2000 9900; website? site
-commits/commit > developers: message title; lines i 1 5000; branch main|test|hotfix|docs; commit_date d 2018 2023; files i 1 90; reviewer? person
+changesets/changeset > developers: message title; lines i 1 5000; branch main|test|hotfix|docs; commit_date d 2018 2023; files i 1 90; reviewer? person
 
 companies/company: name title; industry Energy|Mining|Retail|Media|Banking; revenue r 1 900; staff i 5 9000; ceo? person
 jobs/job > companies: title title; salary i 1500 9900; contract full-time|part-time|seasonal|freelance; applicants i 0 300; post_date d 2021 2023; deadline? d 2023 2024

@@ -45,7 +45,7 @@ WAYS = {"base": "the base, asked plainly", "shots": f"the base with {NUM_SHOTS} 
 NUM_SHOWN = 3
 NUM_FOR_BASE = 50
 """Questions of each test that the base is asked, both ways: enough to see that it cannot, and minutes saved."""
-EXAMPLE = "pets(pet_id,name,kind,age,owner_id)\nowners(owner_id,city)\nCount the pets whose age is at least 3."
+EXAMPLE = "pet(pet_id,name,kind,age,owner_id)\nowner(owner_id,city)\nCount the pets whose age is at least 3."
 
 
 @dataclass(frozen=True)

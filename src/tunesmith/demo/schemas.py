@@ -1,6 +1,6 @@
 """Tables for the demo: parsed from `domains`, cut into variants, written for a prompt, and filled with rows.
 
-domain --variant(random)--> Schema --prompt()--> "books(book_id,title,price,author_id)"
+domain --variant(random)--> Schema --prompt()--> "book(book_id,title,price,author_id)"
                                    --fill(seed)-> a script of CREATE and INSERT statements
 """
 
@@ -55,22 +55,23 @@ class Column:
 @dataclass(frozen=True)
 class Table:
     name: str
-    singular: str
+    """In the singular, as a question about one of its rows says it: the parent of a join is copied, not inflected."""
+    plural: str
     columns: tuple[Column, ...]
     """Without the key, which every table has; a link, where there is one, is called as its parent's key, and comes
     last."""
 
     @property
     def key(self) -> str:
-        return f"{self.singular}_id"
+        return f"{self.name}_id"
 
     @property
     def plural_phrase(self) -> str:
-        return self.name.replace("_", " ")
+        return self.plural.replace("_", " ")
 
     @property
     def singular_phrase(self) -> str:
-        return self.singular.replace("_", " ")
+        return self.name.replace("_", " ")
 
     @property
     def link(self) -> Column | None:
@@ -107,7 +108,7 @@ def parse(text: str) -> dict[str, tuple[Table, ...]]:
     schemas = {}
     for block in text.strip().split("\n\n"):
         tables = tuple(_parse_table(line) for line in block.splitlines())
-        schemas[tables[0].name] = tables
+        schemas[tables[0].plural] = tables
     return schemas
 
 
@@ -118,7 +119,7 @@ def _parse_table(line: str) -> Table:
     columns = [_parse_column(part) for part in body.split("; ")]
     if parent:
         columns.append(Column("", LINK, parent=parent))
-    return Table(plural, singular, tuple(columns))
+    return Table(singular, plural, tuple(columns))
 
 
 @cache
@@ -144,12 +145,14 @@ def base_schemas(split: str) -> dict[str, tuple[Table, ...]]:
     """ "train" or "test". Links get their names here, since they need the parent's singular."""
     named = {}
     for domain, tables in parse(domains.TRAIN if split == "train" else domains.TEST).items():
-        singular = {table.name: table.singular for table in tables}
+        singular = {table.plural: table.name for table in tables}
         named[domain] = tuple(
             replace(
                 table,
                 columns=tuple(
-                    replace(column, name=f"{singular[column.parent]}_id") if column.kind == LINK else column
+                    replace(column, name=f"{singular[column.parent]}_id", parent=singular[column.parent])
+                    if column.kind == LINK
+                    else column
                     for column in table.columns
                 ),
             )
@@ -184,7 +187,7 @@ def _test_names() -> frozenset[str]:
     """Every name that a test table, or a column of one, has."""
     tables = [table for tables in parse(domains.TEST).values() for table in tables]
     return frozenset(
-        name for table in tables for name in (table.name, table.singular, *(column.name for column in table.columns))
+        name for table in tables for name in (table.name, table.plural, *(column.name for column in table.columns))
     )
 
 
@@ -199,16 +202,16 @@ def _renamed(tables: tuple[Table, ...], random_: random.Random) -> tuple[Table, 
         taken.add(name)
         return name
 
-    singular = {table.name: fresh(table.singular, RENAMED, vocabulary.table_name) for table in tables}
-    plural = {t.name: t.name if singular[t.name] == t.singular else vocabulary.plural(singular[t.name]) for t in tables}
-    taken.update(plural.values())
+    names = {table.name: fresh(table.name, RENAMED, vocabulary.table_name) for table in tables}
+    plurals = {t.name: t.plural if names[t.name] == t.name else vocabulary.plural(names[t.name]) for t in tables}
+    taken.update(plurals.values())
     made = []
     for table in tables:
         columns = []
         for column in table.columns:
             if column.kind == LINK:
-                parent = column.parent
-                columns.append(replace(column, name=f"{singular[parent]}_id", parent=plural[parent]))
+                parent = names[column.parent]
+                columns.append(replace(column, name=f"{parent}_id", parent=parent))
                 continue
             words = column.words
             if words and random_.random() < RENAMED:
@@ -216,7 +219,7 @@ def _renamed(tables: tuple[Table, ...], random_: random.Random) -> tuple[Table, 
             keep = 0.0 if column.name in ("name", "title") else RENAMED
             taken.discard(column.name if keep == 0.0 else "")
             columns.append(replace(column, name=fresh(column.name, keep, vocabulary.column_name), words=words))
-        made.append(Table(plural[table.name], singular[table.name], tuple(columns)))
+        made.append(Table(names[table.name], plurals[table.name], tuple(columns)))
     return tuple(made)
 
 
