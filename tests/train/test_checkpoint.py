@@ -121,3 +121,15 @@ def test_a_write_broken_off_at_any_file_operation_leaves_a_whole_checkpoint(tmp_
         shutil.rmtree(folder)
     assert broken >= 8
     assert count[0] < at, "every operation was struck"
+
+
+def test_tensors_that_share_memory_are_written_apart(tmp_path):
+    from tunesmith.train.checkpoint import Checkpoints
+
+    table = torch.arange(8, dtype=torch.float32)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.write(1, lambda folder: None, {"a/table": table, "b/table": table}, {}, set())
+    restored = checkpoints.latest(lambda text: None)
+    assert restored is not None
+    assert torch.equal(restored.tensors["a/table"], table)
+    assert torch.equal(restored.tensors["b/table"], table)

@@ -45,7 +45,7 @@ KINDS = {
     "straddled": "where a token reaches over the border of prompt and answer",
     "unprompted": "whose earlier turns are shown otherwise than generation shows them",
     "control": "whose own text holds special tokens",
-    "leaked": "that stand in training too",
+    "leaked": "also found in training",
 }
 
 

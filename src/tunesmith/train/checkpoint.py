@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,17 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, no two in one memory: 8-bit optimizers share their tables between parameters."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        apart[name] = own.clone() if own.data_ptr() in seen else own
+        seen.add(own.data_ptr())
+    return apart
+
+
 class Checkpoints:
     """The checkpoints of one run: write, list, check, prune."""
 
@@ -79,8 +90,7 @@ class Checkpoints:
             shutil.rmtree(made, ignore_errors=True)
             made.mkdir()
             write_adapter(made)
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                      made / "trainer.safetensors")  # fmt: skip
+            save_file(_apart(tensors), made / "trainer.safetensors")
             (made / "state.json").write_text(json.dumps(state, indent=1))
             files = sorted(path for path in made.iterdir() if path.is_file())
             manifest = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files}
