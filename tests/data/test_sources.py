@@ -88,9 +88,21 @@ def test_a_folder_is_read_whole_or_by_its_splits(tmp_path):
     assert rows_of(tmp_path / "split", split="test") == [{"t": "test.jsonl"}]
     with pytest.raises(DataError, match="validation"):
         read(str(tmp_path / "split"), split="validation")
+    write(tmp_path / "split" / "more.jsonl", json.dumps({"t": "of no split"}))
+    with pytest.raises(DataError, match=r"(?s)no split.*more\.jsonl"):
+        read(tmp_path / "split")
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="no data files"):
         read(tmp_path / "none")
+
+
+def test_what_tools_hide_in_a_folder_is_not_data(tmp_path):
+    for hidden in (".ipynb_checkpoints", ".cache/hub"):
+        (tmp_path / hidden).mkdir(parents=True)
+        write(tmp_path / hidden / "a.jsonl", json.dumps({"t": "an old copy"}))
+    write(tmp_path / "a.jsonl", json.dumps({"t": "data"}))
+    write(tmp_path / "dataset_infos.json", "{}")
+    assert rows_of(tmp_path) == [{"t": "data"}]
 
 
 def test_a_saved_data_set_is_read(tmp_path, capfd):
@@ -106,7 +118,10 @@ BROKEN = {
     "not json": ("a.jsonl", '{"a": 1}\n{"a": }\n{"a": 2}', "line 2"),
     "not an object": ("a.jsonl", '{"a": 1}\n[1]\n', "line 2"),
     "nan": ("a.jsonl", '{"a": NaN}\n', "NaN is not JSON"),
+    "infinity by a large exponent": ("a.jsonl", '{"a": 1}\n{"a": 1e999}\n', "line 2.*1e999"),
     "a key twice": ("a.jsonl", '{"a": 1, "a": 2}', "'a' stands twice"),
+    "a key twice in a list": ("a.json", '[{"a": 1},\n {"a": 1, "a": 2}]', "row 2.*'a' stands twice"),
+    "nan inside a row of a list": ("a.json", '{"data": [{"a": 1}, {"a": [NaN]}]}', "row 2.*NaN is not JSON"),
     "bad utf-8": ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}', "line 2.*not valid UTF-8"),
     "utf-16": ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16"),
     "empty": ("a.jsonl", "", "no rows"),
@@ -148,6 +163,22 @@ def test_all_broken_rows_are_told_at_once_the_first_ten_by_line(tmp_path):
     assert "15 more" in text
 
 
+BROKEN_IN_MANY_PLACES = {
+    "json": ("a.json", '[{"a": NaN}, {"a": 1}, {"b": 1, "b": 2}, 7]', ["row 1", "row 3", "row 4"]),
+    "csv": ("a.csv", b'a,b\n1,2\n3\n\xff,1\n"x"y,2\n1,2,3\n', ["line 3", "line 4", "line 5", "line 6"]),
+    "text": ("a.txt", b"one\n\xff\ntwo\n\xfe\n", ["line 2", "line 4"]),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_IN_MANY_PLACES)
+def test_a_broken_row_does_not_hide_those_behind_it(tmp_path, case):
+    name, content, places = BROKEN_IN_MANY_PLACES[case]
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path / name, content))
+    assert f"{len(places)} broken rows" in str(caught.value)
+    assert all(f"{place}:" in str(caught.value) for place in places)
+
+
 def test_a_missing_file_is_told_from_a_hub_id(tmp_path, monkeypatch):
     import huggingface_hub.constants as hub
 
@@ -175,6 +206,15 @@ def test_plain_text_is_a_row_a_paragraph_or_a_row_a_line(tmp_path):
     assert read(write(tmp_path / "a.txt", "one\ntwo\n\n\nthree\n"))[1][0].row == 5
     assert rows_of(str(tmp_path / "a.txt")) == [{"text": "one\ntwo"}, {"text": "three"}]
     assert rows_of(write(tmp_path / "b.txt", "one\ntwo\n")) == [{"text": "one"}, {"text": "two"}]
+    # A form feed or a Unicode line separator ends no line of a file.
+    assert len(rows_of(write(tmp_path / "c.txt", "one\u2028\u2028x\ntwo\x0b\x0c\x0cx\nthree\n"))) == 3
+
+
+def test_values_of_a_csv_stay_text_as_they_are_written(tmp_path):
+    path = write(tmp_path / "a.csv", 'a,b\nNA,001\nnull,1e5\nnan,"x\r\ny"\n,"say ""hi"""\n')
+    assert rows_of(path) == [
+        {"a": "NA", "b": "001"}, {"a": "null", "b": "1e5"}, {"a": "nan", "b": "x\r\ny"}, {"a": "", "b": 'say "hi"'},
+    ]  # fmt: skip
 
 
 PIECES = [

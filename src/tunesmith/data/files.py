@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.problems import Problems, listed, shown
+from tunesmith.data.strict_json import Fault, Parsed, first_fault, parse
 from tunesmith.data.types import Origin
 from tunesmith.errors import DataError
+
+if TYPE_CHECKING:
+    from _csv import Reader as CsvReader
 
 RawRow = tuple[Origin, dict[str, Any]]
 
@@ -72,27 +76,9 @@ def _decode(raw: bytes, where: str) -> str:
         ) from None
 
 
-class _BadJSON(ValueError):
-    """Valid to Python's parser, but not a row that two readers would read alike."""
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _BadJSON(f"the key {shown(twice)!r} stands twice in one object")
-    return result
-
-
-def _no_constants(name: str) -> Any:
-    raise _BadJSON(f"{name} is not JSON; write null or a number")
-
-
-def _parse(text: str, where: str) -> Any:
-    """Strict JSON: no NaN, no duplicate keys, nothing after the value."""
+def _parse(text: str, where: str) -> Parsed:
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        return parse(text)
     except json.JSONDecodeError as error:
         at = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise DataError(
@@ -104,11 +90,12 @@ def _parse(text: str, where: str) -> Any:
         ) from None
     except RecursionError:
         raise DataError("nested too deeply", where=where, fix="mend or remove the row") from None
-    except ValueError as error:
-        raise DataError(f"not valid JSON: {error}", where=where, fix="mend or remove the row") from None
 
 
-def _as_object(value: Any, where: str) -> dict[str, Any]:
+def _as_object(value: Any, where: str, *, has_faults: bool) -> dict[str, Any]:
+    fault = first_fault(value) if has_faults else None
+    if fault is not None:
+        raise DataError(f"not valid JSON: {fault}", where=where, fix="mend or remove the row")
     if isinstance(value, dict):
         return value
     raise DataError(
@@ -132,7 +119,9 @@ def _read_jsonl(path: Path, limit: int | None, problems: Problems) -> list[RawRo
             if not rows and not problems.count and raw.lstrip().startswith(b"["):
                 return _read_json(path, limit, problems)
             try:
-                rows.append((Origin(str(path), number), _as_object(_parse(_decode(raw, where), where), where)))
+                parsed = _parse(_decode(raw, where), where)
+                row = _as_object(parsed.value, where, has_faults=parsed.has_faults)
+                rows.append((Origin(str(path), number), row))
             except DataError as error:
                 problems.add(error)
             if limit is not None and len(rows) >= limit:
@@ -147,16 +136,19 @@ def _read_json(path: Path, limit: int | None, problems: Problems) -> list[RawRow
         return []
     first_line = raw.lstrip().partition(b"\n")[0]
     try:
-        value = _parse(_decode(raw, str(path)), str(path))
+        parsed = _parse(_decode(raw, str(path)), str(path))
     except DataError:
         # Many files named .json hold one object per line.
         if first_line.rstrip().startswith(b"{") and first_line.rstrip().endswith(b"}"):
             return _read_jsonl(path, limit, problems)
         raise
+    value = parsed.value
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     if isinstance(value, dict) and b"\n" not in raw.strip():
         value = [value]
+    if isinstance(value, Fault):
+        raise DataError(f"not valid JSON: {value.what}", where=str(path), fix="mend the file")
     if not isinstance(value, list):
         raise DataError(
             "a JSON file must hold a list of objects",
@@ -167,7 +159,8 @@ def _read_json(path: Path, limit: int | None, problems: Problems) -> list[RawRow
     rows: list[RawRow] = []
     for number, item in enumerate(value[:limit], start=1):
         try:
-            rows.append((Origin(str(path), number), _as_object(item, f"{path}, row {number}")))
+            row = _as_object(item, f"{path}, row {number}", has_faults=parsed.has_faults)
+            rows.append((Origin(str(path), number), row))
         except DataError as error:
             problems.add(error)
     return rows
@@ -183,10 +176,16 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(previous)
 
 
-def _text_lines(path: Path) -> Iterator[str]:
+def _text_lines(path: Path, problems: Problems) -> Iterator[str]:
+    """The lines of a file; one that is not UTF-8 is a problem, and does not hide those behind it."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            yield _decode(raw.removeprefix(_UTF8_MARK) if number == 1 else raw, f"{path}, line {number}")
+            raw = raw.removeprefix(_UTF8_MARK) if number == 1 else raw
+            try:
+                yield _decode(raw, f"{path}, line {number}")
+            except DataError as error:
+                problems.add(error)
+                yield raw.decode("utf-8", errors="replace")
 
 
 def _checked_header(header: list[str], path: Path) -> list[str]:
@@ -206,55 +205,65 @@ def _read_csv(path: Path, limit: int | None, problems: Problems) -> list[RawRow]
     _checked_head(path)
     rows: list[RawRow] = []
     with _long_fields():
-        reader = csv.reader(_text_lines(path), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        reader = csv.reader(_text_lines(path, problems), delimiter=delimiter, strict=True)
+        records = _csv_records(reader, path, problems)
         try:
-            header = _checked_header(next(reader, []), path) if path.stat().st_size else []
-            line = reader.line_num + 1
-            for values in reader:
-                where = f"{path}, line {line}"
-                if values and len(values) != len(header):
-                    problems.add(
-                        DataError(
-                            "the row does not have as many fields as the header",
-                            where=where,
-                            found=f"{len(values)} fields: {shown(values)}",
-                            expected=f"{len(header)} fields ({listed(header)})",
-                            fix='mend the row; put "…" around fields that hold a comma or a line break',
-                        )
+            header = _checked_header(next(records, (1, []))[1], path) if path.stat().st_size else []
+        except DataError as error:
+            problems.add(error)
+            return []
+        for line, values in records:
+            if len(values) != len(header):
+                problems.add(
+                    DataError(
+                        "the row does not have as many fields as the header",
+                        where=f"{path}, line {line}",
+                        found=f"{len(values)} fields: {shown(values)}",
+                        expected=f"{len(header)} fields ({listed(header)})",
+                        fix='mend the row; put "…" around fields that hold a comma or a line break',
                     )
-                elif values:
-                    rows.append((Origin(str(path), line), dict(zip(header, values, strict=True))))
-                line = reader.line_num + 1
-                if limit is not None and len(rows) >= limit:
-                    break
+                )
+            else:
+                rows.append((Origin(str(path), line), dict(zip(header, values, strict=True))))
+            if limit is not None and len(rows) >= limit:
+                break
+    return rows
+
+
+def _csv_records(reader: CsvReader, path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
+    """The records that hold anything, with the line on which each begins; reading goes on behind a broken one."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            values = next(reader, None)
         except csv.Error as error:
             problems.add(
                 DataError(
                     f"not valid CSV: {error}",
-                    where=f"{path}, line {reader.line_num}",
+                    where=f"{path}, line {line}",
                     fix='close the quotes; write a quote inside a quoted field as ""',
                 )
             )
-        except DataError as error:
-            problems.add(error)
-    return rows
+            continue
+        if values is None:
+            return
+        if values:
+            yield line, values
 
 
 def _read_text(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
     """Plain text: a row per paragraph, parted by empty lines; in a file without empty lines, a row per line."""
     _checked_head(path)
-    try:
-        lines = list(_text_lines(path))
-    except DataError as error:
-        problems.add(error)
-        return []
-    by_paragraph = any(not line.strip() for line in "".join(lines).strip().splitlines())
+    lines = list(_text_lines(path, problems))
+    full = [number for number, line in enumerate(lines) if line.strip()]
+    by_paragraph = bool(full) and len(full) < full[-1] - full[0] + 1
     rows: list[RawRow] = []
     paragraph: list[str] = []
     start = 1
     for number, line in enumerate([*lines, ""], start=1):
         if paragraph and (not by_paragraph or not line.strip()):
-            rows.append((Origin(str(path), start), {"text": "".join(paragraph).strip()}))
+            rows.append((Origin(str(path), start), {"text": "".join(paragraph).rstrip("\r\n")}))
             paragraph = []
         if line.strip():
             start = start if paragraph else number

@@ -16,6 +16,8 @@ from tunesmith.errors import DataError
 Source = str | Path | Iterable[Mapping[str, Any]]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Written beside data by `datasets`: about the data, not of it.
+_NOT_DATA = {"dataset_info.json", "dataset_infos.json"}
 _SPLIT_WORDS = ("train", "validation", "valid", "dev", "eval", "test")
 
 
@@ -81,15 +83,19 @@ def _read_folder(folder: Path, split: str, limit: int | None) -> list[RawRow]:
     """Every data file in the folder; where file names speak of splits, only those of `split`."""
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return _read_saved(folder, split, limit)
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix.lower() in READERS and not path.name.startswith(".")
-    )
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and _is_data(path.relative_to(folder)))
     if not files:
         raise DataError("the folder has no data files", where=str(folder), expected=listed(READERS))
     by_split = {path: _split_of(path) for path in files}
     if any(by_split.values()):
+        if of_none := [path for path in files if by_split[path] is None]:
+            raise DataError(
+                "some files of the folder belong to no split, others do: it is not clear which are meant",
+                where=str(folder),
+                found=f"of no split: {listed(path.name for path in of_none)}",
+                expected=f"names that begin with {listed(_SPLIT_WORDS)}, or none of them",
+                fix="name one file, or move those of no split elsewhere",
+            )
         chosen = [path for path in files if by_split[path] == split]
         if not chosen:
             raise DataError(
@@ -105,6 +111,12 @@ def _read_folder(folder: Path, split: str, limit: int | None) -> list[RawRow]:
         if limit is not None and len(rows) >= limit:
             break
     return rows
+
+
+def _is_data(path: Path) -> bool:
+    """A file of rows, and not in a hidden folder, where tools keep copies."""
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and path.suffix.lower() in READERS and path.name not in _NOT_DATA
 
 
 def _split_of(path: Path) -> str | None:
