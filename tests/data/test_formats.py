@@ -105,6 +105,17 @@ def test_a_template_over_columns():
         ("{{ missing }}", "row 1.*missing"),
         ("{{ q.__class__.__mro__ }}", "row 1"),
         ("{{ nothing }}", "null"),
+        ("{{ nothing | trim }}", "null"),
+        ("{{ nothing | upper }}", "null"),
+        ("{{ [nothing] | join(', ') }}", "null"),
+        ("{{ '%s' | format(nothing) }}", "null"),
+        ("{{ 'Q: ' ~ nothing }}", "null"),
+        ("{{ number }}", "NaN"),
+        ("{{ number | string }}", "NaN"),
+        ("{{ many }}", r"list.*\[0\], join or tojson"),
+        ("{{ 'Q: ' ~ many }}", r"list.*\[0\], join or tojson"),
+        ("{{ raw }}", "bytes"),
+        ("{{ range }}", "range"),
         ("{{ q / 0 }}", "row 1"),
         ("{{ 'a' * 10 ** 15 }}", "row 1"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "row 1"),
@@ -112,8 +123,18 @@ def test_a_template_over_columns():
     ],
 )
 def test_a_template_that_cannot_be_filled_names_row_and_column(prompt, says):
+    row = {"q": "x", "nothing": None, "number": float("nan"), "many": ["a", "b"], "raw": b"x"}
     with pytest.raises(DataError, match=f"(?s){says}"):
-        convert(raw({"q": "x", "nothing": None}), TemplateFormat(prompt=prompt, answer="a"), {})
+        convert(raw(row), TemplateFormat(prompt=prompt, answer="a"), {})
+
+
+def test_a_template_may_ask_whether_a_column_is_null_and_write_lists_in_words():
+    row = {"q": " x ", "nothing": None, "many": ["a", 2], "n": 3, "yes": True}
+    prompt = "{{ q | trim ~ n }} {{ 'none' if nothing is none }}{{ nothing or '-' }} {{ nothing | default('d', true) }}"
+    answer = "{{ many | join(', ') }} {{ many | tojson }} {{ many | length }} {{ yes }} {{ {'a': nothing} | tojson }}"
+    assert turns(one(row, TemplateFormat(prompt=prompt, answer=answer))) == [
+        ("user", "x3 none- d"), ("assistant", 'a, 2 ["a", 2] 2 True {"a": null}'),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -139,7 +160,69 @@ def test_columns_are_renamed_and_the_unused_are_told():
         convert(raw({"q": "x", "prompt": "y"}), "auto", {"prompt": "q"})
 
 
+def test_what_arrow_fills_with_null_is_not_there():
+    call = {"id": None, "function": None, "name": "f", "arguments": {"x": 1}}
+    row = one(
+        {
+            "messages": [
+                {"role": "user", "content": "go", "tool_calls": None, "image": None},
+                {"role": "assistant", "content": None, "tool_calls": [call], "image": None},
+            ],
+            "tools": [{"type": None, "function": None, "name": "f", "parameters": {"type": "object", "enum": None}}],
+            "other": None,
+        }
+    )
+    assert row.messages[1].tool_calls == ({"type": "function", "function": {"name": "f", "arguments": {"x": 1}}},)
+    assert row.tools == ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},)
+    assert convert(raw({"text": "x", "other": None}), "auto", {}).notes == ()
+    assert one({"messages": [{"role": "user", "content": "x"}], "tools": "null"}).tools == ()
+
+
+def test_a_tools_reply_may_be_any_json_and_histories_may_be_json_text():
+    reply = {"rain": [True, None], "city": "Zürich"}
+    row = one({"messages": [{"role": "tool", "content": reply}, {"role": "tool", "content": [1, 2]}]})
+    assert [json.loads(turn.content) for turn in row.messages] == [reply, [1, 2]]
+    assert "Zürich" in row.messages[0].content
+    row = one({"instruction": "i", "output": "o", "history": '[["a", "b"]]'})
+    assert turns(row)[:2] == [("user", "a"), ("assistant", "b")]
+
+
+def test_a_call_that_is_learned_does_not_join_a_turn_that_is_not():
+    call = {"from": "function_call", "value": '{"name": "f", "arguments": {}}', "weight": 1}
+    row = one({"conversations": [{"from": "gpt", "value": "wait", "weight": 0}, call, {**call, "weight": 0}]})
+    assert [turn.is_learned for turn in row.messages] == [False, True, False]
+
+
+def test_keys_that_turns_hold_and_no_one_reads_are_told_for_every_format_of_turns():
+    turn = {"role": "user", "content": "x", "mood": "glad"}
+    answer = {"role": "assistant", "content": "y"}
+    assert any("mood" in note for note in convert(raw({"messages": [turn]}), "auto", {}).notes)
+    assert any("mood" in note for note in convert(raw({"prompt": [turn], "completion": [answer]}), "auto", {}).notes)
+
+
+SYSTEM = [{"role": "system", "content": "a"}, {"role": "user", "content": "x"}]
 BROKEN = [
+    ("alpaca", {"instruction": "i", "output": "o", "input": 0}, "'input' must be text"),
+    ("alpaca", {"instruction": "i", "output": "o", "system": 0}, "'system' must be text"),
+    ("alpaca", {"instruction": "i", "output": "o", "history": ["ab"]}, "pairs"),
+    ("messages", {"messages": SYSTEM, "system": "b"}, "two system turns"),
+    ("messages", {"messages": SYSTEM[1:], "conversations": SYSTEM}, "messages and conversations"),
+    ("messages", {"messages": SYSTEM, "tools": [{"name": "f", "description": "\udc00"}]}, "UTF-16"),
+    (
+        "messages",
+        {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": "\ud800"}}]}]},
+        "UTF-16",
+    ),
+    (
+        "messages",
+        {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"x": 1, "x": 2}'}]}]},
+        "stands twice",
+    ),
+    (
+        "messages",
+        {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"x": NaN}'}]}]},
+        "NaN is not JSON",
+    ),
     ("text", {"text": None}, "null"),
     ("text", {"text": 3}, "must be text"),
     ("text", {"text": "\ud800"}, "UTF-16"),

@@ -59,6 +59,19 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
     assert rows_of(str(tmp_path / name), limit=2) == ROWS[:2]
 
 
+def test_arguments_that_arrow_filled_with_null_are_not_there(tmp_path):
+    from datasets import Dataset
+
+    calls = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": {"z": "w"}}}]
+    rows = [{"m": [{"role": "assistant", "tool_calls": [call]}], "n": None if i else 1} for i, call in enumerate(calls)]
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
+    Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    for place in ("a.parquet", "saved"):
+        found = rows_of(tmp_path / place)
+        assert [row["m"][0]["tool_calls"][0]["arguments"] for row in found] == [{"x": 1}, {"y": {"z": "w"}}]
+        assert [row["n"] for row in found] == [1, None]
+
+
 def test_reading_columnar_files_leaves_no_copy_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     parquet(tmp_path / "a.parquet")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -283,7 +283,7 @@ def _read_columnar(path: Path, limit: int | None, problems: Problems) -> list[Ra
         with TemporaryDirectory() as folder:
             stream = load_dataset(builder, data_files=str(path), split="train", streaming=True, cache_dir=folder)
             for number, row in enumerate(stream, start=1):
-                rows.append((Origin(str(path), number), dict(row)))
+                rows.append((Origin(str(path), number), of_arrow(row)))
                 if limit is not None and number >= limit:
                     break
     except Exception as error:  # pyarrow and datasets raise a dozen kinds for a damaged file
@@ -294,6 +294,21 @@ def _read_columnar(path: Path, limit: int | None, problems: Problems) -> list[Ra
             fix="write the file again; an interrupted download or copy looks like this",
         ) from error
     return rows
+
+
+def of_arrow(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrow gives every object the keys of all others, filled with null: a call would be taught arguments of others."""
+    return {key: _without_filled(value) if isinstance(value, (list, dict)) else value for key, value in row.items()}
+
+
+def _without_filled(value: Any, *, inside: bool = False) -> Any:
+    """`value` without the nulls that stand inside the arguments of calls; all other nulls stay."""
+    if isinstance(value, list):
+        return [_without_filled(item, inside=inside) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: item for key, item in value.items() if not (inside and item is None)}
+    return {key: _without_filled(item, inside=inside or key == "arguments") for key, item in kept.items()}
 
 
 READERS: dict[str, Callable[[Path, int | None, Problems], list[RawRow]]] = {

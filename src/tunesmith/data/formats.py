@@ -11,6 +11,7 @@ To add a format, write one function that returns a row (or raises `Unreadable`),
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,9 +20,9 @@ from jinja2 import Template, TemplateSyntaxError, UndefinedError
 from jinja2.exceptions import SecurityError
 
 from tunesmith.data.files import RawRow
-from tunesmith.data.messages import KNOWN_KEYS, Unreadable, need, read_messages, read_tools, text_of
+from tunesmith.data.messages import KNOWN_KEYS, Unreadable, need, parsed, read_messages, read_tools, text_of
 from tunesmith.data.problems import Problems, listed, shown
-from tunesmith.data.sandbox import TEMPLATE_ERRORS, NullValue, column_environment, time_limit
+from tunesmith.data.sandbox import TEMPLATE_ERRORS, Unwritable, column_environment, time_limit
 from tunesmith.data.settings import TemplateFormat
 from tunesmith.data.types import Conversation, Document, Message, Origin, Row
 from tunesmith.errors import DataError
@@ -34,12 +35,16 @@ def text(row: RawColumns, origin: Origin) -> Document:
 
 
 def messages(row: RawColumns, origin: Origin) -> Conversation:
-    key = "messages" if row.get("messages") is not None else "conversations"
-    if row.get(key) is None:
-        raise Unreadable("the column 'messages' is missing")
-    turns = read_messages(row[key], key)
-    if row.get("system") and turns and turns[0].role != "system":
-        turns = (Message("system", text_of(row, "system")), *turns)
+    keys = [key for key in ("messages", "conversations") if row.get(key) is not None]
+    if len(keys) != 1:
+        raise Unreadable("the row has both messages and conversations" if keys else "the column 'messages' is missing")
+    turns = read_messages(row[keys[0]], keys[0])
+    if _has(row, "system") and turns:
+        system = Message("system", text_of(row, "system"))
+        if turns[0].role != "system":
+            turns = (system, *turns)
+        elif turns[0].content != system.content:
+            raise Unreadable("the row has two system turns: the column 'system', and the first of its turns")
     return Conversation(turns, origin, read_tools(row.get("tools")))
 
 
@@ -55,17 +60,22 @@ def prompt_completion(row: RawColumns, origin: Origin) -> Conversation:
     return Conversation(before + read_messages(completion, "completion"), origin, tools)
 
 
+def _has(row: RawColumns, key: str) -> bool:
+    """Whether a column that may be left out holds anything; in a CSV, empty text stands for nothing."""
+    return row.get(key) not in (None, "")
+
+
 def alpaca(row: RawColumns, origin: Origin) -> Conversation:
-    turns = [Message("system", text_of(row, "system"))] if row.get("system") else []
-    history = row.get("history") or []
+    turns = [Message("system", text_of(row, "system"))] if _has(row, "system") else []
+    history = parsed(row["history"], "history") if _has(row, "history") else []
     if not isinstance(history, list):
         raise Unreadable("history must be a list of [question, answer] pairs", found=shown(history))
     for pair in history:
-        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(side, str) for side in pair):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(side, str) for side in pair):
             raise Unreadable("history must hold [question, answer] pairs of text", found=shown(pair))
         turns += [Message("user", pair[0]), Message("assistant", pair[1])]
     question = text_of(row, "instruction")
-    if row.get("input"):
+    if _has(row, "input"):
         question += "\n\n" + text_of(row, "input")
     turns += [Message("user", question), Message("assistant", text_of(row, "output"))]
     return Conversation(tuple(turns), origin)
@@ -102,8 +112,8 @@ def _fill(part: Template, name: str, row: RawColumns) -> str:
             return part.render(row)
     except UndefinedError as error:
         raise Unreadable(f"data.format.{name}: {error.message}", found=f"columns {listed(row)}") from None
-    except NullValue:
-        raise Unreadable(f"data.format.{name}: a column it writes out is null", found=shown(dict(row))) from None
+    except Unwritable as error:
+        raise Unreadable(f"data.format.{name}: {error}", found=shown(dict(row))) from None
     except SecurityError as error:
         raise Unreadable(f"data.format.{name} does what a template may not: {error}") from None
     except TEMPLATE_ERRORS as error:
@@ -232,18 +242,20 @@ def _renamed(raw: Sequence[RawRow], columns: Mapping[str, str]) -> list[RawRow]:
 
 
 def _unused(raw: Sequence[RawRow], name: str) -> list[str]:
-    """What the rows hold and the format does not look at: said, never dropped in silence."""
+    """What the rows hold and the format does not look at: said, never dropped in silence. Null is nothing."""
     notes = []
-    extra = dict.fromkeys(key for _, row in raw for key in row if key not in FORMATS[name].reads)
+    reads = FORMATS[name].reads
+    extra = dict.fromkeys(key for _, row in raw for key, value in row.items() if key not in reads and value is not None)
     if extra:
         notes.append(f"columns not used: {listed(extra)}")
-    turns = [turn for _, row in raw for key in FORMATS[name].reads for turn in _dicts(row.get(key))]
-    if name == "messages" and turns:
-        odd = dict.fromkeys(
-            key for turn in turns if "role" in turn or "from" in turn for key in turn if key not in KNOWN_KEYS
-        )
-        if odd:
-            notes.append(f"message keys not used: {listed(odd)}")
+    turns = [
+        turn for _, row in raw for key in reads for turn in _dicts(row.get(key)) if "role" in turn or "from" in turn
+    ]
+    odd = dict.fromkeys(
+        key for turn in turns for key, value in turn.items() if key not in KNOWN_KEYS and value is not None
+    )
+    if odd:
+        notes.append(f"message keys not used: {listed(odd)}")
     return notes
 
 
@@ -257,7 +269,8 @@ def _refuse_surrogates(row: Row) -> None:
         [row.text]
         if isinstance(row, Document)
         else [part for turn in row.messages for part in (turn.role, turn.content, turn.reasoning, turn.name) if part]
-        + [repr(call) for turn in row.messages for call in turn.tool_calls]
+        + [json.dumps(call, ensure_ascii=False, default=str) for turn in row.messages for call in turn.tool_calls]
+        + [json.dumps(tool, ensure_ascii=False, default=str) for tool in row.tools]
     )
     for part in parts:
         if not part.isascii():

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from tunesmith.data.problems import listed, shown
+from tunesmith.data.strict_json import strict_value
 from tunesmith.data.types import Message
 
 ROLES = {
@@ -21,11 +22,13 @@ ROLES = {
     "model": "assistant",
     "bot": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
     "tool_response": "tool",
 }
+_CALLS = ("function_call", "tool_call")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _LEARN = ("learn", "train", "weight")
 KNOWN_KEYS = {
@@ -59,7 +62,7 @@ def text_of(row: Mapping[str, Any], key: str) -> str:
 
 
 def read_messages(value: Any, key: str) -> tuple[Message, ...]:
-    value = _parsed(value, key)
+    value = parsed(value, key)
     if not isinstance(value, (list, tuple)):
         raise Unreadable(f"{key!r} must be a list of messages", found=f"{type(value).__name__} {shown(value, 40)}")
     turns: list[Message] = []
@@ -68,7 +71,7 @@ def read_messages(value: Any, key: str) -> tuple[Message, ...]:
         if not isinstance(item, Mapping):
             raise Unreadable(f"{place} must be an object", found=f"{type(item).__name__} {shown(item, 40)}")
         turn = _read_message(item, place)
-        if turns and turn.tool_calls and _joins(turns[-1], item):
+        if turns and _joins(turns[-1], turn, item):
             # ShareGPT writes a call as a turn of its own; it belongs to the assistant's turn before it.
             turns[-1] = replace(turns[-1], tool_calls=turns[-1].tool_calls + turn.tool_calls)
         else:
@@ -76,8 +79,9 @@ def read_messages(value: Any, key: str) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def _joins(before: Message, item: Mapping[str, Any]) -> bool:
-    return before.role == "assistant" and (item.get("role") or item.get("from")) == "function_call"
+def _joins(before: Message, turn: Message, item: Mapping[str, Any]) -> bool:
+    is_call = (item.get("role") or item.get("from")) in _CALLS
+    return is_call and before.role == "assistant" and before.is_learned == turn.is_learned
 
 
 def _read_message(item: Mapping[str, Any], place: str) -> Message:
@@ -88,7 +92,7 @@ def _read_message(item: Mapping[str, Any], place: str) -> Message:
         raise Unreadable(f"{place} has a role nobody knows", found=f"{shown(role, 40)}; known: {listed(ROLES)}")
     content = item.get("content") if item.get("content") is not None else item.get("value")
     calls = item.get("tool_calls")
-    if role == "function_call":
+    if role in _CALLS:
         content, calls = None, content
     elif calls is None and item.get("function_call") is not None:
         calls = [item["function_call"]]
@@ -98,7 +102,7 @@ def _read_message(item: Mapping[str, Any], place: str) -> Message:
     reasoning = next((item[name] for name in _REASONING if item.get(name) is not None), None)
     return Message(
         role=ROLES[role],
-        content=_read_content(content, place),
+        content=_read_reply(content, place) if ROLES[role] == "tool" else _read_content(content, place),
         learn=_read_learn(item, place),
         tool_calls=tool_calls,
         name=_optional_text(item, "name", place),
@@ -125,7 +129,7 @@ def _read_learn(item: Mapping[str, Any], place: str) -> bool | None:
 
 
 def _read_content(content: Any, place: str) -> str:
-    """Text, or a list of text parts; a tool's answer may be any JSON value."""
+    """Text, or a list of text parts."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -141,12 +145,24 @@ def _read_content(content: Any, place: str) -> str:
     raise Unreadable(f"the content of {place} must be text", found=f"{type(content).__name__} {shown(content, 40)}")
 
 
-def _parsed(value: Any, what: str) -> Any:
+def _read_reply(content: Any, place: str) -> str:
+    """What a tool gave back: text, or any JSON value."""
+    is_text = isinstance(content, str) or content is None
+    in_parts = isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content)
+    if is_text or in_parts:
+        return _read_content(content, place)
+    try:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise Unreadable(f"the content of {place} is neither text nor JSON", found=shown(content, 40)) from None
+
+
+def parsed(value: Any, what: str) -> Any:
     """`value` itself, or what the JSON text in it says."""
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return strict_value(value)
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"{what} is text that is not JSON: {error}", found=shown(value)) from None
 
@@ -155,17 +171,18 @@ def _read_calls(calls: Any, place: str) -> tuple[dict[str, Any], ...]:
     """Calls as transformers' templates want them: the arguments an object, not text."""
     if calls is None:
         return ()
-    calls = _parsed(calls, f"the tool call of {place}")
+    calls = parsed(calls, f"the tool call of {place}")
     calls = [calls] if isinstance(calls, Mapping) else calls
     if not isinstance(calls, (list, tuple)):
         raise Unreadable(f"the tool calls of {place} must be a list", found=shown(calls))
     result = []
     for call in calls:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
+        function = (call.get("function") or call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise Unreadable(f"a tool call of {place} has no function name", found=shown(call))
-        arguments = function.get("arguments", function.get("parameters"))
-        arguments = _parsed(arguments, f"the arguments of {function['name']} in {place}") if arguments else {}
+        arguments = function.get("arguments")
+        arguments = function.get("parameters") if arguments is None else arguments
+        arguments = parsed(arguments, f"the arguments of {function['name']} in {place}") if arguments else {}
         if not isinstance(arguments, Mapping):
             raise Unreadable(
                 f"the arguments of {function['name']} in {place} must be an object", found=shown(arguments)
@@ -182,14 +199,16 @@ def read_tools(tools: Any) -> tuple[dict[str, Any], ...]:
     """Tool descriptions, each wrapped as {"type": "function", "function": {…}}."""
     if tools is None or (isinstance(tools, str) and not tools.strip()):
         return ()
-    tools = _parsed(tools, "'tools'")
+    tools = parsed(tools, "'tools'")
+    if tools is None:
+        return ()
     tools = [tools] if isinstance(tools, Mapping) else tools
     if not isinstance(tools, (list, tuple)):
         raise Unreadable("'tools' must be a list of objects", found=shown(tools))
     result = []
     for tool in tools:
-        tool = _parsed(tool, "an entry of 'tools'")
-        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        tool = parsed(tool, "an entry of 'tools'")
+        function = (tool.get("function") or tool) if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise Unreadable("an entry of 'tools' has no name", found=shown(tool))
         result.append({"type": "function", "function": _without_nulls(function)})

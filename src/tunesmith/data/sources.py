@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.files import READERS, RawRow, read_file
+from tunesmith.data.files import READERS, RawRow, of_arrow, read_file
 from tunesmith.data.problems import Problems, listed, shown
 from tunesmith.data.types import Origin
 from tunesmith.errors import DataError
@@ -145,7 +145,7 @@ def _read_saved(folder: Path, split: str, limit: int | None) -> list[RawRow]:
 def _collected(dataset: Iterable[Any], name: str, limit: int | None) -> list[RawRow]:
     rows: list[RawRow] = []
     for number, row in enumerate(dataset, start=1):
-        rows.append((Origin(name, number), dict(row)))
+        rows.append((Origin(name, number), of_arrow(row)))
         if limit is not None and number >= limit:
             break
     if not rows:
