@@ -48,18 +48,21 @@ def as_turn(message: Message) -> Turn:
 class Traits:
     """What a template does.
 
-    `header`  the text that opens an answer, both in training and in a prompt
-    `ends`    texts that end a turn, the first of them after the last answer
-    `stops`   whether the last answer ends with a token of the vocabulary; if not, EOS must be added
+    `headers`   texts that open an answer, both in training and in a prompt; more than one where answers before the last
+                question are opened otherwise. The longest comes first
+    `ends`      texts that end a turn, the first of them after the last answer
+    `stops`     whether the last answer ends with a token of the vocabulary; if not, EOS must be added
+    `wants_ids` whether calls without an id of nine letters or digits are refused
     """
 
-    header: str
+    headers: tuple[str, ...]
     ends: tuple[str, ...]
     stops: bool
     system: bool
     tools: bool
     tool_turns: bool
     reasoning: bool
+    wants_ids: bool
 
 
 class ChatTemplate:
@@ -82,10 +85,10 @@ class ChatTemplate:
         except TEMPLATE_ERRORS as error:
             raise TemplateFailed(str(error) or type(error).__name__) from error
 
-    def _tried(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] = ()) -> str:
+    def tried(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] = (), *, open_answer: bool = False) -> str:
         """The text, or nothing where the template refuses."""
         try:
-            return self.render(turns, tools)
+            return self.render(turns, tools, open_answer=open_answer)
         except TemplateFailed:
             return ""
 
@@ -115,19 +118,25 @@ class ChatTemplate:
                 found=shown(whole, 200),
                 fix="set model.template to another one",
             )
-        opening = whole[whole.index(USER) + len(USER) : whole.index(ANSWER)]
         between_turns = bare[bare.index(USER) + len(USER) :] if USER in bare else ""
         offered = prompt[len(bare) :] if prompt.startswith(bare) else ""
-        header = common_prefix(offered, opening.removeprefix(between_turns))
+        longer = self.tried([user, answer, user | {"content": FOLLOW_UP}, answer | {"content": TOOL}])
+        headers = dict.fromkeys(
+            common_prefix(offered, text.partition(USER)[2].partition(ANSWER)[0].removeprefix(between_turns))
+            for text in (whole, longer)
+            if ANSWER in text
+        )
         ends, stops = self._ends(whole.partition(ANSWER)[2], user, answer)
         return Traits(
-            header=header,
+            headers=tuple(sorted((h for h in headers if h), key=len, reverse=True)) or ("",),
             ends=ends,
             stops=stops,
             system=self._shows_system(user, answer),
-            tools=TOOL in self._tried([user], [_tool()]),
-            tool_turns=self._shows_tool_turns(user, answer),
-            reasoning=FOLLOW_UP in self._tried([user, answer | {"reasoning_content": FOLLOW_UP}]),
+            tools=TOOL in self.tried([user], [_tool()]),
+            tool_turns=self._shows_tool_turns(user, answer, call_id="zqzqzqzqz"),
+            reasoning=FOLLOW_UP in self.tried([user, answer | {"reasoning_content": FOLLOW_UP}]),
+            wants_ids=self._shows_tool_turns(user, answer, call_id="zqzqzqzqz")
+            and not self._shows_tool_turns(user, answer, call_id=None),
         )
 
     def _ends(self, tail: str, user: Turn, answer: Turn) -> tuple[tuple[str, ...], bool]:
@@ -136,36 +145,38 @@ class ChatTemplate:
         if last is None:
             marker = tail.rstrip()
             return ((marker,) if marker else ()), False
-        ends = [tail[: last.end()].lstrip() if tail[: last.start()].strip() else last.group()]
-        middle = self._tried([user, answer, user | {"content": FOLLOW_UP}]).partition(ANSWER)[2].partition(FOLLOW_UP)[0]
+        end = last.end()
+        while behind := self.token_pattern.match(tail, end):
+            end = behind.end()
+        ends = [tail[:end].lstrip()]
+        middle = self.tried([user, answer, user | {"content": FOLLOW_UP}]).partition(ANSWER)[2].partition(FOLLOW_UP)[0]
         between = self.token_pattern.search(middle)
-        before_user = self._tried([user, answer]).partition(USER)[0].rstrip()
+        before_user = self.tried([user, answer]).partition(USER)[0].rstrip()
         # A token that opens the user's turn closes nothing.
-        if between and between.group() not in ends and not before_user.endswith(between.group()):
+        is_new = between is not None and not middle.lstrip().startswith(ends[0])
+        if between and is_new and not before_user.endswith(between.group()):
             ends.append(between.group())
         return tuple(ends), True
 
     def _shows_system(self, user: Turn, answer: Turn) -> bool:
-        return SYSTEM in self._tried([{"role": "system", "content": SYSTEM}, user, answer])
+        return SYSTEM in self.tried([{"role": "system", "content": SYSTEM}, user, answer])
 
-    def _shows_tool_turns(self, user: Turn, answer: Turn) -> bool:
+    def _shows_tool_turns(self, user: Turn, answer: Turn, *, call_id: str | None) -> bool:
         """Whether a call's name and arguments and the tool's reply all come back."""
-        call = {"type": "function", "id": "zqzqzqzqz", "function": {"name": TOOL, "arguments": {ARGUMENT: 1}}}
-        turns = [
-            user,
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "content": FOLLOW_UP, "name": TOOL, "tool_call_id": "zqzqzqzqz"},
-            answer,
-        ]
-        text = self._tried(turns)
+        call: dict[str, Any] = {"type": "function", "function": {"name": TOOL, "arguments": {ARGUMENT: 1}}}
+        reply: Turn = {"role": "tool", "content": FOLLOW_UP, "name": TOOL}
+        if call_id is not None:
+            call["id"] = reply["tool_call_id"] = call_id
+        turns = [user, {"role": "assistant", "content": "", "tool_calls": [call]}, reply, answer]
+        text = self.tried(turns)
         return TOOL in text and ARGUMENT in text and FOLLOW_UP in text and ANSWER in text
 
     @cached_property
     def takes_role_tool(self) -> bool:
         """Whether a reply of a tool is shown, and not as the assistant's own words."""
         before = [{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}]
-        text = self._tried([*before, {"role": "tool", "content": FOLLOW_UP}])
-        return FOLLOW_UP in text and text != self._tried([*before, {"role": "assistant", "content": FOLLOW_UP}])
+        text = self.tried([*before, {"role": "tool", "content": FOLLOW_UP}])
+        return FOLLOW_UP in text and text != self.tried([*before, {"role": "assistant", "content": FOLLOW_UP}])
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:

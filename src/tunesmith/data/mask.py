@@ -52,23 +52,25 @@ def learned_spans(
 def _start(
     chat: ChatTemplate, text: str, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]]
 ) -> tuple[int, bool]:
-    header = chat.traits.header
+    headers = chat.traits.headers
     if index:
-        prompt = chat.render(turns[:index], tools, open_answer=True)
-        if text.startswith(prompt):
+        prompt = chat.tried(turns[:index], tools, open_answer=True)
+        if prompt and text.startswith(prompt):
             return len(prompt), True
-        bare = chat.render(turns[:index], tools)
-        if text.startswith(bare + header):
-            return len(bare + header), False
+        bare = chat.tried(turns[:index], tools)
+        for header in headers:
+            if bare and text.startswith(bare + header):
+                return len(bare + header), False
         behind = _behind_previous(chat, text, turns, index, tools, prompt)
         if behind is not None:
             return behind, False
     limit = _content_start(chat, text, turns, index, tools)
-    at = text.rfind(header, 0, limit)
-    gap = text[at + len(header) : limit]
-    if at < 0 or (not header and gap) or any(end in gap for end in chat.traits.ends):
-        raise MaskUnknown(f"where turn {index + 1} begins")
-    return at + len(header), False
+    for header in headers:
+        at = text.rfind(header, 0, limit)
+        gap = text[at + len(header) : limit]
+        if at >= 0 and (header or not gap) and not any(end in gap for end in chat.traits.ends):
+            return at + len(header), False
+    raise MaskUnknown(f"where turn {index + 1} begins")
 
 
 def _behind_previous(
@@ -76,10 +78,10 @@ def _behind_previous(
 ) -> int | None:
     """The start as what follows the content of the turn before: in `prompt` that is all there is up to the answer."""
     before = turns[index - 1] | {"content": turns[index - 1]["content"] + _OTHER}
-    other_prompt = chat.render([*turns[: index - 1], before], tools, open_answer=True)
-    tail = common_suffix(prompt, other_prompt)
-    rest = common_suffix(text, chat.render([*turns[: index - 1], before, *turns[index:]], tools))
-    if prompt == other_prompt or not rest.startswith(tail):
+    other_prompt = chat.tried([*turns[: index - 1], before], tools, open_answer=True)
+    other_text = chat.tried([*turns[: index - 1], before, *turns[index:]], tools)
+    tail, rest = common_suffix(prompt, other_prompt), common_suffix(text, other_text)
+    if not prompt or not other_prompt or not other_text or prompt == other_prompt or not rest.startswith(tail):
         return None
     return len(text) - len(rest) + len(tail)
 
@@ -116,6 +118,10 @@ def _end(
         return found
     if is_last:
         return len(text.rstrip())
+    # A turn that ends in a way of its own, as calls do: where it ends when nothing follows.
+    whole = chat.tried(turns[: index + 1], tools).rstrip()
+    if len(whole) > start and text.startswith(whole):
+        return len(whole)
     raise MaskUnknown(f"where turn {index + 1} ends")
 
 

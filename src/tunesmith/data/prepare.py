@@ -44,6 +44,7 @@ KINDS = {
     "unlearnable": "with nothing to learn, left out",
     "straddled": "where a token reaches over the border of prompt and answer",
     "unprompted": "whose earlier turns are shown otherwise than generation shows them",
+    "hidden": "with words that the chat template does not write out",
     "control": "whose own text holds special tokens",
     "leaked": "also found in training",
 }
@@ -158,7 +159,7 @@ def _side(
         else:
             full.append(row)
     rendering = renderer.render_all(full)
-    for kind in ("straddled", "unprompted", "control"):
+    for kind in ("straddled", "unprompted", "hidden", "control"):
         for origin in getattr(rendering, kind):
             counts.add(kind, origin)
     examples = _fit(full, rendering.examples, settings, counts)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tunesmith.data import call_ids
 from tunesmith.data.chat import ChatTemplate, TemplateFailed, as_turn
 from tunesmith.data.mask import MaskUnknown, Span, learned_spans
 from tunesmith.data.problems import Problems, shown
@@ -36,12 +37,14 @@ class Rendering:
     `unprompted`  rows in which an earlier turn is shown otherwise than generation showed it
     `straddled`   rows in which a token reaches over the border of prompt and answer
     `control`     rows whose own text holds special tokens of the tokenizer
+    `hidden`      rows with words that the template does not write out
     """
 
     examples: list[Example] = field(default_factory=list)
     unprompted: list[Origin] = field(default_factory=list)
     straddled: list[Origin] = field(default_factory=list)
     control: list[Origin] = field(default_factory=list)
+    hidden: list[Origin] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class _Text:
     add_eos: bool
     origin: Origin
     is_document: bool = False
+    is_hidden: bool = False
 
 
 class Renderer:
@@ -86,12 +90,13 @@ class Renderer:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Tokens at which generation stops: EOS, and what ends a turn where that is one token."""
+        """Tokens at which generation stops: EOS, and what ends a turn where that is a token."""
         ids = [] if self.eos_id is None else [self.eos_id]
         if self.tokenizer.chat_template:
+            added = self.tokenizer.added_tokens_decoder
             for end in self.chat.traits.ends:
                 encoded = self._encoder.encode(end, add_special_tokens=False).ids
-                ids += encoded if len(encoded) == 1 else []
+                ids += [token for token in encoded[-1:] if len(encoded) == 1 or token in added]
         return tuple(dict.fromkeys(ids))
 
     def render(self, row: Row) -> Example:
@@ -155,11 +160,15 @@ class Renderer:
         if "strftime_now" in str(self.tokenizer.chat_template):
             self._notes["the chat template writes today's date: on another day the rows have other tokens"] = None
         text, spans = learned_spans(self.chat, turns, learned, tools)
+        is_hidden = not all(_is_written(turn, text, reasoning=self.chat.traits.reasoning) for turn in messages)
         ends_open = bool(spans) and learned[-1] and turns[-1]["role"] == "assistant" and not self.chat.traits.stops
         if ends_open:
-            self._notes["the chat template never ends an answer: EOS is added, and learned"] = None
+            remedy = (
+                "the tokenizer has no EOS: no end is learned" if self.eos_id is None else "EOS is added, and learned"
+            )
+            self._notes[f"the chat template never ends an answer: {remedy}"] = None
             text = text[: spans[-1].end]
-        return _Text(text, spans, ends_open and self.eos_id is not None, row.origin)
+        return _Text(text, spans, ends_open and self.eos_id is not None, row.origin, is_hidden=is_hidden)
 
     def _fitted(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
@@ -174,6 +183,9 @@ class Renderer:
                 "and calls are written as <tool_call>{json}</tool_call>"
             ] = None
             turns, kept = self._tools_as_text(turns, kept), ()
+        elif has_tools and traits.wants_ids and not call_ids.all_fit(turns):
+            self._notes["the chat template wants ids of nine letters or digits with calls: they are counted"] = None
+            turns = call_ids.counted(turns)
         if turns and turns[0].role == "system" and (self.system_turn == "into-user" or not traits.system):
             if self.system_turn == "keep" and messages and messages[0].role == "system":
                 raise TemplateFailed(
@@ -226,6 +238,8 @@ class Renderer:
             weights = np.concatenate([np.zeros(len(before)), learned[drop:], np.ones(len(after))]).astype(np.float32)
             weights[:1] = 0.0  # nothing comes before the first token, so nothing can predict it
             rendering.examples.append(Example(token_ids, weights, item.origin))
+            if item.is_hidden:
+                rendering.hidden.append(item.origin)
             if straddled:
                 rendering.straddled.append(item.origin)
             if not all(span.is_prompted for span in item.spans):
@@ -251,6 +265,12 @@ def _system_into_user(turns: list[Message]) -> list[Message]:
         return [Message("user", system.content, system.learn), *rest]
     joined = replace(rest[first], content=f"{system.content}\n\n{rest[first].content}")
     return [*rest[:first], joined, *rest[first + 1 :]]
+
+
+def _is_written(turn: Message, text: str, *, reasoning: bool) -> bool:
+    """Whether all that a turn says stands in `text`, as it is or quoted as JSON; white space around it may go."""
+    said = [turn.content.strip(), (turn.reasoning or "").strip() if reasoning else ""]
+    return all(words in text or _json(words)[1:-1] in text for words in said)
 
 
 def _json(value: Any) -> str:
