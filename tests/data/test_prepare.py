@@ -153,6 +153,21 @@ def test_nothing_left_to_train_is_an_error_that_says_why():
         prepare(data(format="messages"), TOKENIZER, seed=0, rows=[{"messages": [{"role": "user", "content": "q"}]}] * 2)
 
 
+@pytest.mark.parametrize(
+    ("rows", "keys", "advice"),
+    [
+        ([{"prompt": "q", "completion": "word " * 200}], {"max_length": 20}, "raise data.max_length"),
+        ([{"messages": [{"role": "user", "content": "q"}]}], {}, "assistant"),
+        ([{"text": " "}], {}, "empty"),
+    ],
+)
+def test_the_advice_is_about_what_happened(rows, keys, advice):
+    with pytest.raises(DataError) as caught:
+        prepare(data(**keys), TOKENIZER, seed=0, rows=rows)
+    assert advice in (caught.value.fix or "")
+    assert ("max_length" in (caught.value.fix or "")) == ("max_length" in keys)
+
+
 def test_rows_on_both_sides_are_counted():
     prepared = prepare(data(held_out=5), TOKENIZER, seed=0, rows=[ROWS[0]] * 10)
     assert prepared.held_out_counts["leaked"] == 5
@@ -253,8 +268,21 @@ def test_the_short_form_and_the_json_agree_with_the_counts():
     assert found["fingerprint"] == prepared.fingerprint
 
 
+def test_the_spaces_of_a_row_are_shown_where_a_decoder_strips_the_first_of_a_text():
+    from tokenizers import decoders
+
+    tokenizer = tiny.word_mark(tiny.LLAMA2, adds_bos=True)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence(steps)
+    row = prepare(data(), tokenizer, seed=0, rows=[{"prompt": "é 🙂 q", "completion": " the fox "}]).train[0]
+    assert seen(row, tokenizer, in_colour=False).plain.replace("⟦", "").replace("⟧", "") == tokenizer.decode(
+        row.token_ids.tolist()
+    )
+
+
 def test_control_characters_of_the_data_never_reach_the_terminal():
-    prepared = prepare(data(), TOKENIZER, seed=0, rows=[{"prompt": "\x1b[31mred", "completion": "\x07"}])
+    prepared = prepare(data(), TOKENIZER, seed=0, rows=[{"prompt": "\x1b[31mred\u202e", "completion": "\x07"}])
     shown = seen(prepared.train[0], TOKENIZER, in_colour=False).plain
     assert "\x1b" not in shown
     assert r"\x1b" in shown
+    assert r"\u202e" in shown

@@ -396,7 +396,12 @@ def test_templates_come_from_files_and_inline_and_broken_ones_are_refused(tmp_pa
     path.write_text(tiny.GENERATION_TAG)
     tokenizer = tiny.byte_level()
     assert templates.resolve(str(path), tokenizer) == templates.resolve(tiny.GENERATION_TAG, tokenizer)
-    for wrong in ("{% for m in %}", "no-such-name"):
+    (tmp_path / "bytes.jinja").write_bytes(b"{{ '\xff' }}")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "marked.jinja").write_bytes(b"\xef\xbb\xbf" + tiny.CHATML.encode())
+    assert templates.resolve(str(tmp_path / "marked.jinja"), tokenizer) == tiny.CHATML
+    wrong_files = [str(tmp_path / name) for name in ("bytes.jinja", "folder")]
+    for wrong in ("{% for m in %}", "no-such-name", *wrong_files):
         with pytest.raises(TunesmithError, match=r"model\.template"):
             templates.resolve(wrong, tokenizer)
 

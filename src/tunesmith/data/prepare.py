@@ -100,7 +100,7 @@ def prepare(
             "no row is left to train on",
             where=settings.train if rows is None else "rows",
             found=f"{counts.read} rows: " + "; ".join(told(counts)),
-            fix="raise data.max_length, or look at the rows that are named",
+            fix=_advice(counts),
         )
     held_out: list[Example] = []
     held_out_counts, held_out_rows = Counts(), list[Row]()
@@ -112,7 +112,7 @@ def prepare(
                 "no held-out row is left",
                 where="data.held_out",
                 found=f"{held_out_counts.read} rows: " + "; ".join(told(held_out_counts)),
-                fix="hold out more rows, or raise data.max_length",
+                fix=f"hold out more rows; {_advice(held_out_counts)}",
             )
     return Prepared(
         train,
@@ -125,6 +125,19 @@ def prepare(
         fingerprint(train, held_out),
         renderer,
     )
+
+
+# What to do about a kind, where it left no row.
+_ADVICE = {
+    "overlong": "raise data.max_length",
+    "truncated": "raise data.max_length: what is learned may have been cut off",
+    "empty": "look whether data.format reads the column that holds the text: the rows are empty",
+    "unlearnable": "give rows with a turn of the assistant, or with a turn marked to be learned",
+}
+
+
+def _advice(counts: Counts) -> str:
+    return "; ".join(text for kind, text in _ADVICE.items() if counts[kind]) or "look at the rows that are named"
 
 
 def told(counts: Counts) -> list[str]:

@@ -126,9 +126,21 @@ def _pieces(example: Example, tokenizer: Any) -> Iterator[tuple[bool, bool, str]
     marked = [
         (bool(w), int(t) in special, int(t)) for t, w in zip(example.token_ids, example.loss_weights, strict=True)
     ]
+    before: list[int] = []
     for (learned, is_special), run in groupby(marked, key=lambda item: item[:2]):
         ids = [token for _, _, token in run]
-        yield learned, is_special, tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        yield learned, is_special, _decoded(tokenizer, before, ids)
+        before = ids[-1:]
+
+
+def _decoded(tokenizer: Any, before: list[int], ids: list[int]) -> str:
+    """The text of `ids` behind `before`: alone, some decoders would strip its first space."""
+
+    def decode(tokens: list[int]) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    head, both = decode(before) if before else "", decode(before + ids)
+    return both.removeprefix(head) if both.startswith(head) else decode(ids)
 
 
 def _clipped(words: str) -> str:
@@ -140,4 +152,11 @@ def _clipped(words: str) -> str:
 
 def _visible(words: str) -> str:
     """Control characters of the data shown, not obeyed by the terminal."""
-    return "".join(letter if letter in "\n\t" or letter.isprintable() else f"\\x{ord(letter):02x}" for letter in words)
+    return "".join(
+        letter
+        if letter in "\n\t" or letter.isprintable()
+        else f"\\x{ord(letter):02x}"
+        if ord(letter) < 256
+        else f"\\u{ord(letter):04x}"
+        for letter in words
+    )

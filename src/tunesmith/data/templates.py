@@ -143,7 +143,10 @@ def resolve(template: str, tokenizer: Any) -> str:
                 found=shown(template),
                 expected=f"{listed(NAMED)}; a file; or Jinja text",
             )
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"the chat template cannot be read: {error}", where=f"model.template: {path}") from None
     _refuse_syntax_errors(text)
     return text
 
