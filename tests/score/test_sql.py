@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith.errors import DataError
+from tunesmith.score import SCORERS
 from tunesmith.score.sql import (
     QueryFailed,
     execution_match,
@@ -132,6 +134,18 @@ def test_a_hostile_answer_is_merely_wrong():
         ("With pleasure: SELECT a FROM b", "SELECT a FROM b"),
         ("```sql\nSELECT a FROM b", "SELECT a FROM b"),
         ("```text\nhello\n```\nSELECT a FROM b", "SELECT a FROM b"),
+        ("```sql\nSELECT a\n\nFROM b;\n\nSELECT 2\n```", "SELECT a\n\nFROM b"),
+        ("```sql\n-- names; all\nSELECT a FROM b\n```", "SELECT a FROM b"),
+        ("I will select the names: SELECT a FROM b", "SELECT a FROM b"),
+        ("To select rows, write\nselect a from b", "select a from b"),
+        ("Try select a from (SELECT a FROM b)", "select a from (SELECT a FROM b)"),
+        ("Try select a from b union\nSELECT c FROM d", "select a from b union\nSELECT c FROM d"),
+        ("SELECT a -- all; of it\nFROM b; done", "SELECT a -- all; of it\nFROM b"),
+        ("SELECT a /* x; y */ FROM b; done", "SELECT a /* x; y */ FROM b"),
+        ("SELECT `a;b`, [c;d] FROM e; done", "SELECT `a;b`, [c;d] FROM e"),
+        ('WITH "t u" AS (SELECT 1) SELECT * FROM "t u"', 'WITH "t u" AS (SELECT 1) SELECT * FROM "t u"'),
+        ("<think>Maybe SELECT x FROM y?</think>SELECT a FROM b", "SELECT a FROM b"),
+        ("<think>SELECT a FROM b</think>", "SELECT a FROM b</think>"),
         ("I cannot.", ""),
         ("", ""),
     ],
@@ -153,10 +167,39 @@ def test_any_text_gets_a_verdict(text):
         ("SELECT a FROM (SELECT a FROM b ORDER BY (a)) AS c", False),
         ("SELECT a FROM b WHERE c = 'ORDER BY'", False),
         ("SELECT a FROM b WHERE c = '(' ORDER BY a", True),
+        ('SELECT "a(" FROM b ORDER BY a', True),
+        ('SELECT a FROM b WHERE c = "ORDER BY"', False),
+        ("SELECT a FROM b -- ORDER BY a", False),
+        ("SELECT a FROM b /* ORDER BY a */", False),
     ],
 )
 def test_only_the_outer_order_counts(query, ordered):
     assert orders_rows(query) is ordered
+
+
+def test_results_of_many_large_values_are_stopped():
+    query = (
+        "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c LIMIT 500) SELECT zeroblob(900000 + n) FROM c"
+    )
+    with pytest.raises(QueryFailed, match="MB"):
+        run_query(open_database(FIRST), query, max_seconds=60)
+
+
+@pytest.mark.parametrize(
+    ("gold", "row", "says"),
+    [
+        ("SELECT nope FROM books", {"databases": BOTH}, "no such column"),
+        (None, {"databases": BOTH}, "query"),
+        ("SELECT 1", {}, "databases"),
+        ("SELECT 1", {"databases": []}, "databases"),
+        ("SELECT 1", {"databases": FIRST}, "databases"),
+        ("SELECT 1", {"databases": ["CREATE TABEL x (y)"]}, "script"),
+    ],
+)
+def test_a_row_that_cannot_be_scored_is_refused_whatever_the_answer(gold, row, says):
+    for answer in ("", "SELECT 1"):
+        with pytest.raises(DataError, match=says):
+            SCORERS["sql"](answer, gold, row)
 
 
 ROW = st.tuples(st.one_of(st.none(), st.integers(-9, 9), st.floats(-9, 9), st.text(max_size=3)), st.integers(0, 2))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith.errors import DataError
 from tunesmith.score import SCORERS
 from tunesmith.score.toolcall import Call, calls_match, parse_calls, same_value, tool_call
 
@@ -113,6 +114,47 @@ def test_plain_gold_calls_have_one_alternative():
     gold = [{"type": "function", "function": {"name": "f", "arguments": {"a": [1, 2]}}}]
     assert tool_call("f(a=[1, 2])", gold) == 1.0
     assert tool_call("f(a=1)", gold) == 0.0
+
+
+def test_plain_gold_calls_are_compared_as_they_stand():
+    gold = [{"name": "f", "arguments": {"a": {"y": [1, 2], "z": ""}, "b": ""}}]
+    assert tool_call('f(a={"y": [1, 2], "z": ""}, b="")', gold) == 1.0
+    assert tool_call('f(a={"y": 1, "z": ""}, b="")', gold) == 0.0
+    assert tool_call('f(a={"y": [1, 2]}, b="")', gold) == 0.0
+    assert tool_call('f(a={"y": [1, 2], "z": ""})', gold) == 0.0
+
+
+def test_gold_calls_may_be_text_as_a_model_writes_it():
+    gold = 'Sure. <tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+    assert tool_call("f(a=1)", gold) == 1.0
+    assert tool_call("f(a=2)", gold) == 0.0
+    assert tool_call("no call here", "nor here") == 1.0
+    assert tool_call("f(a=1)", "no call is wanted") == 0.0
+    assert tool_call("f()", [{"name": "f", "arguments": None}]) == 1.0
+    assert tool_call("math.area(base=10, height=5)", "math.area(10, 5)", [TOOL]) == 1.0
+    with pytest.raises(DataError, match="name its arguments"):
+        tool_call("f(1)", "f(1)")
+
+
+@pytest.mark.parametrize("gold", [None, 5, ["f"], [{}], [{"name": "f", "arguments": "{broken"}], [{"f": 5}]])
+def test_gold_that_is_no_call_is_refused(gold):
+    with pytest.raises(DataError, match="right answer"):
+        tool_call("f(a=1)", gold)
+
+
+def test_tools_come_as_text_or_with_holes():
+    gold = [{"name": "f", "arguments": {"a": 1}}]
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+    for tools in (
+        json.dumps([tool]),
+        [json.dumps(tool)],
+        [{"type": "function", "function": None, **tool}],
+        [{"function": {"name": "f", "parameters": {"properties": {"a": None}, "required": None}}}],
+        [{"function": {"name": None}}, "{broken", None],
+        "",
+        None,
+    ):
+        assert SCORERS["tool_call"]("f(1)", gold, {"tools": tools}) == 1.0
 
 
 @pytest.mark.skipif(not BFCL.exists(), reason="../shared/data is not here")

@@ -21,8 +21,9 @@ SCORERS: dict[str, Scorer] = {
     "contains": lambda prediction, gold, row: text.contains(prediction, gold),
     "number": lambda prediction, gold, row: text.number(prediction, gold),
     "label": lambda prediction, gold, row: text.label(prediction, gold, row.get("labels") or ()),
-    "sql": lambda prediction, gold, row: float(sql.execution_match(prediction, gold, row["databases"]).correct),
+    "sql": lambda prediction, gold, row: sql.execution_score(prediction, gold, row.get("databases")),
     "tool_call": lambda prediction, gold, row: toolcall.tool_call(prediction, gold, row.get("tools") or ()),
 }
 """What a row may bring: `refusal` (a further text that means no answer), `labels`, `tools`; for sql `databases`, the
-scripts that fill them."""
+scripts that fill them. A gold answer with which no answer could be compared is a DataError, whatever the prediction: an
+empty one tries a row."""

@@ -15,25 +15,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from tunesmith.errors import DataError
+
 Value = None | int | float | str | bytes
 SqlRow = tuple[Value, ...]
 
 MAX_SECONDS = 1.0
+GOLD_SECONDS = 10.0
 MAX_ROWS = 10_000
 MAX_VALUE_BYTES = 1_000_000
+MAX_RESULT_BYTES = 50_000_000
 MAX_PATTERN_BYTES = 1_000
 READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 # printf pads to any width in one step that no time limit interrupts.
 FORBIDDEN_FUNCTIONS = {"load_extension", "fts3_tokenizer", "readfile", "writefile", "edit", "printf", "format"}
 
 FENCE = re.compile(r"```(?:\w+)?[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
-QUERY_START = re.compile(r"\b(?:SELECT\b|WITH\s+(?:RECURSIVE\s+)?\w+(?:\s*\([^)]*\))?\s+AS\b)", re.IGNORECASE)
+# Names and texts in quotes, and comments: nothing in them ends or orders a query.
+QUOTED = r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/"""
+NAME = r"""(?:\w+|"[^"]+"|`[^`]+`|\[[^\]]+\])"""
+QUERY_START = re.compile(rf"\b(?:SELECT\b|WITH\s+(?:RECURSIVE\s+)?{NAME}(?:\s*\([^)]*\))?\s+AS\b)", re.IGNORECASE)
 # The first end of a query in talk: a semicolon outside quotes, a blank line, or a closing fence.
-QUERY_TEXT = re.compile(r"(?:'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(?!\n[ \t]*\n|```)[^;])*", re.DOTALL)
+QUERY_IN_TALK = re.compile(rf"(?:{QUOTED}|(?!\n[ \t]*\n|```)[^;])*", re.DOTALL)
+QUERY_IN_FENCE = re.compile(rf"(?:{QUOTED}|[^;])*", re.DOTALL)
+GOES_ON = re.compile(r"\b(?:UNION|ALL|EXCEPT|INTERSECT)\s*$", re.IGNORECASE)
 
 
 class QueryFailed(Exception):
     """The query did not come to a result: what SQLite said, or which limit it met."""
+
+
+class GoldFailed(QueryFailed):
+    """The query that is right by definition did not come to a result."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +61,35 @@ class Verdict:
 def extract_sql(text: str) -> str:
     """The query in an answer that may hold talk around it; empty if there is none.
 
-    A fenced block that holds a query wins; then the first SELECT or WITH up to a semicolon, a blank line or the end.
+    What stands behind a thought comes before what stands in it; a fenced block that holds a query wins; then the first
+    SELECT or WITH up to a semicolon, a blank line or the end.
     """
-    for block in FENCE.findall(text):
-        found = _first_query(block)
-        if found:
+    behind = text.rpartition("</think>")[2]
+    for part in (behind, text) if behind != text else (text,):
+        for block in FENCE.findall(part):
+            if found := _first_query(block, QUERY_IN_FENCE):
+                return found
+        if found := _first_query(part, QUERY_IN_TALK):
             return found
-    return _first_query(text)
+    return ""
 
 
-def _first_query(text: str) -> str:
-    start = QUERY_START.search(text)
-    if start is None:
-        return ""
-    body = QUERY_TEXT.match(text, start.start())
+def _first_query(text: str, whole: re.Pattern[str]) -> str:
+    start = _start(text)
+    body = None if start is None else whole.match(text, start)
     return body.group().strip() if body else ""
+
+
+def _start(text: str) -> int | None:
+    """Where the first query begins. "I will select the names: SELECT …": a verb in a sentence begins none, where a
+    capital or a line of its own does, neither inside it nor joined to it."""
+    starts = list(QUERY_START.finditer(text))
+    for found in starts:
+        before = text[starts[0].start() : found.start()]
+        is_plain = text[found.start()].isupper() or not text[: found.start()].rpartition("\n")[2].strip()
+        if is_plain and before.count("(") <= before.count(")") and not GOES_ON.search(before):
+            return found.start()
+    return starts[0].start() if starts else None
 
 
 def open_database(script: str) -> sqlite3.Connection:
@@ -89,14 +116,20 @@ def run_query(
     """The rows of one query on a connection of `open_database`. Raises QueryFailed, and nothing else."""
     deadline = time.monotonic() + max_seconds
     connection.set_progress_handler(lambda: int(time.monotonic() > deadline), 1000)
+    rows: list[SqlRow] = []
+    size = 0
     try:
-        rows: list[SqlRow] = connection.execute(query).fetchmany(max_rows + 1)
+        for row in connection.execute(query):
+            rows.append(row)
+            size += sum(len(value) for value in row if isinstance(value, str | bytes))
+            if len(rows) > max_rows:
+                raise QueryFailed(f"more than {max_rows} rows")
+            if size > MAX_RESULT_BYTES:
+                raise QueryFailed(f"more than {MAX_RESULT_BYTES // 1_000_000} MB of rows")
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, UnicodeError, MemoryError) as error:
         raise QueryFailed("took too long" if time.monotonic() > deadline else str(error)) from error
     finally:
         connection.set_progress_handler(None, 0)
-    if len(rows) > max_rows:
-        raise QueryFailed(f"more than {max_rows} rows")
     return rows
 
 
@@ -105,13 +138,15 @@ def execution_match(answer: str, gold: str, databases: Sequence[str], *, max_sec
 
     The order of rows counts only where `gold` orders them; the order of columns always, their names never.
     """
-    query = extract_sql(answer)
-    if not query:
-        return Verdict(False, "no query in the answer")
-    ordered = orders_rows(gold)
+    query, ordered = extract_sql(answer), orders_rows(gold)
     for script in databases:
         connection = _cached_database(script, threading.get_ident())
-        expected = run_query(connection, gold)
+        try:
+            expected = run_query(connection, gold, max_seconds=GOLD_SECONDS)
+        except QueryFailed as failure:
+            raise GoldFailed(str(failure)) from failure
+        if not query:
+            return Verdict(False, "no query in the answer")
         try:
             found = run_query(connection, query, max_seconds=max_seconds)
         except QueryFailed as failure:
@@ -119,6 +154,23 @@ def execution_match(answer: str, gold: str, databases: Sequence[str], *, max_sec
         if not same_rows(found, expected, ordered=ordered):
             return Verdict(False, "other rows", query)
     return Verdict(True, query=query)
+
+
+def execution_score(answer: str, gold: object, databases: object) -> float:
+    """1 if the answer's query returns what `gold` returns. What cannot be scored is refused, whatever the answer."""
+    if not isinstance(gold, str) or not gold.strip():
+        raise DataError("the right answer is no query", found=f"{type(gold).__name__} {str(gold)[:80]}")
+    if not isinstance(databases, list | tuple) or not databases or not all(isinstance(one, str) for one in databases):
+        raise DataError(
+            "the row's databases are no list of scripts that make and fill one each",
+            found=f"{type(databases).__name__} {str(databases)[:80]}",
+        )
+    try:
+        return float(execution_match(answer, gold, databases).correct)
+    except GoldFailed as failure:
+        raise DataError(f"the right query does not run: {failure}", found=gold[:200]) from failure
+    except sqlite3.Error as error:
+        raise DataError(f"a database's script does not run: {error}", found=str(databases)[:200]) from error
 
 
 @lru_cache(maxsize=256)
@@ -129,7 +181,7 @@ def _cached_database(script: str, thread: int) -> sqlite3.Connection:
 
 def orders_rows(query: str) -> bool:
     """Whether the outermost query has an ORDER BY: one outside all parentheses and quotes."""
-    bare = re.sub(r"'(?:[^']|'')*'", "''", query)
+    bare = re.sub(QUOTED, "''", query, flags=re.DOTALL)
     while (inner := re.sub(r"\([^()]*\)", " ", bare)) != bare:
         bare = inner
     return re.search(r"\bORDER\s+BY\b", bare, re.IGNORECASE) is not None

@@ -8,19 +8,28 @@ number  the last number of the answer (after `####` where there is one), as GSM8
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tunesmith.errors import DataError
 
 REFUSALS = ("Cannot find answer", "No answer", "Unanswerable")
 """Texts that say there is no answer."""
 
-Gold = str | Sequence[str] | None
+Gold = Any
+"""One right answer or several: text or numbers; or as SQuAD has them, {"text": […], …} or [{"text": …}, …]. None or
+nothing in a list: there is no answer."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
+# A sign belongs to the number unless it stands behind another one or a word: 10-3, pages 10-12.
+_NUMBER = re.compile(
+    r"(?P<sign>(?<![\w.)])[-+\u2212]\$?)?(?P<size>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+)"
+)
 
 
 def normalise(text: str) -> str:
@@ -30,10 +39,23 @@ def normalise(text: str) -> str:
 
 def answers(gold: Gold) -> list[str]:
     """The gold answers; [""] where there is none."""
+    return [text for text in _texts(gold) if normalise(text)] or [""]
+
+
+def _texts(gold: Gold) -> list[str]:
     if gold is None:
-        return [""]
-    given = [gold] if isinstance(gold, str) else [str(text) for text in gold]
-    return [text for text in given if normalise(text)] or [""]
+        return []
+    if isinstance(gold, str | int | float):
+        return [str(gold)]
+    if isinstance(gold, Mapping) and "text" in gold:
+        return _texts(gold["text"])
+    if isinstance(gold, list | tuple):
+        return [text for item in gold for text in _texts(item)]
+    raise DataError(
+        "the right answer is neither text nor a list of texts",
+        found=f"{type(gold).__name__} {str(gold)[:80]}",
+        fix="name another column, or hold the answer as text",
+    )
 
 
 def is_refusal(text: str, refusals: Sequence[str] = REFUSALS) -> bool:
@@ -74,28 +96,44 @@ def contains(prediction: str, gold: Gold) -> float:
 def last_number(text: str) -> float | None:
     """The last number, of what follows the last `####` where that holds one."""
     for part in (text.rpartition("####")[2], text):
-        if found := _NUMBER.findall(part):
-            return float(found[-1].replace(",", ""))
+        if found := list(_NUMBER.finditer(part)):
+            size = float(found[-1]["size"].replace(",", ""))
+            return -size if (found[-1]["sign"] or "+")[0] in "-\u2212" else size
     return None
 
 
-def number(prediction: str, gold: Gold | float, tolerance: float = 1e-6) -> float:
+def number(prediction: str, gold: Gold, tolerance: float = 1e-6) -> float:
     """1 if the answer's number equals the gold one, relative to its size."""
-    wanted = float(gold) if isinstance(gold, int | float) else last_number(answers(gold)[0])
-    found = last_number(prediction)
-    if wanted is None or found is None:
-        return 0.0
-    return float(abs(found - wanted) <= tolerance * max(1.0, abs(wanted)))
+    wanted, found = _wanted_number(gold), last_number(prediction)
+    return float(found is not None and abs(found - wanted) <= tolerance * max(1.0, abs(wanted)))
+
+
+def _wanted_number(gold: Gold) -> float:
+    try:
+        wanted = float(gold) if isinstance(gold, int | float) else last_number(answers(gold)[0])
+    except OverflowError:
+        wanted = None
+    if wanted is None or not math.isfinite(wanted):
+        raise DataError("the right answer holds no number to compare with", found=str(gold)[:80])
+    return wanted
 
 
 def label(prediction: str, gold: Gold, labels: Sequence[str] = ()) -> float:
     """1 if the answer names the gold label: the first of `labels` that stands in it, the longer where two begin at
-    one place; without `labels` the whole answer."""
-    wanted = {normalise(answer) for answer in answers(gold)}
-    text = normalise(prediction)
+    one place; without `labels` the whole answer. Articles count, for a label may be called A."""
+    wanted = {_label_text(answer) for answer in _texts(gold)}
+    text = _label_text(prediction)
     if not labels:
         return float(text in wanted)
-    padded = f" {text} "
-    places = [(padded.find(f" {normalise(name)} "), -len(name), normalise(name)) for name in labels]
+    names = [_label_text(str(name)) for name in labels]
+    if not wanted & set(names):
+        raise DataError("the right answer is none of the labels", found=str(gold)[:80], expected=", ".join(names))
+    padded, raw = f" {text} ", f" {' '.join(prediction.lower().split())} "
+    places = [((padded if name[:1].isalnum() else raw).find(f" {name} "), -len(name), name) for name in names]
     found = sorted(place for place in places if place[0] >= 0)
     return float(bool(found) and found[0][2] in wanted)
+
+
+def _label_text(text: str) -> str:
+    """Lower case without punctuation, unless there is nothing else."""
+    return " ".join(text.lower().translate(_PUNCTUATION).split()) or text.strip().lower()

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tunesmith.errors import DataError
+
 _TAGGED = re.compile(r"<(tool_call|function_call|functioncall|tool_calls)>(.*?)(?:</\1>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"```[ \t]*\w*[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _MARKERS = re.compile(r"<\|python_tag\|>|\[TOOL_CALLS\]|<\|[a-z_]+\|>")
@@ -148,6 +150,15 @@ def _closings(text: str, start: int, most: int = 20) -> Iterator[int]:
         yield start
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """`listed`: each argument has its alternatives, "" among them where it may be left out."""
+
+    name: str
+    arguments: dict[str, Any]
+    listed: bool
+
+
 def calls_match(calls: Sequence[Call], truth: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> bool:
     """Each wanted call is made once, in any order, and no other.
 
@@ -157,30 +168,39 @@ def calls_match(calls: Sequence[Call], truth: Sequence[Mapping[str, Any]], tools
     if len(calls) != len(wanted):
         return False
     left = list(calls)
-    for name, alternatives in wanted:
-        found = next((call for call in left if _same_call(call, name, alternatives, tools)), None)
+    for one in wanted:
+        found = next((call for call in left if _same_call(call, one, tools)), None)
         if found is None:
             return False
         left.remove(found)
     return True
 
 
-def _wanted(item: Mapping[str, Any]) -> tuple[str, dict[str, list[Any]]]:
-    item = item.get("function", item) if isinstance(item.get("function"), Mapping) else item
-    if isinstance(item.get("name"), str):
-        given = item.get("arguments", {})
+def _wanted(item: Any) -> _Wanted:
+    call = item["function"] if isinstance(item, Mapping) and isinstance(item.get("function"), Mapping) else item
+    if isinstance(call, Mapping) and isinstance(call.get("name"), str):
+        given = call.get("arguments") or {}
         arguments = _loads(given) if isinstance(given, str) else given
-        return item["name"], {key: [value] for key, value in arguments.items()}
-    name, alternatives = next(iter(item.items()))
-    return name, dict(alternatives)
+        if isinstance(arguments, Mapping):
+            return _Wanted(call["name"], dict(arguments), listed=False)
+    elif isinstance(call, Mapping) and len(call) == 1:
+        name, arguments = next(iter(call.items()))
+        if isinstance(arguments, Mapping) and all(isinstance(values, list) for values in arguments.values()):
+            return _Wanted(name, dict(arguments), listed=True)
+    raise DataError(
+        "the right answer is no function call",
+        found=str(item)[:80],
+        expected='{"name": …, "arguments": {…}}, or {name: {argument: [alternatives]}}',
+    )
 
 
 def _schema(name: str, tools: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The parameters of the tool called `name`: {} where it is not described."""
     for tool in tools:
-        described = tool.get("function", tool)
-        if _plain_name(described.get("name", "")) == _plain_name(name):
-            return described.get("parameters") or {}
+        described = tool.get("function") or tool
+        if isinstance(described, Mapping) and _plain_name(str(described.get("name", ""))) == _plain_name(name):
+            parameters = described.get("parameters")
+            return parameters if isinstance(parameters, Mapping) else {}
     return {}
 
 
@@ -189,29 +209,35 @@ def _plain_name(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _same_call(call: Call, name: str, alternatives: dict[str, list[Any]], tools: Sequence[Mapping[str, Any]]) -> bool:
-    if _plain_name(call.name) != _plain_name(name):
+def _same_call(call: Call, wanted: _Wanted, tools: Sequence[Mapping[str, Any]]) -> bool:
+    if _plain_name(call.name) != _plain_name(wanted.name):
         return False
-    schema = _schema(name, tools)
+    schema = _schema(wanted.name, tools)
     properties = schema.get("properties") or {}
-    order = list(properties) or list(alternatives)
+    order = list(properties) or list(wanted.arguments)
     if len(call.positional) > len(order) or set(order[: len(call.positional)]) & set(call.arguments):
         return False
     arguments = dict(zip(order, call.positional, strict=False)) | call.arguments
-    if any(key not in alternatives for key in arguments):
+    if any(key not in wanted.arguments for key in arguments):
         return False
-    if any(key not in arguments for key in schema.get("required", ())):
+    if any(key not in arguments for key in schema.get("required") or ()):
         return False
-    if any(key not in arguments and "" not in values for key, values in alternatives.items()):
-        return False
-    return all(
-        any(same_value(value, wanted, properties.get(key, {}).get("type")) for wanted in alternatives[key])
-        for key, value in arguments.items()
-    )
+    for key, value in wanted.arguments.items():
+        options = value if wanted.listed else [value]
+        if key not in arguments:
+            if wanted.listed and "" in options:
+                continue
+            return False
+        described = properties.get(key)
+        kind = described.get("type") if isinstance(described, Mapping) else None
+        if not any(same_value(arguments[key], option, kind, listed=wanted.listed) for option in options):
+            return False
+    return True
 
 
-def same_value(found: Any, wanted: Any, kind: str | None = None) -> bool:
-    """Whether an argument is the one wanted; `kind` is its type in the tool's description."""
+def same_value(found: Any, wanted: Any, kind: str | None = None, *, listed: bool = True) -> bool:
+    """Whether an argument is the one wanted; `kind` is its type in the tool's description. `listed`: the values of an
+    object may be lists of alternatives."""
     if isinstance(wanted, bool) or isinstance(found, bool) or wanted is None or found is None:
         return found is wanted
     if isinstance(wanted, str) and isinstance(found, str):
@@ -219,14 +245,18 @@ def same_value(found: Any, wanted: Any, kind: str | None = None) -> bool:
     if isinstance(wanted, int | float) and isinstance(found, int | float):
         return found == wanted and not (kind == "integer" and isinstance(found, float))
     if isinstance(wanted, list | tuple) and isinstance(found, list | tuple):
-        return len(found) == len(wanted) and all(map(same_value, found, wanted))
+        pairs = zip(found, wanted, strict=False)
+        return len(found) == len(wanted) and all(same_value(a, b, listed=listed) for a, b in pairs)
     if isinstance(wanted, Mapping) and isinstance(found, Mapping):
-        return _same_mapping(found, wanted)
+        return _same_mapping(found, wanted, listed=listed)
     return False
 
 
-def _same_mapping(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def _same_mapping(found: Mapping[str, Any], wanted: Mapping[str, Any], *, listed: bool) -> bool:
     """BFCL lists alternatives inside an object too; a plain value is its own one alternative."""
+    if not listed:
+        same_keys = found.keys() == wanted.keys()
+        return same_keys and all(same_value(found[key], value, listed=False) for key, value in wanted.items())
     options = {key: value if isinstance(value, list) else [value] for key, value in wanted.items()}
     if any(key not in options for key in found):
         return False
@@ -240,6 +270,34 @@ def _loose(text: str) -> str:
     return _LOOSE.sub("", text).lower().replace("'", '"')
 
 
-def tool_call(prediction: str, gold: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> float:
-    """1 if the calls in the answer are those of `gold`."""
-    return float(calls_match(parse_calls(prediction), gold, tools))
+def tool_call(prediction: str, gold: Any, tools: Any = ()) -> float:
+    """1 if the calls in the answer are those of `gold`: a list of calls, or text as a model writes them (none in it:
+    no call is wanted). `tools` may be JSON text."""
+    described = _described(tools)
+    if isinstance(gold, str):
+        truth = [{"name": call.name, "arguments": _named(call, described)} for call in parse_calls(gold)]
+    elif isinstance(gold, list | tuple):
+        truth = list(gold)
+    else:
+        raise DataError(
+            "the right answer is no list of function calls", found=f"{type(gold).__name__} {str(gold)[:80]}"
+        )
+    for item in truth:
+        _wanted(item)  # refused, if it is no call, whatever the answer
+    return float(calls_match(parse_calls(prediction), truth, described))
+
+
+def _named(call: Call, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All arguments of a call by their names."""
+    order = list(_schema(call.name, tools).get("properties") or {})
+    if len(call.positional) > len(order):
+        raise DataError(
+            "the right answer's call does not name its arguments, and no tool describes them", found=str(call)[:80]
+        )
+    return dict(zip(order, call.positional, strict=False)) | call.arguments
+
+
+def _described(tools: Any) -> list[Mapping[str, Any]]:
+    tools = _loads(tools) if isinstance(tools, str) else tools
+    given = [_loads(tool) if isinstance(tool, str) else tool for tool in tools or ()]
+    return [tool for tool in given if isinstance(tool, Mapping)]
