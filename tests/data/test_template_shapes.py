@@ -142,6 +142,19 @@ def test_words_that_a_template_does_not_write_out_are_counted():
     assert prepare(DataSettings(train="rows"), tiny.byte_level(quoting), seed=0, rows=quoted).counts["hidden"] == 0
 
 
+def test_white_space_before_an_answer_that_is_cut_otherwise_without_it_is_counted():
+    """GPT-2's words: of two line breaks before a letter the last stands alone, at the end of a text it does not."""
+    tokenizer = tiny.byte_level(tiny.CHATML.replace("'\\n'", "'\\n\\n'").replace("assistant\\n", "assistant\\n\\n"))
+    renderer = Renderer(tokenizer)
+    row = talk(("user", "what?"), ("assistant", "the fox"))
+    rendering = renderer.render_all([row])
+    prompt = renderer.prompt_ids(row.messages[:1])
+    assert rendering.examples[0].token_ids[: len(prompt)].tolist() != prompt
+    assert rendering.straddled == [ORIGIN]
+    one_break = Renderer(tiny.byte_level(tiny.CHATML)).render_all([row])
+    assert one_break.straddled == []
+
+
 def test_an_end_that_cannot_be_added_is_not_claimed():
     tokenizer = tiny.byte_level(tiny.NEVER_ENDS)
     tokenizer.eos_token = None

@@ -42,7 +42,7 @@ KINDS = {
     "truncated": "cut to data.max_length",
     "split": "of plain text, cut into pieces",
     "unlearnable": "with nothing to learn, left out",
-    "straddled": "where a token reaches over the border of prompt and answer",
+    "straddled": "whose tokens at the border of prompt and answer are others than in generation",
     "unprompted": "whose earlier turns are shown otherwise than generation shows them",
     "hidden": "with words that the chat template does not write out",
     "control": "whose own text holds special tokens",

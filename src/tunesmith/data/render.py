@@ -35,7 +35,8 @@ class Rendering:
     """Examples in the order of their rows, and what was counted on the way.
 
     `unprompted`  rows in which an earlier turn is shown otherwise than generation showed it
-    `straddled`   rows in which a token reaches over the border of prompt and answer
+    `straddled`   rows whose tokens at the border of prompt and answer are others than in generation: one reaches over
+                  it, or white space before it is cut otherwise where nothing follows
     `control`     rows whose own text holds special tokens of the tokenizer
     `hidden`      rows with words that the template does not write out
     """
@@ -240,10 +241,20 @@ class Renderer:
             rendering.examples.append(Example(token_ids, weights, item.origin))
             if item.is_hidden:
                 rendering.hidden.append(item.origin)
-            if straddled:
+            prompted = (span.start for span in item.spans if span.is_prompted)
+            if straddled or any(self._is_cut_otherwise(item.text, start) for start in prompted):
                 rendering.straddled.append(item.origin)
             if not all(span.is_prompted for span in item.spans):
                 rendering.unprompted.append(item.origin)
+
+    def _is_cut_otherwise(self, text: str, border: int) -> bool:
+        """Whether the white space before `border` has other tokens when nothing follows. Only runs of it can."""
+        if border < 2 or not text[border - 2 : border].isspace():
+            return False
+        before, behind = text[max(border - 32, 0) : border], text[border : border + 16]
+        alone = self._encoder.encode(before, add_special_tokens=False).ids
+        together = self._encoder.encode(before + behind, add_special_tokens=False).ids
+        return bool(together[: len(alone)] != alone)
 
 
 def _learned_tokens(offsets: np.ndarray, spans: Sequence[Span]) -> tuple[np.ndarray, bool]:
