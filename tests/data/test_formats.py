@@ -143,6 +143,20 @@ def test_every_format_is_recognised_by_the_columns_it_needs(name):
         assert recognise(raw(dict.fromkeys(needs, "x"))) == name
 
 
+def test_columns_that_are_null_in_most_rows_are_recognised_and_the_nulls_named():
+    rows = raw(
+        {"prompt": "a", "completion": None}, {"prompt": "a", "completion": None}, {"prompt": 3, "completion": "x"}
+    )
+    with pytest.raises(DataError) as caught:
+        convert(rows, "auto", {})
+    text = str(caught.value)
+    assert "3 rows cannot be read as prompt-completion" in text
+    assert "row 2: the column 'completion' is null" in text
+    assert "expected: columns" not in text  # they are there
+    with pytest.raises(DataError, match="expected: columns text"):
+        convert(raw({"text": "a"}, {"txt": "b"}, {"text": "c"}), "auto", {})
+
+
 def test_unknown_and_ambiguous_columns_list_candidates_and_columns():
     with pytest.raises(DataError, match=r"(?s)no format.*question, reply"):
         recognise(raw({"question": "q", "reply": "r"}))

@@ -198,6 +198,18 @@ def _checked_header(header: list[str], path: Path) -> list[str]:
             found=listed(repr(name) for name in names),
             fix="name the columns in the first line",
         )
+    others = {",": "','", ";": "';'", "\t": "a tab", "|": "'|'"}
+    parted = next((shown_as for mark, shown_as in others.items() if mark in "".join(names)), None)
+    if len(names) == 1 and parted:
+        raise DataError(
+            f"the fields seem to be parted by {parted}",
+            where=f"{path}, line 1",
+            found=names[0],
+            expected="a tab between fields (.tsv)"
+            if path.suffix.lower() == ".tsv"
+            else "a comma between fields (.csv)",
+            fix="write the file anew, or give it the ending of what it is",
+        )
     return names
 
 

@@ -178,7 +178,7 @@ def convert(raw: Sequence[RawRow], format: str | TemplateFormat, columns: Mappin
                     error.what,
                     where=str(origin),
                     found=error.found or f"columns {listed(row)}",
-                    expected=_expectation(name),
+                    expected=_expectation(name, row),
                     fix="mend the rows, or set data.format or data.columns",
                 )
             )
@@ -186,8 +186,11 @@ def convert(raw: Sequence[RawRow], format: str | TemplateFormat, columns: Mappin
     return Reading(rows, name, tuple(notes))
 
 
-def _expectation(name: str) -> str | None:
-    return f"columns {_needs_in_words(FORMATS[name])}" if name in FORMATS else None
+def _expectation(name: str, row: RawColumns) -> str | None:
+    """The columns that the format needs, where they are not there."""
+    if name not in FORMATS or any(names <= row.keys() for names in FORMATS[name].needs):
+        return None
+    return f"columns {_needs_in_words(FORMATS[name])}"
 
 
 def _needs_in_words(kind: Format) -> str:
@@ -195,13 +198,9 @@ def _needs_in_words(kind: Format) -> str:
 
 
 def recognise(raw: Sequence[RawRow]) -> str:
-    """The one format whose columns most rows have."""
-    columns = [frozenset(name for name, value in row.items() if value is not None) for _, row in raw]
-    candidates = [
-        name
-        for name, kind in FORMATS.items()
-        if 2 * sum(any(names <= present for names in kind.needs) for present in columns) > len(columns)
-    ]
+    """The one format whose columns most rows have: filled, or else there at all, so that the nulls can be named."""
+    filled = [frozenset(name for name, value in row.items() if value is not None) for _, row in raw]
+    candidates = _candidates(filled) or _candidates([frozenset(row) for _, row in raw])
     if len(candidates) == 1:
         return candidates[0]
     seen = listed(dict.fromkeys(name for _, row in raw[:100] for name in row))
@@ -215,6 +214,14 @@ def recognise(raw: Sequence[RawRow]) -> str:
         if candidates
         else "rename with data.columns {wanted: yours}, or set data.format to {prompt: …, answer: …} over your columns",
     )
+
+
+def _candidates(columns: Sequence[frozenset[str]]) -> list[str]:
+    return [
+        name
+        for name, kind in FORMATS.items()
+        if 2 * sum(any(names <= present for names in kind.needs) for present in columns) > len(columns)
+    ]
 
 
 def _renamed(raw: Sequence[RawRow], columns: Mapping[str, str]) -> list[RawRow]:

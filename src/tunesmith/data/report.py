@@ -82,7 +82,8 @@ def _notes(prepared: Prepared) -> list[str]:
 
 
 def _counts_table(prepared: Prepared) -> Table:
-    table = Table(title=f"rows read as {prepared.format}", title_justify="left", box=None, pad_edge=False)
+    title = f"rows read as {prepared.format}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
     table.add_column("")
     sides = [("training", prepared.counts)]
     if prepared.held_out:
