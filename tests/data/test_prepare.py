@@ -58,6 +58,15 @@ def test_another_seed_gives_another_split():
     assert split(RAW, data(held_out=10), seed=0).held_out != split(RAW, data(held_out=10), seed=1).held_out
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_group_far_larger_than_the_share_stays_in_training(seed):
+    rows = [(Origin("f", i), {"topic": "most" if i <= 90 else i % 3}) for i in range(1, 101)]
+    parted = split(rows, data(held_out=HeldOut(key="topic")), seed=seed)
+    assert 0 < len(parted.held_out) <= 20
+    two = [(at, {"topic": at.row <= 70}) for at, _ in rows]
+    assert len(split(two, data(held_out=HeldOut(key="topic")), seed=seed).held_out) == 30
+
+
 def test_a_held_out_file_is_read_and_wrong_splits_are_refused(tmp_path):
     (tmp_path / "valid.jsonl").write_text('{"text": "v"}\n')
     parted = split(RAW, data(held_out=str(tmp_path / "valid.jsonl")), seed=0)

@@ -75,7 +75,8 @@ def _group_of(value: Any) -> str:
 
 
 def _whole_groups(raw: Sequence[RawRow], key: str, share: float, seed: int) -> set[int]:
-    """Rows of groups drawn in seeded order until the share is reached. One group at least stays on each side."""
+    """Rows of groups drawn in seeded order until the share is reached, passing over those that would make it more than
+    twice the share. One group at least stays on each side."""
     problems = Problems(f"rows lack the column {key!r} of data.held_out")
     groups: dict[str, list[int]] = {}
     for index, (origin, row) in enumerate(raw):
@@ -94,7 +95,10 @@ def _whole_groups(raw: Sequence[RawRow], key: str, share: float, seed: int) -> s
     names = sorted(groups)
     chosen: set[int] = set()
     for position in np.random.default_rng(seed).permutation(len(names))[:-1].tolist():
-        chosen.update(groups[names[position]])
+        group = groups[names[position]]
+        if len(chosen) + len(group) <= 2 * share * len(raw):
+            chosen.update(group)
         if len(chosen) >= share * len(raw):
             break
-    return chosen
+    smallest = min(names, key=lambda name: len(groups[name]))
+    return chosen or set(groups[smallest])
