@@ -216,6 +216,8 @@ def test_keys_that_turns_hold_and_no_one_reads_are_told_for_every_format_of_turn
 
 SYSTEM = [{"role": "system", "content": "a"}, {"role": "user", "content": "x"}]
 BROKEN = [
+    ("prompt-completion", {"prompt": "p", "completion": 1}, "'completion' must be text or a list of messages"),
+    ("prompt-completion", {"prompt": {"a": 1}, "completion": []}, "'prompt' must be text or a list of messages"),
     ("alpaca", {"instruction": "i", "output": "o", "input": 0}, "'input' must be text"),
     ("alpaca", {"instruction": "i", "output": "o", "system": 0}, "'system' must be text"),
     ("alpaca", {"instruction": "i", "output": "o", "history": ["ab"]}, "pairs"),

@@ -50,6 +50,10 @@ def messages(row: RawColumns, origin: Origin) -> Conversation:
 
 def prompt_completion(row: RawColumns, origin: Origin) -> Conversation:
     prompt, completion = need(row, "prompt"), need(row, "completion")
+    for key, value in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(value, (str, list, tuple)):
+            said = f"{type(value).__name__} {shown(value, 40)}"
+            raise Unreadable(f"the column {key!r} must be text or a list of messages", found=said)
     tools = read_tools(row.get("tools"))
     if isinstance(prompt, str) and isinstance(completion, str):
         return Conversation((Message("user", prompt), Message("assistant", completion)), origin, tools)
