@@ -47,6 +47,12 @@ class TunesmithError(Exception):
         self.args = (self._render(),)
         return self
 
+    def noted(self, label: str, text: str) -> Self:
+        """The same error with one more labelled line."""
+        self.notes[label] = text
+        self.args = (self._render(),)
+        return self
+
     def _render(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
         said = (("found", self.found), ("expected", self.expected), *self.notes.items(), ("to do", self.fix))

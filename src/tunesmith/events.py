@@ -70,7 +70,27 @@ class Ended:
     num_tokens: int
     best_step: int | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
+    saving_seconds: float = 0.0
 
 
-Event = Started | StepDone | Evaluated | Saved | Noted | Ended
+@dataclass(frozen=True)
+class BrokenOff:
+    """In place of `Ended`, when a signal or an error ends a run before its time; that error is raised afterwards.
+
+    What a listener raises here is lost, since the error that ended the run goes first.
+    """
+
+    step: int
+    reason: str
+    status: str
+    """interrupted, or failed."""
+    train_seconds: float
+    evaluation_seconds: float
+    num_tokens: int
+    best_step: int | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    saving_seconds: float = 0.0
+
+
+Event = Started | StepDone | Evaluated | Saved | Noted | Ended | BrokenOff
 Listener = Callable[[Event], object]

@@ -53,6 +53,10 @@ class Objective(Protocol):
         """Held-out metrics; `loss` among them. Empty where nothing is held out."""
         ...
 
+    def held_out_lengths(self) -> list[int]:
+        """Tokens of each held-out row: no micro-batch of `evaluate` can be smaller than the longest."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: where `steps` stands after the last step it yielded."""
         ...

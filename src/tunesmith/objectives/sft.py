@@ -88,6 +88,9 @@ class SFT:
         loss = total / weight
         return {"loss": loss, "perplexity": math.exp(min(loss, 50.0))}
 
+    def held_out_lengths(self) -> list[int]:
+        return [len(example) for example in self.held_out]
+
     def state_dict(self) -> dict[str, Any]:
         return {"steps_done": self._done}
 

@@ -1,12 +1,13 @@
 """The one training loop.
 
-It owns budgets, normalisation, clipping, updates, evaluation, checkpoints and what it tells its listeners. What is
-learned comes in through two seams of the objective: `steps` (which rows, divided by what) and `loss` (sums of one
-micro-batch). Nothing here knows of adapters, data formats or losses.
+It owns normalisation, clipping, updates, evaluation, checkpoints and what it tells its listeners. What is learned comes
+in through two seams of the objective: `steps` (which rows, divided by what) and `loss` (sums of one micro-batch).
+Nothing here knows of adapters, data formats or losses.
 
 Exactness: a checkpoint holds everything that the next step reads (weights, moments, random states, the objective's
 cursor, rates, micro-batch), so that a resumed run continues bit for bit on a CPU. A step that a signal, an error or a
-lack of memory broke off leaves no trace: the state is that of the last whole step.
+lack of memory broke off leaves no trace: the state is that of the last whole step. Whatever ends a run early, that is
+what is saved, and the error that ended it goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.data.types import Batch, Origin
-from tunesmith.errors import Interrupted, MachineError, NonFiniteError
-from tunesmith.events import Ended, Evaluated, Event, Listener, Noted, Saved, Started, StepDone
+from tunesmith.errors import Interrupted, MachineError, NonFiniteError, TunesmithError
+from tunesmith.events import BrokenOff, Ended, Evaluated, Event, Listener, Noted, Saved, Started, StepDone
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Objective, Step
 from tunesmith.train import memory
+from tunesmith.train.budget import Budget, Progress
 from tunesmith.train.checkpoint import Checkpoints, Restored
 from tunesmith.train.mode import train_mode
 from tunesmith.train.optim import (
@@ -37,7 +40,6 @@ from tunesmith.train.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from tunesmith.train.schedule import multiplier
 from tunesmith.train.settings import TrainSettings
 from tunesmith.train.signals import Signals
 
@@ -50,25 +52,6 @@ class Job:
     multipliers: Mapping[str, float]
     write: Callable[[Path], None]
     """Writes the adapter's own files into a folder."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; goes into every checkpoint as it is."""
-
-    step: int = 0
-    train_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    num_tokens: int = 0
-    num_learned: int = 0
-    micro_tokens: int = 0
-    loss_scale: float = 1.0
-    last_step_seconds: float = 0.0
-    evaluated_step: int = -1
-    evaluated_share: float = 0.0
-    no_gain: int = 0
-    best_step: int | None = None
-    best_metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,7 +82,7 @@ class Loop:
             micro_tokens=settings.micro_batch_tokens or memory.default_micro_batch_tokens(policy.device),
             loss_scale=2.0**14 if policy.model.dtype == torch.float16 else 1.0,
         )
-        self.num_steps = self._planned_steps()
+        self.budget = Budget(settings, objective.steps_per_epoch)
         self._names = {id(parameter): name for name, parameter in job.parameters.items()}
         self._cursor = objective.state_dict()
         torch.manual_seed(settings.seed)
@@ -107,89 +90,70 @@ class Loop:
         self._whole = True
         self._stop_asked = False
         self._saved: tuple[int, int] | None = None
-
-    # ---- budget -------------------------------------------------------------------------------------------------
-
-    def _planned_steps(self) -> int | None:
-        if self.settings.minutes is not None:
-            return None
-        if self.settings.steps is not None:
-            return self.settings.steps
-        return max(1, math.ceil(self.objective.steps_per_epoch * (self.settings.epochs or 1.0) - 1e-9))
-
-    def _share(self, *, step: int, seconds: float) -> float:
-        """Share of the budget that is spent."""
-        if self.num_steps is not None:
-            return step / self.num_steps
-        return seconds / (60.0 * (self.settings.minutes or 1.0))
-
-    @property
-    def _spent(self) -> float:
-        return self._share(step=self.at.step, seconds=self.at.train_seconds)
-
-    def _step_share(self) -> float:
-        if self.num_steps is not None:
-            return 1.0 / self.num_steps
-        return max(self._share(step=0, seconds=self.at.last_step_seconds), 0.01 * self._warmup())
-
-    def _warmup(self) -> float:
-        warmup = self.settings.warmup
-        if warmup < 1:
-            return warmup
-        if self.num_steps is not None:
-            return min(warmup / self.num_steps, 0.999)
-        per_step = self._share(step=0, seconds=self.at.train_seconds / max(1, self.at.step))
-        return min(0.999, warmup * per_step) if self.at.step >= warmup else 0.999
-
-    def _over(self) -> bool:
-        if self.num_steps is not None:
-            return self.at.step >= self.num_steps
-        after_next = self.at.train_seconds + self.at.last_step_seconds
-        return self._share(step=0, seconds=after_next) > 1.0
-
-    def _learning_rate(self) -> float:
-        settings = self.settings
-        if settings.warmup >= 1 and self.at.step < settings.warmup:
-            return settings.learning_rate * (self.at.step + 1) / math.ceil(settings.warmup)
-        floor = settings.min_learning_rate / settings.learning_rate
-        factor = multiplier(settings.schedule, self._spent, self._step_share(), self._warmup(), floor)
-        return settings.learning_rate * factor
+        self._refused: tuple[int, int] | None = None
 
     # ---- the run ------------------------------------------------------------------------------------------------
 
     def run(self) -> Ended:
-        """Train until the budget is spent; returns how it ended. Raises `Interrupted` after saving on a signal."""
-        with self.signals.deferred():
-            memory.reset_peak(self.policy.device)
-            self._tell(Started(self.num_steps, self.settings.minutes, self.at.step, self.at.train_seconds))
-            try:
+        """Train until the budget is spent; returns how it ended. What ends it early is raised after saving."""
+        try:
+            with self.signals.deferred():
+                memory.reset_peak(self.policy.device)
+                at = self.at
+                self._tell(Started(self.budget.num_steps, self.settings.minutes, at.step, at.train_seconds))
                 self._evaluate_if_due()
-                for step in self._steps():
-                    self._one_step(step)
+                for step, begun in self._steps():
+                    self._one_step(step, begun)
                     self._evaluate_if_due()
                     if self._reason() is None:
                         self._save_if_due()
                 self._finish()
-            except Interrupted:
-                if self._whole:  # a second SIGINT breaks an update off: only the checkpoint before it is whole
-                    self._save()
-                raise
-        reason = self._reason() or "the budget is spent"
-        at = self.at
-        ended = Ended(
-            at.step, reason, at.train_seconds, at.evaluation_seconds, at.num_tokens, at.best_step, at.best_metrics
-        )
-        self._tell(ended)
+            ended = Ended(at.step, self._reason() or "the budget is spent", **self._totals())
+            self._tell(ended)
+        except BaseException as error:
+            with self.signals.deferred():
+                self._break_off(error)
+            raise
         return ended
 
-    def _steps(self) -> Iterator[Step]:
-        """The objective's steps while the budget lasts and nothing says stop."""
-        if self._over() or self._reason() is not None:
+    def _steps(self) -> Iterator[tuple[Step, float]]:
+        """The objective's steps while the budget lasts and nothing says stop, each with when its making began."""
+        if self.budget.over(self.at) or self._reason() is not None:
             return
+        begun = time.perf_counter()
         for step in self.objective.steps(self.policy):
-            yield step
-            if self._over() or self._reason() is not None:
+            yield step, begun
+            if self.budget.over(self.at) or self._reason() is not None:
                 return
+            begun = time.perf_counter()
+
+    def _totals(self) -> dict[str, Any]:
+        at = self.at
+        return {
+            "train_seconds": at.train_seconds,
+            "evaluation_seconds": at.evaluation_seconds,
+            "saving_seconds": at.saving_seconds,
+            "num_tokens": at.num_tokens,
+            "best_step": at.best_step,
+            "best_metrics": at.best_metrics,
+        }
+
+    def _break_off(self, error: BaseException) -> None:
+        """Save the last whole step and tell who listens. `error` ends the run, whatever else goes wrong here."""
+        # Nothing is whole amid an update, and a number that was not finite comes again from the same state.
+        if self._whole and not isinstance(error, NonFiniteError):
+            try:
+                self._save()
+            except Exception as again:
+                if isinstance(error, Interrupted):
+                    error.noted("not saved", f"what came after the last checkpoint: {str(again).splitlines()[0]}")
+        if not isinstance(error, TunesmithError) and self._saved is not None:
+            error.add_note(f"the run is saved as it was after step {self._saved[0]}; --resume goes on from there")
+        status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        for listener in self.listeners:
+            with suppress(Exception):
+                listener(BrokenOff(self.at.step, reason, status, **self._totals()))
 
     def _reason(self) -> str | None:
         """Why to stop before the budget is spent."""
@@ -198,19 +162,16 @@ class Loop:
             return f"no gain in {self.at.no_gain} evaluations"
         return "a listener asked to stop" if self._stop_asked else None
 
-    def _one_step(self, step: Step) -> None:
-        start = time.perf_counter()
-        learning_rate = self._learning_rate()
+    def _one_step(self, step: Step, begun: float) -> None:
+        learning_rate = self.budget.learning_rate(self.at)
         self._restore_random(self._random)  # whatever listeners or an evaluation drew
         result = self._gradients(step)
         if self.settings.max_grad_norm is not None and result.grad_norm > self.settings.max_grad_norm:
             shrink = self.settings.max_grad_norm / (result.grad_norm + 1e-6)
             torch._foreach_mul_([p.grad for p in self.job.parameters.values() if p.grad is not None], shrink)
         set_learning_rate(self.optimizer, learning_rate)
-        self._whole = False
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - start
+        self._update()
+        seconds = time.perf_counter() - begun
         at = self.at
         at.step += 1
         at.train_seconds += seconds
@@ -223,7 +184,7 @@ class Loop:
         self._tell(
             StepDone(
                 step=at.step,
-                num_steps=self.num_steps,
+                num_steps=self.budget.num_steps,
                 epoch=step.epoch,
                 loss=result.loss,
                 learning_rate=learning_rate,
@@ -233,15 +194,26 @@ class Loop:
                 seconds=seconds,
                 train_seconds=at.train_seconds,
                 tokens_per_second=result.num_tokens / max(seconds, 1e-9),
-                seconds_left=self._seconds_left(),
+                seconds_left=self.budget.seconds_left(at),
                 memory_bytes=memory.peak_bytes(self.policy.device),
             )
         )
 
-    def _seconds_left(self) -> float | None:
-        if self.num_steps is None:
-            return max(0.0, 60.0 * (self.settings.minutes or 0.0) - self.at.train_seconds)
-        return (self.num_steps - self.at.step) * self.at.train_seconds / max(1, self.at.step)
+    def _update(self) -> None:
+        """Nothing can be taken back from here until the step is whole."""
+        self._whole = False
+        try:
+            self.optimizer.step()
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            raise MachineError(
+                f"out of memory in the update of step {self.at.step + 1}",
+                found=str(error).partition("\n")[0],
+                fix="train.optimizer=adamw-8bit, a smaller adapter (adapter.r, adapter.targets, adapter.last_blocks) "
+                "or train.recompute=true; the last checkpoint is intact",
+            ) from error
+        self.optimizer.zero_grad(set_to_none=True)
 
     # ---- one step's gradients -----------------------------------------------------------------------------------
 
@@ -255,7 +227,7 @@ class Loop:
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):
                     raise
-                self._shrink_micro_batch(lengths, error)
+                self._shrink_micro_batch(lengths, error, "the step")
             else:
                 if math.isfinite(result.grad_norm):
                     return result
@@ -267,18 +239,18 @@ class Loop:
             memory.free_cache(self.policy.device)
             self._restore_random(random)
 
-    def _shrink_micro_batch(self, lengths: Sequence[int], error: BaseException) -> None:
+    def _shrink_micro_batch(self, lengths: Sequence[int], error: BaseException, of: str) -> None:
         """Half of what a micro-batch can have held, but never less than the longest row."""
         longest, held = max(lengths), min(self.at.micro_tokens, sum(lengths))
         if held <= longest:
             raise MachineError(
-                f"out of memory with one row of {longest} tokens in a micro-batch",
-                found=str(error).splitlines()[0],
+                f"out of memory in {of}, with one row of {longest} tokens in a micro-batch",
+                found=str(error).partition("\n")[0],
                 fix="train.recompute=true, a smaller data.max_length, adapter.last_blocks, or a smaller model",
             ) from error
         self.at.micro_tokens = max(longest, held // 2)
         self._tell(
-            Noted(f"out of memory: micro-batches now hold {self.at.micro_tokens} tokens; the step itself is unchanged")
+            Noted(f"out of memory: micro-batches now hold {self.at.micro_tokens} tokens; {of} itself is unchanged")
         )
 
     def _accumulate(self, step: Step) -> _StepResult:
@@ -340,28 +312,27 @@ class Loop:
     def _due(self, every: int | None, last_share: float) -> bool:
         if every is not None:
             return self.at.step % every == 0
-        if self.num_steps is not None:
-            return self.at.step % max(1, math.ceil(self.num_steps / 10)) == 0
-        return int(self._spent * 10) > int(last_share * 10)
+        if self.budget.num_steps is not None:
+            return self.at.step % max(1, math.ceil(self.budget.num_steps / 10)) == 0
+        return int(self.budget.spent(self.at) * 10) > int(last_share * 10)
 
     def _evaluate_if_due(self) -> None:
         at = self.at
         if at.step == 0 or at.evaluated_step == at.step:
             return
-        if self._over() or self._due(self.settings.evaluate_every, at.evaluated_share):
+        if self.budget.over(at) or self._due(self.settings.evaluate_every, at.evaluated_share):
             self._evaluate()
 
     def _evaluate(self) -> None:
         start = time.perf_counter()
         self.policy.eval()
         try:
-            with self.signals.immediate():
-                metrics = self.objective.evaluate(self.policy, self.at.micro_tokens)
+            metrics = self._metrics()
         finally:
             train_mode(self.policy, self.settings.recompute)
         at = self.at
         seconds = time.perf_counter() - start
-        at.evaluated_step, at.evaluated_share = at.step, self._spent
+        at.evaluated_step, at.evaluated_share = at.step, self.budget.spent(at)
         if not metrics:
             return
         at.evaluation_seconds += seconds
@@ -373,6 +344,18 @@ class Loop:
         if best:
             self._save()
 
+    def _metrics(self) -> dict[str, float]:
+        """Held-out metrics, all measured again with smaller micro-batches where memory ran out."""
+        while True:
+            try:
+                with self.signals.immediate():
+                    return self.objective.evaluate(self.policy, self.at.micro_tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+                self._shrink_micro_batch(self.objective.held_out_lengths(), error, "the evaluation")
+            memory.free_cache(self.policy.device)
+
     def _save_if_due(self) -> None:
         every = self.settings.save_every
         due = self.at.step % every == 0 if every is not None else self.at.evaluated_step == self.at.step
@@ -380,15 +363,18 @@ class Loop:
             self._save()
 
     def _finish(self) -> None:
+        if self.budget.still_warming(self.at) and self._reason() is None:
+            self._tell(Noted("the budget ended within the warm-up: train.learning_rate was never reached"))
         if self.at.evaluated_step != self.at.step and self.at.step > 0:
             self._evaluate()
         self._save()
 
     def _save(self) -> None:
         """Write a checkpoint of the last whole step, unless it is there already with all that is known now."""
-        start = time.perf_counter()
-        if self._saved == (self.at.step, self.at.evaluated_step):
+        start, now = time.perf_counter(), (self.at.step, self.at.evaluated_step)
+        if now in (self._saved, self._refused):
             return
+        self._refused = now
         state = {"progress": asdict(self.at), "objective": self._cursor, **self.extra_state,
                  "optimizer": optimizer_numbers(self.optimizer, self._names)}  # fmt: skip
         tensors = {f"weights/{name}": parameter.data for name, parameter in self.job.parameters.items()}
@@ -396,8 +382,10 @@ class Loop:
         tensors |= {f"random/{name}": value for name, value in self._random.items()}
         protect = {self.at.best_step} if self.at.best_step is not None else set()
         path = self.checkpoints.write(self.at.step, self.job.write, tensors, state, protect)
-        self._saved = (self.at.step, self.at.evaluated_step)
-        self._tell(Saved(self.at.step, str(path), time.perf_counter() - start))
+        self._saved, self._refused = now, None
+        seconds = time.perf_counter() - start
+        self.at.saving_seconds += seconds
+        self._tell(Saved(self.at.step, str(path), seconds))
 
     def restore(self, saved: Restored) -> None:
         """Go back to a checkpoint, bit for bit."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+_SIGNS = ("out of memory", "not enough memory", "allocate memory", "alloc_failed")
+"""CUDA and MPS; the CPU allocator of some systems; of Linux ("can't allocate memory"); cuBLAS and cuDNN."""
 _DEFAULT_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 2048}
 
 
@@ -39,8 +41,8 @@ def peak_bytes(device: torch.device) -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
 
 
 def free_cache(device: torch.device) -> None:

@@ -25,7 +25,7 @@ class Signals:
             raise Interrupted(
                 f"stopped by {signal.Signals(number).name}",
                 signal_number=number,
-                fix="nothing made so far is lost; go on with --resume",
+                fix="go on with --resume: what was saved is whole",
             )
 
     @contextmanager

@@ -1,0 +1,103 @@
+"""Where a run stands, how much of its budget is spent, and the learning rate that follows from it.
+
+A budget is steps, passes over the rows, or minutes of training. Schedules and warm-up run over its share that is spent,
+whatever its unit, so nothing else asks which it is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from tunesmith.errors import RecipeError
+from tunesmith.train.schedule import multiplier
+from tunesmith.train.settings import TrainSettings
+
+
+@dataclass
+class Progress:
+    """Where a run stands; goes into every checkpoint as it is. Seconds are of training, evaluating or saving alone."""
+
+    step: int = 0
+    train_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    saving_seconds: float = 0.0
+    num_tokens: int = 0
+    num_learned: int = 0
+    micro_tokens: int = 0
+    loss_scale: float = 1.0
+    last_step_seconds: float = 0.0
+    evaluated_step: int = -1
+    evaluated_share: float = 0.0
+    no_gain: int = 0
+    best_step: int | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Budget:
+    """`num_steps` is None for a budget in minutes. `at` is always the run's own `Progress`."""
+
+    def __init__(self, settings: TrainSettings, steps_per_epoch: int) -> None:
+        self.settings = settings
+        self.num_steps = _planned_steps(settings, steps_per_epoch)
+        if self.num_steps is not None and settings.warmup >= 1 and settings.warmup > self.num_steps:
+            raise RecipeError(
+                f"train.warmup of {settings.warmup:g} steps is longer than the budget of {self.num_steps} steps",
+                fix="give a share of the budget (train.warmup=0.1), fewer steps, or a longer budget",
+            )
+
+    def share(self, *, step: int, seconds: float) -> float:
+        """Share of the budget that these make up."""
+        if self.num_steps is not None:
+            return step / self.num_steps
+        return seconds / (60.0 * (self.settings.minutes or 1.0))
+
+    def spent(self, at: Progress) -> float:
+        return self.share(step=at.step, seconds=at.train_seconds)
+
+    def over(self, at: Progress) -> bool:
+        """Whether another step does not fit; one in minutes is not begun where the last one would end late."""
+        if self.num_steps is not None:
+            return at.step >= self.num_steps
+        return self.share(step=0, seconds=at.train_seconds + at.last_step_seconds) > 1.0
+
+    def seconds_left(self, at: Progress) -> float:
+        if self.num_steps is None:
+            return max(0.0, 60.0 * (self.settings.minutes or 0.0) - at.train_seconds)
+        return (self.num_steps - at.step) * at.train_seconds / max(1, at.step)
+
+    def learning_rate(self, at: Progress) -> float:
+        """Of the step to come."""
+        settings = self.settings
+        if self.still_warming(at):
+            return settings.learning_rate * (at.step + 1) / math.ceil(settings.warmup)
+        floor = settings.min_learning_rate / settings.learning_rate
+        factor = multiplier(settings.schedule, self.spent(at), self._step_share(at), self._warmup(at), floor)
+        return settings.learning_rate * factor
+
+    def still_warming(self, at: Progress) -> bool:
+        """Whether a warm-up that counts steps is not over."""
+        return self.settings.warmup >= 1 and at.step < self.settings.warmup
+
+    def _step_share(self, at: Progress) -> float:
+        if self.num_steps is not None:
+            return 1.0 / self.num_steps
+        return max(self.share(step=0, seconds=at.last_step_seconds), 0.01 * self._warmup(at))
+
+    def _warmup(self, at: Progress) -> float:
+        """As a share of the budget."""
+        warmup = self.settings.warmup
+        if warmup < 1:
+            return warmup
+        if self.num_steps is not None:
+            return min(warmup / self.num_steps, 0.999)
+        per_step = self.share(step=0, seconds=at.train_seconds / max(1, at.step))
+        return min(0.999, warmup * per_step) if at.step >= warmup else 0.999
+
+
+def _planned_steps(settings: TrainSettings, steps_per_epoch: int) -> int | None:
+    if settings.minutes is not None:
+        return None
+    if settings.steps is not None:
+        return settings.steps
+    return max(1, math.ceil(steps_per_epoch * (settings.epochs or 1.0) - 1e-9))
