@@ -15,7 +15,7 @@ from tunesmith import atomic
 from tunesmith.atomic import write_file
 from tunesmith.card import card
 from tunesmith.errors import CheckpointError, MachineError
-from tunesmith.events import Ended, Evaluated, Noted, Saved, Started, StepDone
+from tunesmith.events import BrokenOff, Ended, Evaluated, Noted, Saved, Started, StepDone
 from tunesmith.recipe import from_dict, load
 from tunesmith.record import Run
 
@@ -89,6 +89,58 @@ def test_an_evaluation_told_again_after_a_resume_is_written_once(tmp_path):
         run(Started(20, None, 10, 0.0))
         run(Evaluated(10, {"loss": 0.31}, 0.1, True))
     assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def broken_off(number, status="interrupted"):
+    return BrokenOff(number, "stopped by SIGTERM", status, number * 0.5, 0.1, 100 * number, 5, {"loss": 0.6}, 0.2)
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_run_that_is_broken_off_leaves_a_summary_and_a_picture_and_no_card(tmp_path):
+    with Run.create(tmp_path, recipe(tmp_path)) as run:
+        run.describe(rows=90)
+        run(Started(20, None, 0, 0.0))
+        assert summary_of(tmp_path)["status"] == "unfinished", "what a kill leaves"
+        work(run, 0, 7)
+        run(broken_off(7))
+    summary = summary_of(tmp_path)
+    assert (summary["status"], summary["reason"], summary["step"]) == ("interrupted", "stopped by SIGTERM", 7)
+    assert (summary["saving_seconds"], summary["rows"], summary["best_step"]) == (0.2, 90, 5)
+    assert summary["last_checkpoint"]["step"] == 5
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "README.md").exists()
+    with Run.create(tmp_path, recipe(tmp_path), resume=True) as run:
+        run(Started(20, None, 5, 2.5))
+        assert summary_of(tmp_path)["status"] == "unfinished"
+        work(run, 5, 20)
+        run(Ended(20, "budget spent", 10.0, 0.4, 2000, 20, {"loss": 0.155}))
+    assert summary_of(tmp_path)["status"] == "finished"
+
+
+def test_a_run_broken_off_before_its_first_step_draws_nothing(tmp_path):
+    with Run.create(tmp_path, recipe(tmp_path)) as run:
+        run(Started(20, None, 0, 0.0))
+        run(broken_off(0))
+    assert summary_of(tmp_path)["status"] == "interrupted"
+    assert not (tmp_path / "loss.png").exists()
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_summary(tmp_path):
+    end = Ended(20, "budget spent", 10.0, 0.4, 2000, 20, {"loss": 0.155})
+    with Run.create(tmp_path, recipe(tmp_path)) as run:
+        work(run, 0, 20)
+        run(end)
+    before = summary_of(tmp_path)
+    with Run.create(tmp_path, recipe(tmp_path), resume=True) as run:
+        run(Started(20, None, 20, 10.0))
+        run(end)
+        run(broken_off(20))
+    assert summary_of(tmp_path) == before
+    assert before["last_checkpoint"]["step"] == 20
+    assert before["final_loss"] == 0.15
 
 
 def test_nan_and_infinity_are_null(tmp_path):

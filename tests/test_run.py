@@ -96,6 +96,36 @@ def test_struck_down_at_any_moment_and_resumed_it_is_the_unbroken_run(
     assert broken_then_resumed(server, place, tmp_path / "run", strike, 128 + number) == unbroken
 
 
+def test_an_interrupted_run_says_how_to_go_on_and_can_be_looked_at(server, place, unbroken, tmp_path):
+    values, log = values_in(place, tmp_path / "a run"), tmp_path / "log"
+    strike = {"target": "tunesmith.train.loop:Loop._accumulate", "call": 5, "signal": int(signal.SIGTERM)}
+    assert server.run(values, strike=strike, log=log) == 143
+    assert f"to do: tunesmith train '{tmp_path}/a run' --resume" in log.read_text()
+    assert "stopped by SIGTERM: 4 steps" in log.read_text()
+    summary = json.loads((tmp_path / "a run" / "summary.json").read_text())
+    assert (summary["status"], summary["step"], summary["best_step"]) == ("interrupted", 4, 3)
+    assert summary["data_digest"]
+    assert (tmp_path / "a run" / "loss.png").stat().st_size > 0
+    assert not (tmp_path / "a run" / "adapter").exists()
+    assert server.run(values, resume=True, log=log) == 0, log.read_text()
+    assert result(tmp_path / "a run") == unbroken
+    assert json.loads((tmp_path / "a run" / "summary.json").read_text())["status"] == "finished"
+
+
+def test_interrupted_before_anything_is_trained_it_says_so(server, place, tmp_path):
+    log = tmp_path / "log"
+    strike = {"target": "tunesmith.run:load_model", "call": 1, "signal": int(signal.SIGINT)}
+    assert server.run(values_in(place, tmp_path / "run"), strike=strike, log=log) == 130
+    assert "nothing was saved yet: start again" in log.read_text()
+
+
+def test_a_warm_up_longer_than_the_epochs_is_refused_before_the_model_loads(server, place, tmp_path):
+    log = tmp_path / "log"
+    assert server.run(values_in(place, tmp_path / "run", warmup=50), log=log) == 2
+    assert "longer than the budget of 8 steps" in log.read_text()
+    assert "loading the model" not in log.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["os:replace", "os:fsync", "os:mkdir", "os:rmdir", "os:unlink", "os:open"])
 def test_killed_at_every_file_operation(server, place, unbroken, tmp_path, target):

@@ -104,10 +104,10 @@ def _results(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _made_with(environment: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
-    seconds, evaluating = summary["train_seconds"], summary["evaluation_seconds"]
+    seconds, evaluating, saving = (summary[f"{name}_seconds"] for name in ("train", "evaluation", "saving"))
     return {
         "command": f"`{shlex.join(_public(word) for word in environment['command'])}`",
-        "time": f"{seconds:,.0f} s of training, {evaluating:,.0f} s of evaluation",
+        "time": f"{seconds:,.0f} s of training, {evaluating:,.0f} s of evaluation, {saving:,.0f} s of saving",
         "tokens": f"{summary['num_tokens']:,}",
         "tokens per second": _rounded(summary.get("tokens_per_second")),
         "machine": f"{environment['processor']}, {environment['cores']} cores"

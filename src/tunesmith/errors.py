@@ -53,6 +53,12 @@ class TunesmithError(Exception):
         self.args = (self._render(),)
         return self
 
+    def to_do(self, fix: str) -> Self:
+        """The same error with another next thing to type or change."""
+        self.fix = fix
+        self.args = (self._render(),)
+        return self
+
     def _render(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
         said = (("found", self.found), ("expected", self.expected), *self.notes.items(), ("to do", self.fix))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 from pathlib import Path
 from typing import Any
+
+from tunesmith.atomic import write_file
 
 INK, FAINT, BLUE, ORANGE, GREEN = "#22272e", "#8b949e", "#2f6fbb", "#d9730d", "#2b8a57"
 
@@ -53,9 +56,9 @@ def plot_run(metrics: Path, out: Path, title: str | None = None) -> None:
     _draw_rates(rate_axes, steps)
     loss_axes.set_title(title or _name(metrics), loc="left", fontsize=11, color=INK, fontweight="bold")
     FigureCanvasAgg(figure)
-    partial = out.with_name(f".{out.name}")
-    figure.savefig(partial, format="png")
-    partial.replace(out)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_file(out, picture.getvalue())
 
 
 def _name(metrics: Path) -> str:

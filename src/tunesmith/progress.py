@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.events import Ended, Evaluated, Event, Noted, Started, StepDone
+from tunesmith.events import BrokenOff, Ended, Evaluated, Event, Noted, Started, StepDone
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SECONDS_BETWEEN_FRAMES = 0.1
@@ -88,7 +88,7 @@ class Progress:
             self.say(evaluation_line(event))
         elif isinstance(event, Noted):
             self.say(event.text)
-        elif isinstance(event, Ended):
+        elif isinstance(event, Ended | BrokenOff):
             self._end(event)
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ class Progress:
         facts.no_wrap, facts.overflow = True, "ellipsis"
         return Group(bar, facts)
 
-    def _end(self, event: Ended) -> None:
+    def _end(self, event: Ended | BrokenOff) -> None:
         if self._last is not None and self.is_live:
             self._draw(self._last)
         elif self._last is not None and self._shown_share < self._share(self._last):
@@ -179,9 +179,11 @@ class Progress:
         self.close()  # the picture is not drawn yet
         rate = f", {event.num_tokens / event.train_seconds:,.0f} tokens/s" if event.train_seconds > 0 else ""
         best = event.best_metrics.get("loss")
+        reason = "broken off by an error" if isinstance(event, BrokenOff) and event.status == "failed" else event.reason
         self.say(
-            f"{event.reason}: {event.step} steps, {seconds(event.train_seconds)} training"
+            f"{reason}: {event.step} step{'s' if event.step != 1 else ''}, {seconds(event.train_seconds)} training"
             + (f" + {seconds(event.evaluation_seconds)} evaluating" if event.evaluation_seconds else "")
+            + (f" + {seconds(event.saving_seconds)} saving" if event.saving_seconds else "")
             + rate
             + (f", best held-out loss {best:.4f} at step {event.best_step}" if best is not None else "")
         )

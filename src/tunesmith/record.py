@@ -4,8 +4,8 @@
     recipe.yaml       every setting, each with where it came from; provenance.json says the same to programs
     environment.json  machine, versions, command line; never an environment variable
     metrics.jsonl     one line per step, evaluation and note
-    summary.json      what came out of it
-    loss.png          the curves
+    summary.json      what came out of it; `status` is finished, interrupted, failed, or unfinished (at work, or killed)
+    loss.png          the curves, of a run that was broken off too
     README.md         the model card
 
 Checkpoints and the adapter stand beside these, written by those who make them. Files are replaced whole: whoever reads
@@ -14,6 +14,7 @@ one sees the old or the new, never half of it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -25,8 +26,8 @@ from typing import IO, Any, Literal, Protocol, Self
 
 from tunesmith import machine
 from tunesmith.atomic import finite, guarded, write_file, write_json
-from tunesmith.errors import CheckpointError, MachineError
-from tunesmith.events import Ended, Evaluated, Event, Noted, Saved, Started, StepDone
+from tunesmith.errors import CheckpointError, MachineError, TunesmithError
+from tunesmith.events import BrokenOff, Ended, Evaluated, Event, Noted, Saved, Started, StepDone
 from tunesmith.settings import Settings
 
 FREE_TO_CHANGE = ("output", "train.save_every", "train.keep_checkpoints")
@@ -72,7 +73,8 @@ class Run:
         self._early: list[dict[str, Any]] = []
         self._kept: set[tuple[str, int]] = set()
         self._last_save: dict[str, Any] | None = None
-        self._last_step: StepDone | None = None
+        self._last_step: dict[str, Any] = {}
+        self._has_ended = False
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], resolved: Written, resume: bool = False) -> Self:
@@ -105,9 +107,13 @@ class Run:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
             self._cut_metrics(event.first_step)
+            if event.first_step:
+                self._last_save = {"step": event.first_step, "path": f"checkpoints/step-{event.first_step:06d}"}
+            begun = {"status": "unfinished", "step": event.first_step, "train_seconds": event.seconds_before}
+            write_json(self.folder / "summary.json", begun | {"last_checkpoint": self._last_save} | self.facts)
         elif isinstance(event, StepDone):
-            self._last_step = event
-            self._write_line({"event": "step"} | _numbers(event, leave_out=("num_steps", "seconds_left")))
+            self._last_step = _numbers(event, leave_out=("num_steps", "seconds_left"))
+            self._write_line({"event": "step"} | self._last_step)
         elif isinstance(event, Evaluated):
             self._write_line({"event": "evaluation"} | _numbers(event))
         elif isinstance(event, Noted):
@@ -118,6 +124,8 @@ class Run:
                 os.fsync(self._metrics.fileno())
         elif isinstance(event, Ended):
             self._finish(event)
+        elif isinstance(event, BrokenOff) and not self._has_ended:
+            self._leave(event)
 
     def close(self) -> None:
         """Lets the folder go; another run may take it."""
@@ -167,6 +175,7 @@ class Run:
             kept.append(line)
             if step is not None:
                 end = len(kept)
+                self._last_step = values if values["event"] == "step" else self._last_step
                 self._kept.add((values["event"], step))
         write_file(path, "".join(f"{line}\n" for line in kept[:end]))
         with guarded(path):
@@ -190,16 +199,30 @@ class Run:
         from tunesmith.card import write_card
         from tunesmith.plot import plot_run
 
-        summary = _numbers(event) | {"last_checkpoint": self._last_save}
-        if self._last_step is not None:
-            summary["final_loss"] = self._last_step.loss
-            summary["peak_memory_bytes"] = self._last_step.memory_bytes
+        self._summarise(event, "finished")
+        plot_run(self.folder / "metrics.jsonl", self.picture)
+        write_card(self.folder)
+        self._has_ended = True
+
+    def _leave(self, event: BrokenOff) -> None:
+        """What can be seen of a run that did not end; an error here would hide the one that ended it."""
+        from tunesmith.plot import plot_run
+
+        with contextlib.suppress(TunesmithError):
+            self._summarise(event, event.status)
+        if self._last_step:
+            title = f"{self.folder.absolute().name}, {event.status} after step {event.step}"
+            with contextlib.suppress(TunesmithError):
+                plot_run(self.folder / "metrics.jsonl", self.picture, title)
+
+    def _summarise(self, event: Ended | BrokenOff, status: str) -> None:
+        summary = {"status": status} | _numbers(event) | {"last_checkpoint": self._last_save}
+        if self._last_step:
+            summary["final_loss"] = self._last_step["loss"]
+            summary["peak_memory_bytes"] = self._last_step["memory_bytes"]
         if event.train_seconds > 0:
             summary["tokens_per_second"] = event.num_tokens / event.train_seconds
         write_json(self.folder / "summary.json", summary | self.facts)
-        with guarded(self.picture):
-            plot_run(self.folder / "metrics.jsonl", self.picture)
-        write_card(self.folder)
 
 
 def _locked(folder: Path) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from tunesmith.adapters.attach import Switch
 from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.report import summary
 from tunesmith.data.templates import install
-from tunesmith.errors import CheckpointError, MachineError, RecipeError
+from tunesmith.errors import CheckpointError, Interrupted, MachineError, RecipeError
 from tunesmith.events import Ended, Event, Listener
 from tunesmith.models.load import Loaded, load_config, load_model, load_tokenizer
 from tunesmith.models.policy import Policy, probe
@@ -28,6 +30,7 @@ from tunesmith.recipe import Recipe, Resolved, from_dict
 from tunesmith.record import Run
 from tunesmith.reporters import reporters
 from tunesmith.session import Session, adapter_folder
+from tunesmith.train.budget import Budget
 from tunesmith.train.checkpoint import Checkpoints, Restored
 from tunesmith.train.loop import Job, Loop, train_mode
 from tunesmith.train.signals import Signals, watched
@@ -64,16 +67,22 @@ def train(
         Run.create(resolved.folder, resolved, resume) as run,
         watched() as signals,
         Progress(quiet=quiet, picture=run.picture) as progress,
+        ExitStack() as on_exit,
+        _told_how_to_go_on(run.folder, rows is not None),
     ):
         sinks = reporters(recipe.output.report_to, recipe.output.name or resolved.name, run.folder)
+        for sink in sinks:
+            on_exit.enter_context(closing(sink))
         saved = _last_checkpoint(run, recipe, resume, progress)
         tokenizer, prepared = _read(recipe, trust_remote_code, progress, rows)
         for line in summary(prepared):
             progress.say(line)
+        objective = _objective(recipe, prepared)
+        Budget(recipe.train, objective.steps_per_epoch)  # what is wrong with it shows before any weight is loaded
         loaded, policy, adapter_set = _model(recipe, tokenizer, trust_remote_code, saved, progress)
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
         everyone: list[Listener] = [progress, run, *sinks, *listeners]
-        loop = _loop(recipe, policy, adapter_set, tokenizer, prepared, base, run, signals, everyone)
+        loop = _loop(recipe, policy, adapter_set, tokenizer, objective, prepared, base, run, signals, everyone)
         if saved is not None:
             _same_run(saved, prepared, base.fingerprint)
             if saved.state["threads"] != torch.get_num_threads():
@@ -91,6 +100,20 @@ def train(
     _take_best(adapter_set, run.folder / "checkpoints", ended)
     loaded.model.eval()
     return Trained(resolved.folder, ended, session)
+
+
+@contextmanager
+def _told_how_to_go_on(folder: Path, in_python: bool) -> Iterator[None]:
+    """An interruption says what to type next; rows that came from Python have to come from there again."""
+    try:
+        yield
+    except Interrupted as error:
+        if not any((folder / "checkpoints").glob("step-*")):
+            raise error.to_do("nothing was saved yet: start again") from None
+        if in_python:
+            call = f"tunesmith.train(tunesmith.load({str(folder)!r}), rows=rows, resume=True)"
+            raise error.to_do(f"{call} goes on with the same rows") from None
+        raise error.to_do(f"tunesmith train {shlex.quote(str(folder))} --resume") from None
 
 
 def _last_checkpoint(run: Run, recipe: Recipe, resume: bool, progress: Progress) -> Restored | None:
@@ -183,11 +206,22 @@ def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch) -> AdapterSet:
     return adapter_set
 
 
+def _objective(recipe: Recipe, prepared: Prepared) -> SFT:
+    return SFT(
+        prepared.train,
+        prepared.held_out,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.train.seed,
+        shuffle=recipe.data.shuffle,
+    )
+
+
 def _loop(
     recipe: Recipe,
     policy: Policy,
     adapter_set: AdapterSet,
     tokenizer: PreTrainedTokenizerBase,
+    objective: SFT,
     prepared: Prepared,
     base: identity.BaseIdentity,
     run: Run,
@@ -199,13 +233,6 @@ def _loop(
         if recipe.model.add_tokens or recipe.model.template:
             tokenizer.save_pretrained(folder)
 
-    objective = SFT(
-        prepared.train,
-        prepared.held_out,
-        batch_size=recipe.train.batch_size,
-        seed=recipe.train.seed,
-        shuffle=recipe.data.shuffle,
-    )
     extra = {
         "data": prepared.fingerprint,
         "base": base.fingerprint,

@@ -159,7 +159,7 @@ class Loop:
         """Why to stop before the budget is spent."""
         patience = self.settings.stop_after_no_gain
         if patience is not None and self.at.no_gain >= patience:
-            return f"no gain in {self.at.no_gain} evaluations"
+            return f"no gain in {self.at.no_gain} evaluation{'s' if self.at.no_gain != 1 else ''}"
         return "a listener asked to stop" if self._stop_asked else None
 
     def _one_step(self, step: Step, begun: float) -> None:
