@@ -7,7 +7,7 @@ import types
 import pytest
 
 from tunesmith.errors import MachineError
-from tunesmith.events import Ended, Evaluated, Noted, Saved, Started, StepDone
+from tunesmith.events import BrokenOff, Ended, Evaluated, Noted, Saved, Started, StepDone
 from tunesmith.record import OutputSettings
 from tunesmith.reporters import REPORTERS, reporters
 
@@ -40,7 +40,7 @@ def service(monkeypatch):
     fake = Service()
     for name in ("wandb", "trackio", "mlflow", "tensorboard", "torch.utils.tensorboard"):
         module = types.ModuleType(name)
-        for attribute in ("init", "SummaryWriter", "set_experiment", "start_run", "log_metrics", "end_run"):
+        for attribute in ("init", "SummaryWriter", "set_experiment", "start_run", "log_metrics", "end_run", "Settings"):
             setattr(module, attribute, getattr(fake, attribute))
         monkeypatch.setitem(sys.modules, name, module)
     return fake
@@ -71,6 +71,47 @@ def test_a_service_that_is_not_installed_names_its_extra(name, monkeypatch, tmp_
     with pytest.raises(MachineError, match=f"report_to: {name} is not installed") as caught:
         reporters([name], "trial", tmp_path)
     assert f"pip install 'tunesmith[{name}]'" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", REPORTERS)
+def test_a_run_that_ends_early_lets_the_service_go_and_says_that_it_failed(name, service, tmp_path):
+    (reporter,) = reporters([name], "trial", tmp_path)
+    reporter(BrokenOff(1, "stopped by SIGTERM", "interrupted", 1.0, 0.0, 100))
+    call, arguments, options = service.calls[-1]
+    assert call in ("finish", "close", "end_run")
+    assert name in ("trackio", "tensorboard") or "FAILED" in arguments or options["exit_code"] == 1
+    count = len(service.calls)
+    reporter.close()
+    assert len(service.calls) == count
+    (unheard,) = reporters([name], "trial", tmp_path)
+    unheard.close()
+    assert service.calls[-1][0] == call, "a run that never began lets it go too"
+
+
+def test_a_service_that_does_not_start_is_an_error_and_the_others_are_let_go(service, monkeypatch, tmp_path):
+    def refused(*arguments, **options):
+        raise ConnectionError("not logged in\nat all")
+
+    monkeypatch.setattr(sys.modules["mlflow"], "set_experiment", refused)
+    with pytest.raises(MachineError, match="report_to: mlflow does not start") as caught:
+        reporters(["wandb", "mlflow"], "trial", tmp_path)
+    assert caught.value.found == "not logged in"
+    assert service.calls[-1][0] == "finish"
+
+
+def test_what_services_gather_by_themselves_is_off(service, tmp_path):
+    reporters(["wandb", "trackio", "mlflow"], "trial", tmp_path)
+    (settings,) = [options for call, _, options in service.calls if call == "Settings"]
+    assert settings["console"] == "off"
+    assert settings["disable_git"]
+    assert settings["x_disable_meta"]
+    assert settings["host"] == settings["program"] == ""
+    assert {"auto_log_gpu": False, "auto_log_cpu": False}.items() <= next(
+        options for call, _, options in service.calls if call == "init" and "auto_log_gpu" in options
+    ).items()
+    (begun,) = [options for call, _, options in service.calls if call == "start_run"]
+    assert set(begun["tags"].values()) == {""}
+    assert "mlflow.user" in begun["tags"]
 
 
 def test_none_by_default(tmp_path):

@@ -1,26 +1,28 @@
 """`report_to`: the run's numbers sent to a tracking service, one small listener each.
 
 What is sent is numbers by name and step, and the run's name. No text, no path, no recipe, no secret; who is logged in
-is the service's own business. Services are imported when asked for, before the model loads.
+is the service's own business. What services gather by themselves (terminal output, command lines, host and user names,
+versions of packages, the state of the repository) is switched off. They are started before the model loads.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import MachineError, TunesmithError, together
-from tunesmith.events import Ended, Evaluated, Event, StepDone
+from tunesmith.events import BrokenOff, Ended, Evaluated, Event, StepDone
 
 PROJECT = "tunesmith"
 
 
 def reporters(names: Iterable[str], run_name: str, folder: Path) -> list[Reporter]:
-    """A listener for each of `names`; a service that is not installed is an error that names its extra."""
+    """A listener for each of `names`, started; one that is not installed, or does not start, is an error."""
     wanted = [REPORTERS[name] for name in dict.fromkeys(names)]
     errors: list[TunesmithError] = []
     for reporter in wanted:
@@ -37,7 +39,26 @@ def reporters(names: Iterable[str], run_name: str, folder: Path) -> list[Reporte
             )
     if errors:
         raise together(errors)
-    return [reporter(run_name, folder) for reporter in wanted]
+    started: list[Reporter] = []
+    for reporter in wanted:
+        try:
+            started.append(reporter(run_name, folder))
+        except Exception as error:
+            for earlier in started:
+                earlier.close()
+            raise MachineError(
+                f"report_to: {reporter.name} does not start",
+                found=str(error).partition("\n")[0] or type(error).__name__,
+                fix=f"set {reporter.name} up with its own tool, or take it out of output.report_to",
+            ) from error
+    return started
+
+
+def _known(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
+    """Those of `options` that this version of a service takes."""
+    parameters = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in options.items() if takes_all or name in parameters}
 
 
 def numbers(event: Event) -> dict[str, float]:
@@ -57,28 +78,39 @@ class Reporter:
     name = ""
     modules: tuple[str, ...] = ()
     """What must be importable."""
-    _failed = False
+    _done = False
 
     def __init__(self, run_name: str, folder: Path) -> None:
         raise NotImplementedError
 
     def __call__(self, event: Event) -> None:
-        if self._failed:
+        if self._done:
             return
         try:
             values = numbers(event)
             if values and isinstance(event, StepDone | Evaluated):
                 self.send(values, event.step)
-            elif isinstance(event, Ended):
-                self.finish()
+            elif isinstance(event, Ended | BrokenOff):
+                self._done = True
+                self.finish(whole=isinstance(event, Ended))
         except Exception as error:
-            self._failed = True
+            self._done = True
             warnings.warn(f"{self.name} failed and gets no more numbers: {error}", RuntimeWarning, stacklevel=2)
+
+    def close(self) -> None:
+        """Lets the service go where no event has ended the run, so that another may begin in this process."""
+        if not self._done:
+            self._done = True
+            try:
+                self.finish(whole=False)
+            except Exception as error:
+                warnings.warn(f"{self.name} could not be closed: {error}", RuntimeWarning, stacklevel=2)
 
     def send(self, values: dict[str, float], step: int) -> None:
         raise NotImplementedError
 
-    def finish(self) -> None:
+    def finish(self, whole: bool) -> None:
+        """The run is over; not `whole`: a signal or an error ended it."""
         raise NotImplementedError
 
 
@@ -86,25 +118,44 @@ class Wandb(Reporter):
     name, modules = "wandb", ("wandb",)
 
     def __init__(self, run_name: str, folder: Path) -> None:
-        self._run = importlib.import_module("wandb").init(project=PROJECT, name=run_name, dir=str(folder))
+        wandb = importlib.import_module("wandb")
+        silent = _known(
+            wandb.Settings,
+            console="off",
+            save_code=False,
+            disable_code=True,
+            disable_git=True,
+            disable_job_creation=True,
+            host="",
+            program="",
+            program_relpath="",
+            program_abspath="",
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+        )
+        settings = wandb.Settings(**silent)
+        self._run = wandb.init(project=PROJECT, name=run_name, dir=str(folder), settings=settings)
 
     def send(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
 
-    def finish(self) -> None:
-        self._run.finish()
+    def finish(self, whole: bool) -> None:
+        self._run.finish(exit_code=0 if whole else 1)
 
 
 class Trackio(Reporter):
     name, modules = "trackio", ("trackio",)
 
     def __init__(self, run_name: str, folder: Path) -> None:
-        self._run = importlib.import_module("trackio").init(project=PROJECT, name=run_name)
+        init = importlib.import_module("trackio").init
+        self._run = init(project=PROJECT, name=run_name, **_known(init, auto_log_gpu=False, auto_log_cpu=False))
 
     def send(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
 
-    def finish(self) -> None:
+    def finish(self, whole: bool) -> None:
         self._run.finish()
 
 
@@ -118,7 +169,7 @@ class TensorBoard(Reporter):
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def finish(self) -> None:
+    def finish(self, whole: bool) -> None:
         self._writer.close()
 
 
@@ -128,13 +179,15 @@ class Mlflow(Reporter):
     def __init__(self, run_name: str, folder: Path) -> None:
         self._mlflow = importlib.import_module("mlflow")
         self._mlflow.set_experiment(PROJECT)
-        self._mlflow.start_run(run_name=run_name)
+        told = ("user", "source.name", "source.git.commit", "source.git.branch", "source.git.repoURL")
+        silent = _known(self._mlflow.start_run, log_system_metrics=False)
+        self._mlflow.start_run(run_name=run_name, tags={f"mlflow.{name}": "" for name in told}, **silent)
 
     def send(self, values: dict[str, float], step: int) -> None:
         self._mlflow.log_metrics(values, step=step)
 
-    def finish(self) -> None:
-        self._mlflow.end_run()
+    def finish(self, whole: bool) -> None:
+        self._mlflow.end_run("FINISHED" if whole else "FAILED")
 
 
 REPORTERS: dict[str, type[Reporter]] = {
