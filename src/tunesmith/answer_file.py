@@ -1,6 +1,6 @@
 """`generate --file`: a file of prompts answered in batches into a JSONL file; it may be interrupted at any time.
 
-Each answer is appended as soon as it ends, with a digest of all that made it: the prompt's ids, the adapter and the
+Each answer is appended as soon as it ends, with a digest of all that made it: the prompt's ids, the weights and the
 settings. A second run answers what is missing, and refuses a file whose answers were made otherwise.
 """
 
@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tunesmith.data.files import read_file
+from tunesmith.atomic import write_file
+from tunesmith.data.files import READERS, read_file
 from tunesmith.data.messages import Unreadable, read_messages, read_tools
 from tunesmith.data.types import Message
 from tunesmith.errors import DataError, MachineError, together
@@ -24,7 +25,7 @@ from tunesmith.models.session import Params, Session
 PROMPTS_AT_A_TIME = 512
 """Tokenised and handed to `generate` together."""
 
-_MISFIT = "answers to other prompts, or made with other settings"
+_MISFIT = "answers to other prompts, or made with other settings or weights"
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,26 @@ def read_prompts(path: Path | str, system: str | None = None) -> list[Prompt]:
     path = Path(path)
     if not path.is_file():
         raise DataError("there is no such file of prompts", where=str(path))
-    before = (Message("system", system),) if system else ()
+    prompts = _read_prompts(path, (Message("system", system),) if system else ())
+    if not prompts:
+        raise DataError("there is no prompt in this file", where=str(path))
+    return prompts
+
+
+def _read_prompts(path: Path, before: tuple[Message, ...]) -> list[Prompt]:
     if path.suffix.lower() == ".txt":
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError("this file is not text in UTF-8", where=str(path), found=str(error)) from None
         return [Prompt(n, (*before, Message("user", line))) for n, line in enumerate(lines, 1) if line.strip()]
+    if path.suffix.lower() not in READERS:
+        raise DataError(
+            "this is no file of prompts",
+            where=str(path),
+            found=path.suffix or "a name without an ending",
+            expected=", ".join(READERS),
+        )
     prompts, errors = [], []
     for origin, row in read_file(path, None):
         try:
@@ -86,6 +103,12 @@ def _messages_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
     )
 
 
+def refuse_folder(out: Path) -> None:
+    """Known before a model is loaded: answers go into a file."""
+    if out.is_dir():
+        raise DataError("this is a folder; answers go into a file", where=str(out), fix="--out NAME.jsonl")
+
+
 def answer_file(
     session: Session,
     prompts: list[Prompt],
@@ -96,10 +119,12 @@ def answer_file(
     max_rows: int = 128,
     on_progress: Callable[[int, int], object] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    weights: str = "",
 ) -> Done:
     """Append the answers that `out` does not hold yet; when all are there, put them in the prompts' order.
 
-    on_progress (answered so far, in all). Answers under way when `cancelled` says so are not written.
+    on_progress (answered so far, in all). Answers under way when `cancelled` says so are not written. `weights` tells
+    the model and adapter at work from others of the same name.
     """
     out = Path(out)
     held = _read_done(out)
@@ -110,7 +135,7 @@ def answer_file(
             for start in range(0, len(prompts), PROMPTS_AT_A_TIME):
                 some = prompts[start : start + PROMPTS_AT_A_TIME]
                 ids = [session.prompt_ids(prompt.messages, prompt.tools) for prompt in some]
-                digests = [_digest(prompt_ids, adapter, params) for prompt_ids in ids]
+                digests = [_digest(prompt_ids, adapter, params, weights) for prompt_ids in ids]
                 _refuse_misfits(out, held, some, digests)
                 missing = [i for i, prompt in enumerate(some) if prompt.row not in held]
                 already += len(some) - len(missing)
@@ -164,8 +189,8 @@ def _append(file: IO[str], row: dict[str, Any]) -> None:
     file.flush()
 
 
-def _digest(prompt_ids: list[int], adapter: str | None, params: Params) -> str:
-    text = json.dumps([prompt_ids, adapter, asdict(params)], sort_keys=True)
+def _digest(prompt_ids: list[int], adapter: str | None, params: Params, weights: str) -> str:
+    text = json.dumps([prompt_ids, adapter, asdict(params), weights], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -208,10 +233,4 @@ def _refuse_misfits(out: Path, held: dict[int, dict[str, Any]], prompts: list[Pr
 
 def _put_in_order(out: Path, rows: list[dict[str, Any]]) -> None:
     """Rewrite the file in the prompts' order, all at once."""
-    beside = out.with_name(out.name + ".part")
-    with beside.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(out)
+    write_file(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

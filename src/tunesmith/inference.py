@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tunesmith.answer_file import answer_file, read_prompts
+import torch
+
+from tunesmith.adapters import identity
+from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_folder
 from tunesmith.chat import run_chat
 from tunesmith.data.formats import convert
 from tunesmith.data.prepare import is_empty, prepare
@@ -15,8 +22,8 @@ from tunesmith.data.settings import DataSettings
 from tunesmith.data.sources import read
 from tunesmith.data.split import split
 from tunesmith.data.types import Conversation, Message
-from tunesmith.errors import AdapterError, DataError, RecipeError
-from tunesmith.evaluate import Evaluation, Item, item_of, scorers_named, write_answers
+from tunesmith.errors import AdapterError, DataError, Interrupted, RecipeError
+from tunesmith.evaluate import Evaluation, Item, Mean, item_of, scorers_named, write_answers
 from tunesmith.evaluate import evaluate as score_items
 from tunesmith.models.load import without_bars
 from tunesmith.models.policy import probe
@@ -26,16 +33,24 @@ from tunesmith.progress import Progress
 from tunesmith.recipe import load
 from tunesmith.session import Session, adapter_folder, open_session, recipe_of
 from tunesmith.train.memory import default_micro_batch_tokens
+from tunesmith.train.signals import watched
 
 NO_ADAPTER = "none"
 """Given as an adapter, it stands for the base alone, as in chat."""
 
 
-def _open(progress: Progress, source: str | Path, adapter: str | None = None, **options: Any) -> Session:
+def _open(
+    progress: Progress,
+    source: str | Path,
+    adapter: str | None = None,
+    *,
+    say: Callable[[str], object] | None = None,
+    **options: Any,
+) -> Session:
     """The session of `source`; `adapter`, where given, answers in place of the source's own ("none": the base)."""
     further = [adapter] if adapter and adapter != NO_ADAPTER else []
     with progress.stage("loading the model"):
-        session = open_session(str(source), adapters=further, **options)
+        session = open_session(str(source), adapters=further, say=say or progress.say, **options)
     if adapter:
         session.adapter = session.adapters[-1] if further else None
     return session
@@ -53,7 +68,9 @@ def chat(
 ) -> None:
     """Talk with a model in the terminal."""
     with Progress() as progress, progress.stage("loading the model"):
-        session = open_session(str(source), base=base, adapters=adapters, trust_remote_code=trust_remote_code)
+        session = open_session(
+            str(source), base=base, adapters=adapters, trust_remote_code=trust_remote_code, say=progress.say
+        )
     run_chat(session, params=Params(max_new_tokens, temperature), adapter=session.adapter, system=system)
 
 
@@ -72,23 +89,55 @@ def generate(
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> None:
-    """Answer one prompt, streamed, or a file of prompts in batches."""
+    """Answer one prompt, streamed (into `out` where it is given), or a file of prompts in batches."""
     params = Params(max_new_tokens, temperature, seed=seed)
-    prompts = read_prompts(file, system) if file is not None else []
+    target = out if file is None else out or file.with_suffix(".answers.jsonl")
+    if target is not None:
+        refuse_folder(target)
+    if file is not None:
+        prompts = read_prompts(file, system)
+    else:
+        before = (Message("system", system),) if system else ()
+        prompts = [Prompt(1, (*before, Message("user", prompt or "")))]
     with Progress() as progress:
         session = _open(progress, source, adapter, base=base, trust_remote_code=trust_remote_code)
-        if file is None:
-            messages = [Message("system", system)] if system else []
-            messages.append(Message("user", prompt or ""))
-            session.stream(messages, params, lambda text: print(text, end="", flush=True), adapter=session.adapter)
-            print()
+        if target is None:
+            for one in prompts:
+                session.stream(
+                    one.messages, params, lambda text: print(text, end="", flush=True), adapter=session.adapter
+                )
+                print()
             return
-        target = out or file.with_suffix(".answers.jsonl")
         said = _every_tenth(progress, "answered")
-        done = answer_file(
-            session, prompts, target, params, adapter=session.adapter, max_rows=batch_size, on_progress=said
-        )
+        with watched() as signals, signals.deferred():
+            done = answer_file(
+                session,
+                prompts,
+                target,
+                params,
+                adapter=session.adapter,
+                max_rows=batch_size,
+                on_progress=said,
+                cancelled=lambda: signals.received is not None,
+                weights=_weights(session),
+            )
         progress.say(f"{done.answered} answered, {done.already} were there already: {target}")
+        if done.cancelled and signals.received is not None:
+            raise Interrupted(
+                "stopped by a signal",
+                signal_number=signals.received,
+                fix=f"the same command answers the {len(prompts) - done.answered - done.already} that are missing",
+            )
+
+
+def _weights(session: Session) -> str:
+    """A digest of the base and of the adapter that answers: two runs of one name are two adapters."""
+    digest = hashlib.sha256(identity.fingerprint(session.model).encode())
+    if session.adapter is not None:
+        for name, parameter in sorted(session.sets[session.adapter].parameters().items()):
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _every_tenth(progress: Progress, verb: str) -> Callable[[int, int], None]:
@@ -126,15 +175,24 @@ def evaluate(
     """
     if score != "loss":
         scorers_named(score)
+    elif given := [option for option, value in (("--gold", gold), ("--out", out)) if value is not None]:
+        raise RecipeError(f"{' and '.join(given)}: only answers have it, not the loss", fix="give --score too")
+    if out is not None:
+        refuse_folder(out)
     settings, seed = _rows_of(source, data, recipe, limit)
     all_rows = data is not None
+    if score == "loss":  # whether there are rows at all is known before any weight is loaded
+        read(settings.train, split=settings.split, subset=settings.subset, limit=1)
+        items = []
+    else:
+        items = _items(settings, seed, all_rows, limit, gold)
+        _refuse_unscorable(items, score, settings.train)
     with Progress(quiet=as_json) as progress:
-        session = _open(progress, source, adapter, base=base, trust_remote_code=trust_remote_code)
+        aloud = functools.partial(print, file=sys.stderr)  # what a program's person should know, quiet or not
+        session = _open(progress, source, adapter, base=base, trust_remote_code=trust_remote_code, say=aloud)
         if score == "loss":
-            figures = _held_out_loss(session, settings, seed, all_rows)
+            figures = _held_out_loss(session, settings, seed, all_rows, limit)
         else:
-            items = _items(settings, seed, all_rows, limit, gold)
-            _refuse_unscorable(items, score, settings.train)
             said = _every_tenth(progress, "answered")
             made = score_items(
                 session,
@@ -148,8 +206,9 @@ def evaluate(
             if out is not None:
                 write_answers(out, items, made)
             figures = _figures(made, score)
-    print(json.dumps(figures, indent=2) if as_json else "\n".join(f"{key}: {value}" for key, value in figures.items()))
-    return figures
+    plain = {key: asdict(value) if isinstance(value, Mean) else value for key, value in figures.items()}
+    print(json.dumps(plain, indent=2) if as_json else "\n".join(f"{key}: {value}" for key, value in figures.items()))
+    return plain
 
 
 def _rows_of(
@@ -171,10 +230,12 @@ def _rows_of(
     return recipe.data.model_copy(update=changes), recipe.train.seed
 
 
-def _held_out_loss(session: Session, settings: DataSettings, seed: int, all_rows: bool) -> dict[str, Any]:
+def _held_out_loss(
+    session: Session, settings: DataSettings, seed: int, all_rows: bool, limit: int | None
+) -> dict[str, Any]:
     """Loss per learned token over all rows, or over what the run held out."""
     prepared = prepare(settings, session.tokenizer, seed=seed)
-    examples = prepared.train if all_rows else prepared.held_out
+    examples = (prepared.train if all_rows else prepared.held_out)[:limit]
     policy, _ = probe(session.model, session.switch)
     objective = SFT(examples, examples, batch_size=1, seed=0)
     with session.switch.set_to(session.adapter):
@@ -210,7 +271,7 @@ def _refuse_unscorable(items: Sequence[Item], score: str, where: str) -> None:
 def _figures(made: Evaluation, score: str) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name, mean in {score: made.mean(), **{f"{score}, {part}": m for part, m in made.by_part().items()}}.items():
-        figures[name] = str(mean)
+        figures[name] = mean
     figures["seconds"] = round(made.seconds, 1)
     if made.num_cut:
         figures["cut at max_new_tokens"] = made.num_cut

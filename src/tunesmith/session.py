@@ -8,7 +8,9 @@ session.load_adapter("runs/other/adapter")     a few megabytes, read once; then 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,7 @@ from tunesmith.models.session import Params
 from tunesmith.models.session import Session as BaseSession
 from tunesmith.models.settings import ModelSettings
 from tunesmith.recipe import Recipe, load
+from tunesmith.train.checkpoint import Checkpoints
 
 
 @dataclass
@@ -86,11 +89,34 @@ def adapter_folder(path: Path) -> Path:
     for place in (path, path / "adapter"):
         if (place / "adapter_config.json").is_file():
             return place
+    if not path.is_dir():
+        raise AdapterError(f"there is no folder {path}", fix="check the path")
+    if _is_run(path):
+        so_far = Checkpoints(path / "checkpoints", 0).best_so_far()
+        resume = f"tunesmith train {shlex.quote(str(path))} --resume"
+        raise AdapterError(
+            f"the run in {path} has not ended" if so_far else f"the run in {path} has saved nothing yet",
+            fix=f"{resume}; or take its best checkpoint so far: {so_far}" if so_far else resume,
+        )
     raise AdapterError(
         f"there is no adapter in {path}",
         expected="adapter_config.json and adapter_model.safetensors there, or in its folder adapter/",
-        fix="give a run folder whose training has ended, or a checkpoint of it (checkpoints/step-…)",
+        fix="give a run folder, an adapter's folder, or a checkpoint (checkpoints/step-…)",
     )
+
+
+def standing_adapter(path: Path, say: Callable[[str], object]) -> Path:
+    """The adapter in `path`; of a run that has not ended, its best checkpoint so far, and that it is one."""
+    if _is_run(path) and not (path / "adapter" / "adapter_config.json").is_file():
+        so_far = Checkpoints(path / "checkpoints", 0).best_so_far()
+        if so_far is not None:
+            say(f"the run in {path} has not ended: {so_far.name}, its best checkpoint so far, stands in for it")
+            return so_far
+    return adapter_folder(path)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "recipe.yaml").is_file() and (path / "provenance.json").is_file()
 
 
 def unused_name(path: Path, taken: Any) -> str:
@@ -112,14 +138,20 @@ class Source:
     system_turn: Literal["keep", "into-user"] = "keep"
 
 
-def find_source(source: str, base: str | None = None) -> Source:
+def find_source(source: str, base: str | None = None, say: Callable[[str], object] = warnings.warn) -> Source:
     """A run folder, an adapter folder, a model folder or a hub id; `base` overrides what an adapter says."""
     path = Path(source).expanduser()
     if not path.exists():
         return Source(ModelSettings(name=source), None)
     if (path / "config.json").is_file() or path.suffix == ".gguf":
         return Source(ModelSettings(name=str(path)), None)
-    adapter = adapter_folder(path)
+    if path.is_file():
+        raise ModelError(
+            f"{source} is a file",
+            expected="a run folder, an adapter folder, a model folder, a .gguf file or a hub id",
+            fix="a recipe goes behind --recipe, where the verb has one" if path.suffix in (".yaml", ".yml") else None,
+        )
+    adapter = standing_adapter(path, say)
     recipe = recipe_of(adapter)
     settings = None if recipe is None else recipe.model
     if base is not None:
@@ -134,7 +166,7 @@ def recipe_of(source: str | Path) -> Recipe | None:
     """The recipe of the run that `source` is or lies in (its adapter, a checkpoint); None where it is no run's."""
     path = Path(source).expanduser().absolute()
     for folder in (path, path.parent, path.parent.parent):
-        if (folder / "recipe.yaml").is_file() and (folder / "provenance.json").is_file():
+        if _is_run(folder):
             return load(folder / "recipe.yaml").recipe
     return None
 
@@ -159,15 +191,19 @@ def open_session(
     device: str = "auto",
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    say: Callable[[str], object] = warnings.warn,
 ) -> Session:
-    """Load what `source` names, and further `adapters` beside it. The source's own adapter answers first."""
-    found = find_source(source, base)
+    """Load what `source` names, and further `adapters` beside it. The source's own adapter answers first.
+
+    `say` gets what one should know of it: that a run has not ended and its best checkpoint stands in.
+    """
+    found = find_source(source, base, say)
     settings = found.model
     if settings.device == "auto":
         settings = settings.model_copy(update={"device": device})
     if settings.dtype == "auto":
         settings = settings.model_copy(update={"dtype": dtype})
-    folders = [adapter_folder(Path(folder)) for folder in adapters]
+    folders = [standing_adapter(Path(folder).expanduser(), say) for folder in adapters]
     tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code, folder=found.adapter)
     if settings.template:
         install(settings.template, tokenizer)

@@ -159,6 +159,15 @@ class Checkpoints:
                 return f"{name} is damaged (its checksum differs)"
         return None
 
+    def best_so_far(self) -> Path | None:
+        """The whole checkpoint with the lowest held-out loss, as the newest whole one knows it, or that one itself."""
+        for step in reversed(self.steps()):
+            if self.problem(step) is None:
+                best = json.loads((self.path(step) / "state.json").read_text())["progress"]["best_step"]
+                chosen = step if best is None or self.problem(best) else best
+                return self.path(chosen)
+        return None
+
     def latest(self, note: Callable[[str], None]) -> Restored | None:
         """The newest checkpoint whose every byte is right; damaged ones are passed over aloud."""
         self._tidy()

@@ -1,0 +1,193 @@
+"""Chat, generate, evaluate and merge as typed: on runs that ended and runs that did not, with nothing ignored."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+from small_run import make_model, make_rows, recipe
+from typer.testing import CliRunner
+
+import tunesmith
+from tunesmith import cli, run
+from tunesmith.errors import AdapterError, Interrupted
+from tunesmith.events import StepDone
+from tunesmith.recipe import from_dict
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, rows, a run that ended (`whole`) and one that SIGTERM ended after step 4 (`cut`)."""
+    folder = tmp_path_factory.mktemp("place")
+    make_model(folder / "model")
+    make_rows(folder / "rows.jsonl", 10)
+
+    def strike(event):
+        if isinstance(event, StepDone) and event.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    values = [recipe(folder / "model", folder / "rows.jsonl", folder / name) for name in ("whole", "cut")]
+    run.train(from_dict(values[0]), quiet=True)
+    with pytest.raises(Interrupted):
+        run.train(from_dict(values[1]), quiet=True, listeners=[strike])
+    (folder / "prompts.txt").write_text("first\n\n  \nsecond\nthird\n")
+    return folder
+
+
+def invoke(*words, code=0, **options):
+    done = CliRunner().invoke(cli.app, [str(word) for word in words], **options)
+    assert done.exit_code == code, done.output
+    return done
+
+
+def figures(*words):
+    return json.loads(invoke("evaluate", *words, "--json").stdout)
+
+
+# ---- runs that have not ended
+
+
+def test_a_run_that_has_not_ended_is_evaluated_at_its_best_checkpoint_and_that_is_said(place):
+    done = invoke("evaluate", place / "cut", "--json")
+    assert json.loads(done.stdout) == figures(place / "cut" / "checkpoints" / "step-000003")
+    assert "has not ended: step-000003, its best checkpoint so far" in done.stderr
+    assert "has not ended" not in invoke("evaluate", place / "whole", "--json").stderr
+    assert figures(place / "cut", "--adapter", "none")["loss"] > json.loads(done.stdout)["loss"]
+
+
+def test_a_run_that_has_not_ended_answers_too(place):
+    done = invoke("generate", place / "cut", "hello", "--max-new-tokens", 3)
+    assert "step-000003" in done.stderr
+    assert "has not ended" not in done.stdout
+    assert "step-000003 *" in invoke("chat", place / "cut", input="/adapters\n").stdout
+    with pytest.warns(UserWarning, match="has not ended"):
+        session = tunesmith.open_session(str(place / "cut"))
+    assert session.adapter == "step-000003"
+
+
+def test_a_damaged_best_checkpoint_does_not_stand_in(place, tmp_path):
+    shutil.copytree(place / "cut", tmp_path / "cut")
+    (tmp_path / "cut" / "checkpoints" / "step-000003" / "adapter_model.safetensors").write_bytes(b"torn")
+    assert "step-000004" in invoke("evaluate", tmp_path / "cut", "--json").stderr
+
+
+def test_what_a_run_that_has_not_ended_cannot_do_says_what_to_type(place, tmp_path):
+    done = invoke("merge", place / "cut", tmp_path / "out", code=2)
+    assert f"tunesmith train {place}/cut --resume" in done.stderr
+    assert f"{place}/cut/checkpoints/step-000003" in done.stderr
+    (tmp_path / "begun").mkdir()
+    for name in ("recipe.yaml", "provenance.json"):
+        shutil.copy(place / "cut" / name, tmp_path / "begun" / name)
+    done = invoke("generate", tmp_path / "begun", "hello", code=2)
+    assert "has saved nothing yet" in done.stderr
+    assert f"tunesmith train {tmp_path}/begun --resume" in done.stderr
+
+
+@pytest.mark.parametrize(("source", "said"), [
+    ("nothing-here", "there is no folder"), ("rows.jsonl", "is a file"), ("", "there is no adapter in"),
+])  # fmt: skip
+def test_what_is_no_source_is_said_for_what_it_is(place, tmp_path, source, said):
+    verb = (
+        ("merge", place / source, tmp_path / "out") if source == "nothing-here" else ("generate", place / source, "x")
+    )
+    assert said in invoke(*verb, code=2).stderr
+
+
+def test_training_goes_on_from_an_ended_run_only(place, tmp_path):
+    values = recipe(place / "model", place / "rows.jsonl", tmp_path / "run")
+    values = values | {"model": {**values["model"], "adapter": str(place / "cut")}, "adapter": {}}
+    with pytest.raises(AdapterError, match="has not ended"):
+        run.train(from_dict(values), quiet=True)
+
+
+# ---- nothing that is typed is ignored
+
+
+def test_a_limit_holds_for_the_loss_too(place):
+    assert [figures(place / "whole", "--limit", n)["rows"] for n in (1, 2, 99)] == [1, 2, 3]
+    assert figures(place / "whole", "--data", place / "rows.jsonl", "--limit", 2)["rows"] == 2
+
+
+@pytest.mark.parametrize("option", ["--out", "--gold"])
+def test_what_belongs_to_answers_is_refused_for_the_loss(place, tmp_path, option):
+    done = invoke("evaluate", place / "whole", option, tmp_path / "x", code=2)
+    assert option in done.stderr
+    assert "--score" in done.stderr
+
+
+def test_programs_get_numbers(place):
+    made = figures(place / "whole", "--score", "f1", "--max-new-tokens", 4)
+    assert set(made["f1"]) == {"value", "low", "high", "count"}
+    assert made["f1"]["count"] == 3
+    assert "% [" in invoke("evaluate", place / "whole", "--score", "f1", "--max-new-tokens", 4).stdout
+
+
+def test_missing_rows_are_known_before_the_model_loads(place):
+    done = invoke("evaluate", place / "whole", "--data", place / "none.jsonl", code=2)
+    assert "loading the model" not in done.stderr
+
+
+def test_one_prompt_goes_into_a_file_where_one_is_named(place, tmp_path):
+    out = tmp_path / "deep" / "answer.jsonl"
+    said = invoke("generate", place / "whole", "hello", "--max-new-tokens", 3).stdout.rstrip("\n")
+    done = invoke("generate", place / "whole", "hello", "--out", out, "--max-new-tokens", 3)
+    assert done.stdout == ""
+    assert json.loads(out.read_text())["answer"] == said
+
+
+@pytest.mark.parametrize(("name", "content", "said"), [
+    ("p.txt", b"\n \n", "no prompt in this file"),
+    ("p.jsonl", b"", ""),
+    ("p.txt", b"\xff\xfe\x00", "not text in UTF-8"),
+    ("p.safetensors", b"\x00", "no file of prompts"),
+    ("p", b"hello", "no file of prompts"),
+])  # fmt: skip
+def test_a_file_without_prompts_is_refused(place, tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    done = invoke("generate", place / "whole", "--file", tmp_path / name, code=2)
+    assert said in done.stderr
+    assert not list(tmp_path.glob("*answers*"))
+
+
+@pytest.mark.parametrize("verb", ["generate", "evaluate"])
+def test_a_folder_is_no_file_for_answers(place, tmp_path, verb):
+    words = ["--file", place / "prompts.txt"] if verb == "generate" else ["--score", "f1"]
+    done = invoke(verb, place / "whole", *words, "--out", tmp_path, code=2)
+    assert "this is a folder" in done.stderr
+    assert "loading the model" not in done.stderr
+
+
+def test_answers_of_another_run_of_the_same_name_are_not_taken_for_its_own(place, tmp_path):
+    out = tmp_path / "a.jsonl"
+    words = ["--file", place / "prompts.txt", "--out", out, "--max-new-tokens", 3]
+    (tmp_path / "other").mkdir()
+    shutil.copytree(place / "cut" / "checkpoints" / "step-000003", tmp_path / "other" / "whole")
+    invoke("generate", place / "whole", *words)
+    assert "0 answered, 3 were there already" in invoke("generate", place / "whole", *words).stderr
+    same_name = invoke("generate", tmp_path / "other" / "whole", *words, "--base", place / "model", code=2)
+    assert "other settings or weights" in same_name.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_file_of_prompts_between_answers_and_the_rest_comes_later(place, tmp_path, monkeypatch, number):
+    from tunesmith import answer_file as module
+
+    out, append = tmp_path / "a.jsonl", module._append
+    words = ["--file", place / "prompts.txt", "--out", out, "--max-new-tokens", 3, "--batch-size", 1]
+
+    def struck(*arguments):
+        append(*arguments)
+        os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_append", struck)
+        done = invoke("generate", place / "whole", *words, code=128 + number)
+    assert "the same command answers the 2 that are missing" in done.stderr
+    assert len(out.read_text().splitlines()) == 1
+    assert "2 answered, 1 were there already" in invoke("generate", place / "whole", *words).stderr
+    assert [json.loads(line)["prompt"] for line in out.read_text().splitlines()] == ["first", "second", "third"]
