@@ -1,5 +1,6 @@
 """Help is instant and loads nothing heavy; errors are sentences with their own exit code."""
 
+import errno
 import json
 import os
 import subprocess
@@ -52,6 +53,33 @@ def test_an_error_is_a_sentence_on_stderr_with_its_exit_code(error, code, monkey
     assert done.exit_code == code
     assert done.stderr == f"{type(error).__name__}: {error}\n"
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "/x/y: the disk is full"),
+    ],
+)
+def test_a_lack_of_memory_or_disk_is_a_sentence_wherever_it_shows(error, said, monkeypatch):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr("tunesmith.recipe.load", fails)
+    done = CliRunner().invoke(cli.app, ["train", "r.yaml"])
+    assert done.exit_code == 4
+    assert done.stderr.startswith(f"MachineError: {said}\n")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.EIO, "Input/output error")])
+def test_other_errors_keep_their_traceback(error, monkeypatch):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr("tunesmith.recipe.load", fails)
+    assert CliRunner().invoke(cli.app, ["train", "r.yaml"]).exception is error
 
 
 def test_an_interrupt_is_130(monkeypatch):

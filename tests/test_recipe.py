@@ -17,6 +17,41 @@ from tunesmith.strict import setting_names
 SMALLEST = {"model": {"name": "owner/model"}, "data": {"train": "owner/rows", "held_out": 0.1}}
 
 
+def test_a_home_folder_is_meant_where_one_is_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    resolved = from_dict(SMALLEST, ["output.folder=~/runs/x"])
+    assert resolved.folder == tmp_path / "runs" / "x"
+    assert resolved.plain["output"]["folder"] == str(tmp_path / "runs" / "x")
+
+
+def test_a_run_folder_that_was_moved_is_the_run_where_it_lies(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "deep" / "new"
+    old.mkdir()
+    resolved = from_dict(SMALLEST, [f"output.folder={old}"])
+    (old / "recipe.yaml").write_text(resolved.yaml)
+    (old / "provenance.json").write_text("{}")
+    assert load(old).folder == old
+    assert load(old).provenance["output.folder"].startswith(f"{old}/recipe.yaml, line")
+    new.parent.mkdir()
+    old.rename(new)
+    for path in (new, new / "recipe.yaml"):
+        assert load(path).folder == new
+        assert load(path).provenance["output.folder"] == "where the run lies"
+    assert load(new, ["output.folder=/x/y"]).folder == Path("/x/y")
+    (new / "provenance.json").unlink()
+    assert load(new).folder == old, "a recipe of that name that is no run's says itself where it goes"
+
+
+def test_an_override_below_a_setting_is_an_error_of_the_command_line(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text(write({**SMALLEST, "train": {"steps": 3}}))
+    for override in ("train.steps.foo=3", "train.seed.foo=3"):
+        with pytest.raises(RecipeError, match=r"^command line: train.(steps|seed) cannot be"):
+            load(file, [override])
+    with pytest.raises(RecipeError, match=r"'train' does not name a setting\n  expected: train.key$"):
+        load(file, ["train=3"])
+
+
 def records():
     """(path of the record, its keys), for every record of every section and every method."""
     for section, record in SECTIONS.items():

@@ -73,8 +73,34 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             print("\ninterrupted", file=sys.stderr)
             raise typer.Exit(130) from None
+        except (RuntimeError, MemoryError, OSError) as error:
+            meant = None if debug else _of_the_machine(error)
+            if meant is None:
+                raise
+            _fail(meant)
 
     return app.command()(guarded)
+
+
+def _of_the_machine(error: Exception) -> TunesmithError | None:
+    """A lack of memory or disk that nobody nearer had a sentence for; None for all other errors."""
+    import errno
+
+    from tunesmith.errors import MachineError
+
+    if isinstance(error, OSError):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return None
+        return MachineError("the disk is full", where=error.filename, found=error.strerror, fix="make room")
+    from tunesmith.train.memory import is_out_of_memory
+
+    if not is_out_of_memory(error):
+        return None
+    return MachineError(
+        "out of memory",
+        found=str(error).partition("\n")[0] or None,
+        fix="close something, take a smaller model or --batch-size, or model.dtype=bfloat16",
+    )
 
 
 def _fail(error: TunesmithError) -> NoReturn:

@@ -85,7 +85,7 @@ class Resolved:
     @property
     def folder(self) -> FilePath:
         """The run folder."""
-        return FilePath(self.recipe.output.folder or os.path.join("runs", self.name))
+        return FilePath(self.recipe.output.folder or os.path.join("runs", self.name)).expanduser()
 
     @cached_property
     def plain(self) -> dict[str, dict[str, Any]]:
@@ -128,7 +128,10 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Resolve
         raise together(lined.errors)
     sources = {place: f"{file}, line {line}" for place, line in lined.lines.items()}
     name = file.absolute().parent.name if file.stem == "recipe" else file.stem
-    return _resolve(_Tree(lined.value or {}, sources, str(file), lined.errors), overrides, name, file.parent)
+    tree = _Tree(lined.value or {}, sources, str(file), lined.errors)
+    if file.name == "recipe.yaml" and (file.parent / "provenance.json").is_file():
+        tree.stand_in(file.absolute().parent)
+    return _resolve(tree, overrides, name, file.parent)
 
 
 def from_dict(
@@ -169,9 +172,10 @@ def _split(key: str, where: str) -> Path:
     """data.held_out.share -> ("data", "held_out", "share")."""
     parts = tuple(part.strip() for part in key.split("."))
     if len(parts) < 2 or not all(parts):
-        meant = near(key, [], _elsewhere(DEFAULT_METHOD, ""))
+        meant = None if key in SECTIONS else near(key, [], _elsewhere(DEFAULT_METHOD, ""))
         notes = {"did you mean": meant} if meant else {}
-        raise RecipeError(f"{key!r} does not name a setting", where=where, expected="section.key", notes=notes)
+        expected = f"{key}.key" if key in SECTIONS else "section.key"
+        raise RecipeError(f"{key!r} does not name a setting", where=where, expected=expected, notes=notes)
     return parts
 
 
@@ -197,17 +201,29 @@ class _Tree:
 
     def set(self, path: Path, value: Any, source: str) -> None:
         inner = self.values
-        for part in path[:-1]:
+        for depth, part in enumerate(path[:-1], 1):
             if not isinstance(inner.get(str(part)), dict):
                 inner[str(part)] = {}
+                self.sources.pop(path[:depth], None)
             inner = inner[str(part)]
         inner[str(path[-1])] = value
         for old in [place for place in self.sources if place[: len(path)] == path]:
             del self.sources[old]
         self.sources[path] = source
 
+    def stand_in(self, folder: FilePath) -> None:
+        """The recipe is a run's own: its run is where it lies, also after it was moved."""
+        output = self.values.get("output")
+        written = output.get("folder") if isinstance(output, dict) else None
+        if isinstance(written, str) and os.path.realpath(written) != os.path.realpath(folder):
+            self.set(("output", "folder"), str(folder), "where the run lies")
+
     def where(self, path: Path) -> str:
         """The nearest place with a known line."""
+        if len(path) > 1 and path not in self.sources:
+            below = {source for place, source in self.sources.items() if place[: len(path)] == path}
+            if len(below) == 1:
+                return below.pop()
         for length in range(len(path), 0, -1):
             if path[:length] in self.sources:
                 return self.sources[path[:length]]
