@@ -42,13 +42,21 @@ def write_file(path: Path, content: str | bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
+def no_room(error: BaseException) -> bool:
+    """Whether a disk is full: in Python's words, or in those of safetensors and tokenizers, errors without a number."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in full
+    return any(f"(os error {number})" in str(error) for number in full)
+
+
 @contextlib.contextmanager
 def guarded(path: Path) -> Iterator[None]:
     """A write that fails says so in one sentence: the disk is full, or the folder may not be written."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not no_room(error):
             raise MachineError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
         existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
         free = shutil.disk_usage(existing).free / 1e6

@@ -73,7 +73,7 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             print("\ninterrupted", file=sys.stderr)
             raise typer.Exit(130) from None
-        except (RuntimeError, MemoryError, OSError) as error:
+        except Exception as error:
             meant = None if debug else _of_the_machine(error)
             if meant is None:
                 raise
@@ -84,14 +84,15 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _of_the_machine(error: Exception) -> TunesmithError | None:
     """A lack of memory or disk that nobody nearer had a sentence for; None for all other errors."""
-    import errno
-
+    from tunesmith.atomic import no_room
     from tunesmith.errors import MachineError
 
-    if isinstance(error, OSError):
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return None
-        return MachineError("the disk is full", where=error.filename, found=error.strerror, fix="make room")
+    if no_room(error):
+        return MachineError(
+            "the disk is full", where=getattr(error, "filename", None), found=str(error), fix="make room"
+        )
+    if not isinstance(error, RuntimeError | MemoryError):
+        return None
     from tunesmith.train.memory import is_out_of_memory
 
     if not is_out_of_memory(error):

@@ -15,6 +15,7 @@ import torch
 
 from tunesmith.adapters import identity
 from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_folder
+from tunesmith.atomic import no_room
 from tunesmith.chat import run_chat
 from tunesmith.data.formats import convert
 from tunesmith.data.prepare import is_empty, prepare
@@ -22,7 +23,7 @@ from tunesmith.data.settings import DataSettings
 from tunesmith.data.sources import read
 from tunesmith.data.split import split
 from tunesmith.data.types import Conversation, Message
-from tunesmith.errors import AdapterError, DataError, Interrupted, RecipeError
+from tunesmith.errors import AdapterError, DataError, Interrupted, MachineError, RecipeError
 from tunesmith.evaluate import Evaluation, Item, Mean, item_of, scorers_named, write_answers
 from tunesmith.evaluate import evaluate as score_items
 from tunesmith.models.load import without_bars
@@ -299,5 +300,15 @@ def merge(
             raise RecipeError(f"{source} holds no adapter to merge", fix="give a run folder or an adapter folder")
         unfuse(session.model)
         with progress.stage("merging, writing and reading back"), without_bars():
-            report = merge_to_folder(session.model, session.sets[session.adapter], Path(out), session.tokenizer)
+            try:
+                report = merge_to_folder(session.model, session.sets[session.adapter], Path(out), session.tokenizer)
+            except Exception as error:
+                if not no_room(error):
+                    raise
+                raise MachineError(
+                    "the merged model cannot be written: the disk is full",
+                    where=str(out),
+                    found=str(error).partition("\n")[0],
+                    fix="free space or choose another disk",
+                ) from error
         progress.say(str(report))

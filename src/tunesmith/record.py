@@ -245,8 +245,13 @@ def _locked(folder: Path) -> int:
             found=f"process {holder}",
             fix="wait for it, or give this run its own: output.folder=…",
         ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    try:
+        with guarded(path):
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except BaseException:
+        os.close(lock)
+        raise
     return lock
 
 

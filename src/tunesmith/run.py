@@ -273,6 +273,7 @@ class _Publisher:
             shutil.rmtree(final, ignore_errors=True)
             made.replace(final)
         except OSError as error:
+            shutil.rmtree(made, ignore_errors=True)
             raise MachineError(
                 "the adapter could not be written",
                 where=str(final),

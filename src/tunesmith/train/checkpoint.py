@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tunesmith.atomic import no_room
 from tunesmith.errors import CheckpointError, MachineError
 
 MANIFEST = "MANIFEST.json"
@@ -102,9 +103,11 @@ class Checkpoints:
             os.replace(made, final)
             _flush(self.folder)
             shutil.rmtree(self._aside(step), ignore_errors=True)
-        except (OSError, SafetensorError) as error:
+        except Exception as error:
             with suppress(OSError):
                 self._tidy()
+            if not isinstance(error, OSError | SafetensorError) and not no_room(error):
+                raise
             raise MachineError(
                 f"the checkpoint of step {step} could not be written",
                 where=str(self.folder),
