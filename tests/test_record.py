@@ -120,6 +120,18 @@ def test_a_run_that_is_broken_off_leaves_a_summary_and_a_picture_and_no_card(tmp
     assert summary_of(tmp_path)["status"] == "finished"
 
 
+def test_a_run_is_finished_when_the_last_of_its_files_is_there(tmp_path, monkeypatch):
+    def full(folder):
+        raise MachineError("the disk is full")
+
+    monkeypatch.setattr("tunesmith.card.write_card", full)
+    with Run.create(tmp_path, recipe(tmp_path)) as run:
+        work(run, 0, 20)
+        with pytest.raises(MachineError):
+            run(Ended(20, "budget spent", 10.0, 0.4, 2000, 20, {"loss": 0.155}))
+    assert summary_of(tmp_path)["status"] == "unfinished"
+
+
 def test_a_run_broken_off_before_its_first_step_draws_nothing(tmp_path):
     with Run.create(tmp_path, recipe(tmp_path)) as run:
         run(Started(20, None, 0, 0.0))

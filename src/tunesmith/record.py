@@ -199,9 +199,10 @@ class Run:
         from tunesmith.card import write_card
         from tunesmith.plot import plot_run
 
-        self._summarise(event, "finished")
+        self._summarise(event, "unfinished")  # the card is made from it
         plot_run(self.folder / "metrics.jsonl", self.picture)
         write_card(self.folder)
+        self._summarise(event, "finished")  # said last: by now all of it is there
         self._has_ended = True
 
     def _leave(self, event: BrokenOff) -> None:

@@ -33,6 +33,7 @@ from tunesmith.session import Session, adapter_folder
 from tunesmith.train.budget import Budget
 from tunesmith.train.checkpoint import Checkpoints, Restored
 from tunesmith.train.loop import Job, Loop, train_mode
+from tunesmith.train.optim import check_optimizer
 from tunesmith.train.signals import Signals, watched
 
 NAME = "trained"
@@ -70,6 +71,7 @@ def train(
         ExitStack() as on_exit,
         _told_how_to_go_on(run.folder, rows is not None),
     ):
+        check_optimizer(recipe.train)
         sinks = reporters(recipe.output.report_to, recipe.output.name or resolved.name, run.folder)
         for sink in sinks:
             on_exit.enter_context(closing(sink))

@@ -221,6 +221,7 @@ def test_a_bad_loss_stops_before_the_update_and_names_the_rows(tmp_path, at):
     assert f"step {at + 1}" in str(caught.value)
     assert caught.value.found == f"rows rows.jsonl, row {2 if at % 2 == 0 else 7}"
     assert caught.value.exit_code == 5
+    assert f"the checkpoint of step {at} is intact" in caught.value.fix
     assert all(torch.equal(before[name], value) for name, value in made.weights().items())
     assert all(p.grad is None for p in made.adapter_set.parameters().values())
     assert made.loop.checkpoints.problem(at) is None

@@ -299,12 +299,12 @@ class Loop:
 
     def _non_finite(self, what: str, origins: Sequence[Origin]) -> NonFiniteError:
         self.optimizer.zero_grad(set_to_none=True)
-        shown = ", ".join(map(str, origins[:5])) + (f" and {len(origins) - 5} more" if len(origins) > 5 else "")
+        shown = "; ".join(map(str, origins[:5])) + (f"; and {len(origins) - 5} more" if len(origins) > 5 else "")
+        kept = f"the checkpoint of step {self._saved[0]} is intact" if self._saved else "nothing was saved yet"
         return NonFiniteError(
             f"{what} of step {self.at.step + 1} is not a finite number; the update was not applied",
             found=f"rows {shown}",
-            fix="look at these rows with `tunesmith check`, lower train.learning_rate, or model.dtype=float32; "
-            "the last checkpoint is intact",
+            fix="look at these rows with `tunesmith check`, lower train.learning_rate, or model.dtype=float32; " + kept,
         )
 
     # ---- evaluation and checkpoints -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,15 @@ from torch import Tensor, nn
 
 from tunesmith.errors import MachineError
 from tunesmith.train.settings import TrainSettings
+
+
+def check_optimizer(settings: TrainSettings) -> None:
+    """That what the optimizer needs is installed: asked before a model is loaded."""
+    if settings.optimizer == "adamw-8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise MachineError(
+            "the 8-bit optimizer needs bitsandbytes",
+            fix="pip install 'tunesmith[bitsandbytes]', or train.optimizer=adamw",
+        )
 
 
 def make_optimizer(
@@ -27,13 +37,9 @@ def make_optimizer(
         "weight_decay": settings.weight_decay,
     }
     if settings.optimizer == "adamw-8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise MachineError(
-                "the 8-bit optimizer needs bitsandbytes",
-                fix="pip install 'tunesmith[bitsandbytes]', or train.optimizer=adamw",
-            ) from error
+        check_optimizer(settings)
+        from bitsandbytes.optim import AdamW8bit
+
         return AdamW8bit(groups, **options)
     return torch.optim.AdamW(groups, foreach=True, **options)
 
