@@ -224,6 +224,28 @@ def test_another_recipe_cannot_go_on_here(tmp_path):
     assert len(environment["before"]) == 1
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"recipe": 3}', ""])
+def test_damaged_notes_of_a_run_are_said_or_done_without(tmp_path, content):
+    with Run.create(tmp_path, recipe(tmp_path)) as run:
+        work(run, 0, 3)
+    (tmp_path / "environment.json").write_text(content)
+    Run.create(tmp_path, recipe(tmp_path), resume=True).close()
+    json.loads((tmp_path / "environment.json").read_text())
+    (tmp_path / "provenance.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"provenance\.json: what this run was begun with cannot be read"):
+        Run.create(tmp_path, recipe(tmp_path), resume=True)
+
+
+def test_what_a_kill_left_of_a_file_is_taken_away(tmp_path):
+    for name in (".summary.json.4711", ".loss.png.4711", ".provenance.json.4711", ".hidden", "4711", ".a.b"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "provenance.json").write_text("{}")
+    Run.create(tmp_path, recipe(tmp_path)).close()
+    assert {path.name for path in tmp_path.iterdir() if "4711" in path.name or path.name[0] == "."} == {
+        ".hidden", "4711", ".a.b"
+    }  # fmt: skip
+
+
 def test_no_secret_of_the_environment_is_in_any_file(tmp_path):
     canary = "hf_canary4711canary4711"
     script = (

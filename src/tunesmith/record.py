@@ -19,6 +19,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -149,8 +150,9 @@ class Run:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         if begun and path.is_file():
-            before = json.loads(path.read_text())
-            environment["before"] = [*before.pop("before", []), before]
+            with contextlib.suppress(ValueError, AttributeError, TypeError):  # a damaged one is no reason not to train
+                before = json.loads(path.read_text())
+                environment["before"] = [*before.pop("before", []), before]
         # First, since this is how a run's folder is known again, whatever ends the run.
         write_json(
             self.folder / "provenance.json", {"recipe": self.resolved.plain, "provenance": self.resolved.provenance}
@@ -263,8 +265,9 @@ def _has_begun(folder: Path) -> bool:
 
 
 def _may_run_here(folder: Path, resolved: Written, resume: bool) -> None:
-    for torn in folder.glob(".provenance.json.*"):  # the lock is ours: whoever wrote it is gone
-        torn.unlink(missing_ok=True)
+    for torn in folder.iterdir():  # the lock is ours: whoever wrote it is gone
+        if re.fullmatch(r"\.(\w+\.)+\d+", torn.name):
+            torn.unlink(missing_ok=True)
     inside = sorted(entry.name for entry in folder.iterdir() if entry.name not in BESIDES)
     if not inside:
         return
@@ -284,13 +287,22 @@ def _may_run_here(folder: Path, resolved: Written, resume: bool) -> None:
             where=str(folder),
             fix="go on with it: --resume; or give this run its own folder: output.folder=…",
         )
-    differing = _differences(json.loads(record.read_text())["recipe"], json.loads(json.dumps(resolved.plain)))
+    try:
+        then = json.loads(record.read_text())["recipe"]
+        differing = _differences(then, json.loads(json.dumps(resolved.plain)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            "what this run was begun with cannot be read",
+            where=str(record),
+            found=f"{type(error).__name__}: {error}",
+            fix="put the file back; or start anew, in a folder of its own: output.folder=…",
+        ) from None
     if differing:
         raise CheckpointError(
             "the run that began here has another recipe",
             where=str(folder),
             notes={"differs in": "; ".join(differing)},
-            fix=f"tunesmith train {folder / 'recipe.yaml'} --resume; or start anew: output.folder=…",
+            fix="give these settings as they were, to go on with it; or start anew, in another folder: output.folder=…",
         )
 
 

@@ -199,6 +199,16 @@ def test_a_disk_that_is_full_is_asked_once(tmp_path, monkeypatch):
     assert made.kinds(BrokenOff)[0].status == "failed"
 
 
+def test_what_was_begun_on_a_gpu_goes_on_without(tmp_path):
+    made = bench(tmp_path, steps=2, listeners=[lambda e: "stop" if getattr(e, "step", 0) == 1 else None])
+    made.loop.run()
+    saved = made.loop.checkpoints.latest(print)
+    saved.tensors["random/cuda"] = torch.zeros(16, dtype=torch.uint8)
+    again = bench(tmp_path, steps=2)
+    again.loop.restore(saved)
+    assert again.loop.run().step == 2
+
+
 # ---- where the time went
 
 

@@ -418,5 +418,5 @@ class Loop:
 
     def _restore_random(self, states: Mapping[str, Tensor]) -> None:
         torch.set_rng_state(states["torch"])
-        if "cuda" in states:
+        if "cuda" in states and self.policy.device.type == "cuda":  # begun on a GPU, going on without
             torch.cuda.set_rng_state(states["cuda"], self.policy.device)
