@@ -44,6 +44,24 @@ def show(num_steps, seconds_per_step, stream=None, first=0):
     return stream.getvalue()
 
 
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_work_goes_on_when_nobody_sees_it_any_more(kind, monkeypatch):
+    stream = kind()
+    with Progress(stream, clock=Clock()) as shown:
+        shown(Started(1000, None, 0, 0.0))
+        shown(step(1))
+
+        def gone(*_):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        stream.write = gone
+        for number in range(2, 1001):
+            shown(step(number))
+        shown(Evaluated(1000, {"loss": 1.0}, 0.1, True))
+        shown.say("a line")
+        shown(ended(1000))
+
+
 @pytest.mark.parametrize(
     ("num_steps", "seconds_per_step", "most"),
     [(1, 1, 1), (3, 0.01, 3), (1000, 0.001, 22), (1000, 0.5, 45), (100_000, 0.5, 160), (20, 60, 20)],

@@ -24,6 +24,21 @@ def test_a_home_folder_is_meant_where_one_is_written(monkeypatch, tmp_path):
     assert resolved.plain["output"]["folder"] == str(tmp_path / "runs" / "x")
 
 
+def test_a_revision_beside_a_folder_is_refused_and_one_of_a_hub_id_is_not(tmp_path):
+    assert from_dict(SMALLEST, ["model.revision=main"]).recipe.model.revision == "main"
+    with pytest.raises(RecipeError, match=r"^command line: model.revision 'main' has no meaning beside a folder"):
+        from_dict(SMALLEST, [f"model.name={tmp_path}", "model.revision=main"])
+    with pytest.raises(RecipeError, match=r"^command line: model.name: there is no "):
+        from_dict(SMALLEST, [f"model.name={tmp_path}/none", "model.revision=main"])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
+def test_a_seed_that_no_generator_takes_is_refused(seed):
+    with pytest.raises(RecipeError, match=r"train.seed cannot be"):
+        from_dict(SMALLEST, [f"train.seed={seed}"])
+    assert from_dict(SMALLEST, [f"train.seed={2**63 - 1}"]).recipe.train.seed == 2**63 - 1
+
+
 def test_a_run_folder_that_was_moved_is_the_run_where_it_lies(tmp_path):
     old, new = tmp_path / "old", tmp_path / "deep" / "new"
     old.mkdir()

@@ -112,6 +112,11 @@ def test_an_interrupted_run_says_how_to_go_on_and_can_be_looked_at(server, place
     assert json.loads((tmp_path / "a run" / "summary.json").read_text())["status"] == "finished"
 
 
+def test_a_closed_terminal_is_an_interruption(server, place, unbroken, tmp_path):
+    strike = {"target": "tunesmith.train.loop:Loop._accumulate", "call": 5, "signal": int(signal.SIGHUP)}
+    assert broken_then_resumed(server, place, tmp_path / "run", strike, 129) == unbroken
+
+
 def test_interrupted_before_anything_is_trained_it_says_so(server, place, tmp_path):
     log = tmp_path / "log"
     strike = {"target": "tunesmith.run:load_model", "call": 1, "signal": int(signal.SIGINT)}

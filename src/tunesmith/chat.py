@@ -192,7 +192,12 @@ class Chat:
         name, _, value = (part.strip() for part in text.partition("="))
         if name in SETTINGS and value:
             try:
-                changed = replace(self.params, **{name: SETTINGS[name](value)})
+                number = SETTINGS[name](value)
+            except ValueError:
+                self._say(f"{name} stays: {value!r} is no number for it")
+                return
+            try:
+                changed = replace(self.params, **{name: number})
                 changed.check()
             except ValueError as error:
                 self._say(f"{name} stays: {error}")
@@ -206,6 +211,9 @@ class Chat:
     def _save(self, name: str) -> None:
         if not name:
             self._say("/save takes the name of a file")
+            return
+        if not self.history:
+            self._say("there is nothing to save yet")
             return
         turns = [{"role": turn.role, "content": turn.content} for turn in self._messages()]
         try:

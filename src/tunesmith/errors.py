@@ -97,7 +97,7 @@ class NonFiniteError(TunesmithError):
 
 
 class Interrupted(TunesmithError):
-    """Raised when SIGINT or SIGTERM asked the work to stop; `signal_number` sets the exit code."""
+    """Raised when SIGINT, SIGTERM or SIGHUP asked the work to stop; `signal_number` sets the exit code."""
 
     def __init__(self, what: str, *, signal_number: int, fix: str | None = None) -> None:
         super().__init__(what, fix=fix)

@@ -43,7 +43,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream or sys.stderr
-        self._console = Console(file=self._stream, quiet=quiet, highlight=False, force_jupyter=False)
+        self._console = _Console(file=self._stream, quiet=quiet, highlight=False, force_jupyter=False)
         self._picture, self._clock = picture, clock
         self._notebook = _Notebook() if stream is None and not quiet and in_notebook() else None
         self._live: Live | None = None
@@ -60,10 +60,19 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        if self._notebook is not None:
-            self._notebook.line(text)
-        else:
-            (self._live.console if self._live else self._console).print(Text(text), soft_wrap=True)
+        with self._while_seen():
+            if self._notebook is not None:
+                self._notebook.line(text)
+            else:
+                (self._live.console if self._live else self._console).print(Text(text), soft_wrap=True)
+
+    @contextlib.contextmanager
+    def _while_seen(self) -> Iterator[None]:
+        """Work does not end because nobody sees it any more: a closed terminal or pipe makes this display silent."""
+        try:
+            yield
+        except OSError:
+            self._live, self._notebook, self._console = None, None, Console(quiet=True)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -94,7 +103,8 @@ class Progress:
     def close(self) -> None:
         """Takes the live block away; lines stay. In a notebook the picture follows. Safe to call twice."""
         if self._live is not None:
-            self._live.stop()
+            with self._while_seen():
+                self._live.stop()
             self._live = None
         if self._has_ended and self._notebook is not None and self._picture is not None and self._picture.is_file():
             self._notebook.show_picture(self._picture)
@@ -112,7 +122,8 @@ class Progress:
             self.say(f"going on after step {event.first_step}")
         if self.is_live and self._notebook is None:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
+            with self._while_seen():
+                self._live.start()
 
     def _step(self, event: StepDone) -> None:
         first = self._last is None
@@ -149,7 +160,8 @@ class Progress:
                 lines.append(evaluation_line(self._held_out).strip())
             self._notebook.update("\n".join(lines))
         elif self._live is not None:
-            self._live.update(self._block(event), refresh=True)
+            with self._while_seen():
+                self._live.update(self._block(event), refresh=True)
 
     def _block(self, event: StepDone) -> RenderableType:
         width = max(self._console.width, 40)
@@ -188,6 +200,12 @@ class Progress:
             + (f", best held-out loss {best:.4f} at step {event.best_step}" if best is not None else "")
         )
         self._has_ended = True
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Silent from now on, where rich would end the process: `train … | head` has still to train."""
+        self.quiet = True
 
 
 class _Notebook:

@@ -318,8 +318,18 @@ class _Paths:
 
     def in_recipe(self, recipe: Recipe) -> Recipe:
         model, data = recipe.model, recipe.data
+        named = self._changed("model", "name", model.name, (".gguf",))
+        if model.revision is not None and named:
+            self.errors.append(
+                RecipeError(
+                    f"model.revision {model.revision!r} has no meaning beside a folder",
+                    where=self.tree.where(("model", "revision")),
+                    found=f"model.name is the folder {model.name}",
+                    fix="take it out, or name the model by its hub id",
+                )
+            )
         model = model.model_copy(
-            update=self._changed("model", "name", model.name, (".gguf",))
+            update=named
             | self._changed("model", "adapter", model.adapter, ())
             | self._changed("model", "template", model.template, (".jinja", ".j2", ".txt"))
         )

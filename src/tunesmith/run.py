@@ -361,7 +361,7 @@ def tune(
     values: dict[str, Any] = {
         "model": {"name": model},
         "data": {"train": str(rows) if from_file else "rows"},
-        "output": {"folder": str(folder or Path("runs") / time.strftime("tune-%Y%m%d-%H%M%S"))},
+        "output": {"folder": str(folder or _unused(Path("runs") / time.strftime("tune-%Y%m%d-%H%M%S")))},
     }
     if listed is None or len(listed) >= 20:
         values["data"]["held_out"] = 0.1 if listed is None else min(200, len(listed) // 10)
@@ -370,3 +370,9 @@ def tune(
         values.setdefault(section, {})[name] = value
     resolved = from_dict(values, name="tune", source="tune()")
     return train(resolved, rows=listed, quiet=quiet, listeners=listeners)
+
+
+def _unused(folder: Path) -> Path:
+    """`folder`, or where a run of the same second has it already, one with a number behind."""
+    names = (folder.with_name(f"{folder.name}-{number}") for number in range(2, 1000))
+    return folder if not folder.exists() else next(name for name in names if not name.exists())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from tunesmith.settings import Contradiction, Settings
 
@@ -51,7 +51,7 @@ class TrainSettings(Settings):
     """How many of the last checkpoints stay on disk, beside the best."""
     stop_after_no_gain: PositiveInt | None = None
     """Early stopping: evaluations in a row without a lower held-out loss; null: never."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the start, the order of the rows, the split and dropout."""
 
     @model_validator(mode="after")

@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM: asked once, the work stops at the next safe place; asked again, at once."""
+"""SIGINT, SIGTERM and SIGHUP: asked once, the work stops at the next safe place; SIGINT asked again, at once.
+
+SIGHUP is what a closed terminal or a broken connection sends. A signal that whoever started the process had ignored
+(nohup; SIGINT of a job in a script's background) stays ignored.
+"""
 
 from __future__ import annotations
 
@@ -49,14 +53,18 @@ class Signals:
             self.at_once = before
 
 
+WATCHED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
 @contextmanager
 def watched() -> Iterator[Signals]:
-    """Handle both signals for the length of a run (in the main thread; elsewhere nothing is changed)."""
+    """Handle the signals for the length of a run (in the main thread; elsewhere nothing is changed)."""
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in WATCHED if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signals.handle) for number in heard}
     try:
         yield signals
     finally:
