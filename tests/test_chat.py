@@ -116,6 +116,8 @@ def test_set_changes_what_it_knows_and_nothing_else():
     for line in ("/set temperature=-1", "/set temperature=warm", "/set top_p=2", "/set max_new_tokens=0"):
         chat.handle(line)
         assert "stays: " in said(out)
+    chat.handle("/set top_k=many")
+    assert said(out) == "top_k stays: 'many' is no number for it\n"
     chat.handle("/set colour=red")
     assert "/set takes NAME=VALUE" in said(out)
     assert chat.params == before
@@ -126,6 +128,9 @@ def test_set_changes_what_it_knows_and_nothing_else():
 def test_save_appends_a_row_of_messages(tmp_path):
     chat, out = chat_with()
     chat.handle("/system be short")
+    chat.handle(f"/save {tmp_path / 'chat.jsonl'}")
+    assert "nothing to save yet" in said(out)
+    assert not (tmp_path / "chat.jsonl").exists()
     chat.handle("hi")
     for _ in range(2):
         chat.handle(f"/save {tmp_path / 'chat.jsonl'}")

@@ -132,6 +132,19 @@ def test_a_run_is_finished_when_the_last_of_its_files_is_there(tmp_path, monkeyp
     assert summary_of(tmp_path)["status"] == "unfinished"
 
 
+def test_a_picture_that_cannot_be_drawn_fails_no_run(tmp_path, monkeypatch):
+    def broken(*_):
+        raise ImportError("no ft2font")
+
+    monkeypatch.setattr("tunesmith.plot.plot_run", broken)
+    with Run.create(tmp_path, recipe(tmp_path)) as run:
+        work(run, 0, 20)
+        with pytest.warns(RuntimeWarning, match="loss.png could not be drawn: no ft2font"):
+            run(Ended(20, "budget spent", 10.0, 0.4, 2000, 20, {"loss": 0.155}))
+    assert summary_of(tmp_path)["status"] == "finished"
+    assert (tmp_path / "README.md").exists()
+
+
 def test_a_run_broken_off_before_its_first_step_draws_nothing(tmp_path):
     with Run.create(tmp_path, recipe(tmp_path)) as run:
         run(Started(20, None, 0, 0.0))

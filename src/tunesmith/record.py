@@ -22,6 +22,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, Self
 
@@ -199,24 +200,31 @@ class Run:
 
     def _finish(self, event: Ended) -> None:
         from tunesmith.card import write_card
-        from tunesmith.plot import plot_run
 
         self._summarise(event, "unfinished")  # the card is made from it
-        plot_run(self.folder / "metrics.jsonl", self.picture)
+        self._draw()
         write_card(self.folder)
         self._summarise(event, "finished")  # said last: by now all of it is there
         self._has_ended = True
 
     def _leave(self, event: BrokenOff) -> None:
         """What can be seen of a run that did not end; an error here would hide the one that ended it."""
-        from tunesmith.plot import plot_run
-
         with contextlib.suppress(TunesmithError):
             self._summarise(event, event.status)
         if self._last_step:
-            title = f"{self.folder.absolute().name}, {event.status} after step {event.step}"
             with contextlib.suppress(TunesmithError):
-                plot_run(self.folder / "metrics.jsonl", self.picture, title)
+                self._draw(f"{self.folder.absolute().name}, {event.status} after step {event.step}")
+
+    def _draw(self, title: str | None = None) -> None:
+        """The picture; a matplotlib that does not work here is no reason to call a whole run failed."""
+        try:
+            from tunesmith.plot import plot_run
+
+            plot_run(self.folder / "metrics.jsonl", self.picture, title)
+        except TunesmithError:
+            raise
+        except Exception as error:
+            warnings.warn(f"{self.picture} could not be drawn: {error}", RuntimeWarning, stacklevel=2)
 
     def _summarise(self, event: Ended | BrokenOff, status: str) -> None:
         summary = {"status": status} | _numbers(event) | {"last_checkpoint": self._last_save}
