@@ -105,6 +105,40 @@ def test_training_goes_on_from_an_ended_run_only(place, tmp_path):
         run.train(from_dict(values), quiet=True)
 
 
+# ---- runs whose files are elsewhere
+
+
+@pytest.fixture
+def moved(place, tmp_path):
+    """A run whose rows and base are not where they were."""
+    make_rows(tmp_path / "rows.jsonl", 10)
+    shutil.copytree(place / "model", tmp_path / "model")
+    run.train(from_dict(recipe(tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "run", epochs=1)), quiet=True)
+    (tmp_path / "rows.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    return tmp_path
+
+
+def test_a_model_answers_when_the_rows_that_it_learned_from_are_gone(moved):
+    invoke("generate", moved / "run", "hello", "--max-new-tokens", 2)
+    invoke("chat", moved / "run" / "adapter", input="hello\n/quit\n")
+    invoke("merge", moved / "run", moved / "merged")
+    assert figures(moved / "run", "--data", moved / "elsewhere.jsonl")["rows"] == 10
+    assert "rows.jsonl" in invoke("evaluate", moved / "run", code=2).stderr
+    assert "rows.jsonl" in invoke("train", moved / "run", "--resume", code=2).stderr
+
+
+def test_a_base_that_is_elsewhere_is_asked_for_and_taken(moved):
+    (moved / "model").rename(moved / "base")
+    for verb in (
+        ("generate", moved / "run", "hello"),
+        ("evaluate", moved / "run", "--data", moved / "elsewhere.jsonl"),
+    ):
+        done = invoke(*verb, code=2)
+        assert "not where it was" in done.stderr
+        assert "--base" in done.stderr
+        invoke(*verb, "--base", moved / "base")
+
+
 # ---- nothing that is typed is ignored
 
 
@@ -152,6 +186,14 @@ def test_a_file_without_prompts_is_refused(place, tmp_path, name, content, said)
     done = invoke("generate", place / "whole", "--file", tmp_path / name, code=2)
     assert said in done.stderr
     assert not list(tmp_path.glob("*answers*"))
+
+
+def test_scores_are_told_when_the_answers_cannot_be_written(place, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = ("--score", "f1", "--max-new-tokens", 2, "--json", "--out", tmp_path / "file" / "x.jsonl")
+    done = invoke("evaluate", place / "whole", *words, code=4)
+    assert json.loads(done.stdout)["f1"]["count"] == 3
+    assert "cannot be written" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["generate", "evaluate"])

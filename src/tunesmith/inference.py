@@ -204,11 +204,11 @@ def evaluate(
                 on_progress=said,
                 max_rows=batch_size,
             )
-            if out is not None:
-                write_answers(out, items, made)
             figures = _figures(made, score)
     plain = {key: asdict(value) if isinstance(value, Mean) else value for key, value in figures.items()}
     print(json.dumps(plain, indent=2) if as_json else "\n".join(f"{key}: {value}" for key, value in figures.items()))
+    if out is not None:  # after the figures: a disk that is full does not take those too
+        write_answers(out, items, made)
     return plain
 
 

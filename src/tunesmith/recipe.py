@@ -107,8 +107,11 @@ class Resolved:
         return "\n".join(lines) + "\n"
 
 
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Resolved:
-    """The recipe in a YAML file (or in a run folder), with `section.key=value` overrides on top."""
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, past: bool = False) -> Resolved:
+    """The recipe in a YAML file (or in a run folder), with `section.key=value` overrides on top.
+
+    `past`: of a run that was, whose files may be gone or elsewhere by now; they are not looked for.
+    """
     file = FilePath(path)
     if file.is_dir():
         file = file / "recipe.yaml"
@@ -131,7 +134,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Resolve
     tree = _Tree(lined.value or {}, sources, str(file), lined.errors)
     if file.name == "recipe.yaml" and (file.parent / "provenance.json").is_file():
         tree.stand_in(file.absolute().parent)
-    return _resolve(tree, overrides, name, file.parent)
+    return _resolve(tree, overrides, name, file.parent, past)
 
 
 def from_dict(
@@ -156,10 +159,10 @@ def _recipes_beside(file: FilePath) -> str:
     return "there is " + ", ".join(found[:8]) if found else "name a YAML file"
 
 
-def _resolve(tree: _Tree, overrides: Sequence[str], name: str, folder: FilePath) -> Resolved:
+def _resolve(tree: _Tree, overrides: Sequence[str], name: str, folder: FilePath, past: bool = False) -> Resolved:
     for text in overrides:
         tree.override(text)
-    recipe = _Paths(tree, folder).in_recipe(tree.recipe())
+    recipe = tree.recipe() if past else _Paths(tree, folder).in_recipe(tree.recipe())
     provenance = {
         f"{section}.{key}": tree.provenance((section, key))
         for section, settings in recipe.model_dump().items()

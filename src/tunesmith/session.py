@@ -158,8 +158,25 @@ def find_source(source: str, base: str | None = None, say: Callable[[str], objec
         settings = ModelSettings(name=base) if settings is None else settings.model_copy(update={"name": base})
     if settings is None:
         settings = ModelSettings(name=_base_in_config(adapter))
+    settings = _still_there(settings, adapter)
     system_turn = "keep" if recipe is None else recipe.data.system_turn
     return Source(settings.model_copy(update={"adapter": None}), adapter, system_turn)
+
+
+def _still_there(settings: ModelSettings, adapter: Path) -> ModelSettings:
+    """A run remembers files by their place: of those that are gone, the base is asked for, the template is done without
+    where the adapter's own tokenizer has it."""
+    if settings.name.startswith("/") and not Path(settings.name).exists():
+        raise ModelError(
+            "the base of this adapter is not where it was",
+            where=str(adapter),
+            found=f"there is no {settings.name}",
+            fix="say where it is: --base FOLDER-OR-HUB-ID",
+        )
+    template = settings.template
+    if template and template.startswith("/") and not Path(template).exists() and any(adapter.glob("tokenizer*")):
+        return settings.model_copy(update={"template": None})
+    return settings
 
 
 def recipe_of(source: str | Path) -> Recipe | None:
@@ -167,7 +184,7 @@ def recipe_of(source: str | Path) -> Recipe | None:
     path = Path(source).expanduser().absolute()
     for folder in (path, path.parent, path.parent.parent):
         if _is_run(folder):
-            return load(folder / "recipe.yaml").recipe
+            return load(folder / "recipe.yaml", past=True).recipe
     return None
 
 
