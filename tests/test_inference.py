@@ -139,6 +139,25 @@ def test_a_base_that_is_elsewhere_is_asked_for_and_taken(moved):
         invoke(*verb, "--base", moved / "base")
 
 
+def test_rows_that_came_from_python_have_to_come_from_there_again(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"what is {i}", "completion": f"it is {i}"} for i in range(4)]
+
+    def strike(event):
+        if isinstance(event, StepDone) and event.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as caught:
+        tunesmith.tune(str(place / "model"), rows, folder="run", quiet=True, train__steps=3, listeners=[strike])
+    told = caught.value.fix.removesuffix(" goes on with the same rows")
+    assert told == "tunesmith.train(tunesmith.load('run'), rows=rows, resume=True)"
+    done = invoke("train", "run", "--resume", code=2)
+    assert "came from Python" in done.stderr
+    assert "resume=True" in done.stderr
+    trained = eval(told, {"tunesmith": tunesmith, "rows": rows})
+    assert trained.ended.step == 3
+
+
 # ---- nothing that is typed is ignored
 
 

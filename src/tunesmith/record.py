@@ -293,7 +293,7 @@ def _may_run_here(folder: Path, resolved: Written, resume: bool) -> None:
         raise CheckpointError(
             "a run has been here already",
             where=str(folder),
-            fix="go on with it: --resume; or give this run its own folder: output.folder=…",
+            fix="go on with it: --resume (in Python: resume=True); or give this run its own folder: output.folder=…",
         )
     try:
         then = json.loads(record.read_text())["recipe"]

@@ -36,6 +36,8 @@ from tunesmith.train.loop import Job, Loop, train_mode
 from tunesmith.train.optim import check_optimizer
 from tunesmith.train.signals import Signals, watched
 
+FROM_PYTHON = "rows"
+"""What stands for the file where rows came from Python."""
 NAME = "trained"
 """What the adapter in training is called inside the process."""
 
@@ -64,6 +66,12 @@ def train(
 ) -> Trained:
     """Train by a recipe; `rows` stand in for the recipe's file. Returns when the budget is spent."""
     recipe = resolved.recipe
+    if rows is None and recipe.data.train == FROM_PYTHON and not Path(FROM_PYTHON).exists():
+        raise RecipeError(
+            "the run's rows came from Python and are in no file",
+            where=resolved.source,
+            fix=f"give them again: tunesmith.train(tunesmith.load({str(resolved.folder)!r}), rows=rows, resume=True)",
+        )
     with (
         Run.create(resolved.folder, resolved, resume) as run,
         watched() as signals,
@@ -360,7 +368,7 @@ def tune(
     listed: list[Mapping[str, Any]] | None = None if from_file else list(rows)  # type: ignore[arg-type]
     values: dict[str, Any] = {
         "model": {"name": model},
-        "data": {"train": str(rows) if from_file else "rows"},
+        "data": {"train": str(rows) if from_file else FROM_PYTHON},
         "output": {"folder": str(folder or _unused(Path("runs") / time.strftime("tune-%Y%m%d-%H%M%S")))},
     }
     if listed is None or len(listed) >= 20:
