@@ -72,7 +72,7 @@ class Progress:
         try:
             yield
         except OSError:
-            self._live, self._notebook, self._console = None, None, Console(quiet=True)
+            self._live, self._notebook, self._console = None, None, _Console(quiet=True)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
