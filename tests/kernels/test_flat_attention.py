@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.kernels.flat_attention import can_run, flat_attention, flat_attention_reference
-from tunesmith.kernels.native import why_not
+from tunesmith.kernels.native import has_tiles, why_not
 
 needs_compiler = pytest.mark.skipif(why_not() is not None, reason=f"compiled kernels: {why_not()}")
 
@@ -48,8 +48,9 @@ def test_equals_the_plain_form(
 
 
 @needs_compiler
-def test_a_neighbour_changes_no_bit() -> None:
-    q, k, v = inputs([40, 50], 3, 1, 64, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_neighbour_changes_no_bit(dtype: torch.dtype) -> None:
+    q, k, v = inputs([40, 50], 3, 1, 64, dtype)
     bounds = torch.tensor([0, 40, 90])
     before = flat_attention(q, k, v, bounds, 0.125)
     others = [x.detach().clone() for x in (q, k, v)]
@@ -61,14 +62,31 @@ def test_a_neighbour_changes_no_bit() -> None:
 
 
 @needs_compiler
-def test_bad_numbers_stay_bad() -> None:
-    q, k, v = inputs([20], 2, 2, 32, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bad_numbers_stay_bad(dtype: torch.dtype) -> None:
+    q, k, v = inputs([20], 2, 2, 32, dtype)
     with torch.no_grad():
         k[3, 0, 5] = float("nan")
     out = flat_attention(q, k, v, torch.tensor([0, 20]), 0.2)
     assert not out[3:, 0].isfinite().any()
     assert out[:3].isfinite().all()
     assert out[:, 1].isfinite().all()
+
+
+@needs_compiler
+@pytest.mark.skipif(not has_tiles(), reason="no matrix tiles for bf16 (Intel AMX) here")
+@pytest.mark.parametrize("window", [0, 33])
+def test_tiles_and_vectors_agree(window: int) -> None:
+    q, k, v = inputs([70, 33, 1, 200], 6, 2, 64, torch.bfloat16)
+    bounds = torch.tensor([0, 70, 103, 104, 304])
+    grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    tiles = flat_attention(q, k, v, bounds, 0.125, window)
+    wide = [x.detach().float().requires_grad_() for x in (q, k, v)]  # fp32 takes the other kernel
+    vectors = flat_attention(*wide, bounds, 0.125, window)
+    ours = (tiles, *torch.autograd.grad(tiles, (q, k, v), grad))
+    theirs = (vectors, *torch.autograd.grad(vectors, wide, grad.float()))
+    for mine, exact in zip(ours, theirs, strict=True):
+        assert (mine.float() - exact).abs().max() <= 1e-2 * exact.abs().max()
 
 
 @pytest.mark.parametrize("shape", [(5, 2, 40), (5, 2, 16)], ids=["not a multiple of a tile", "smaller than a tile"])

@@ -5,7 +5,8 @@
 
 `flat_attention_reference` is the plain form. `flat_attention` calls `attention.c`: each head of each document is a unit
 of work on tables padded to whole register tiles, so that heads and documents of any size keep all cores busy. It
-computes in fp32 whatever the inputs, and keeps q, k, v, the output and one number per row and head.
+keeps q, k, v, the output and one number per row and head, and computes in fp32 whatever the inputs; only where bf16 can
+be multiplied on matrix tiles, `attention_tiles.c` does that, and adds in fp32.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels.fused import call, runs_natively
+from tunesmith.kernels.native import has_tiles
 
 
 def flat_attention_reference(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int = 0) -> Tensor:
@@ -39,6 +41,10 @@ def can_run(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return q.shape[-1] == v.shape[-1] and q.shape[-1] % 32 == 0 and runs_natively(q, k, v)
 
 
+def _name(q: Tensor) -> str:
+    return "attention_tiles" if q.dtype == torch.bfloat16 and has_tiles() else "attention"
+
+
 class _FlatAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int) -> Tensor:
@@ -46,7 +52,7 @@ class _FlatAttention(torch.autograd.Function):
         out = torch.empty_like(q)
         log_sums = torch.empty(q.shape[1], q.shape[0])
         sizes = (len(bounds) - 1, q.shape[0], q.shape[1], k.shape[1], q.shape[2], window)
-        call("attention", q.dtype, q, k, v, out, log_sums, bounds, *sizes, scale)
+        call(_name(q), q.dtype, q, k, v, out, log_sums, bounds, *sizes, scale)
         ctx.save_for_backward(q, k, v, out, log_sums, bounds)
         ctx.sizes, ctx.scale = sizes, scale
         return out
@@ -57,7 +63,7 @@ class _FlatAttention(torch.autograd.Function):
         dq = torch.empty_like(q)
         by_head = [torch.empty(q.shape) for _ in (k, v)]
         call(
-            "attention_back", q.dtype, grads[0].contiguous(), q, k, v, out, log_sums, dq, *by_head, bounds,
+            f"{_name(q)}_back", q.dtype, grads[0].contiguous(), q, k, v, out, log_sums, dq, *by_head, bounds,
             *ctx.sizes, ctx.scale,
         )  # fmt: skip
         tokens, groups, dim = k.shape

@@ -19,7 +19,7 @@ from pathlib import Path
 from tunesmith.machine import cache_folder
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "fused.c", FOLDER / "attention.c")
+SOURCES = tuple(FOLDER / name for name in ("fused.c", "attention.c", "attention_tiles.c"))
 HEADER = FOLDER / "portable.h"
 # Not -ffast-math: linked into a shared object it would change how the whole process treats tiny numbers.
 FLAGS = (
@@ -37,6 +37,13 @@ def library() -> ctypes.CDLL | None:
 def why_not() -> str | None:
     """Why the kernels run in their plain form, or None where the compiled ones run."""
     return _build()[1]
+
+
+@functools.cache
+def has_tiles() -> bool:
+    """Whether bf16 attention may use this processor's matrix tiles (Intel AMX); asks the system for them once."""
+    compiled = library()
+    return compiled is not None and bool(compiled.has_tiles())
 
 
 @functools.cache
