@@ -10,7 +10,8 @@ import workshop
 RECIPES = sorted((workshop.ROOT / "recipes").glob("*.yaml"))
 SMALLER = {"chat_identity": ["adapter.last_blocks=1"], "base_model_template": ["data.limit=40"]}
 SMALLER |= {name: ["data.limit=40", "data.held_out=4"] for name in ("alpaca", "function_calling")}
-SMALLER |= {"squad": ["data.limit=40", "data.held_out=4"], "plain_text": ["data.limit=4", "data.max_length=256"]}
+SMALLER |= {name: ["data.limit=40", "data.held_out=4"] for name in ("squad", "squad_by_paragraph")}
+SMALLER |= {"plain_text": ["data.limit=4", "data.max_length=256"]}
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,8 @@ def checkout(tmp_path_factory):
     script += "from pathlib import Path; from tunesmith.demo.task import make_task; "
     script += "write(Path('recipes/data/sql'), make_task(num_rows=40, num_test=4))"
     workshop.run(f'python -c "{script}"', folder)
+    if workshop.SHARED.is_dir():
+        workshop.run("python recipes/data/make_squad.py", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         workshop.run("tunesmith train recipes/marketing_mail.yaml", folder)
@@ -42,6 +45,43 @@ def test_two_steps(path, checkout):
     summary = json.loads((checkout / "runs" / f"two-{path.stem}" / "summary.json").read_text())
     assert summary["step"] == 2
     assert (checkout / "runs" / f"two-{path.stem}" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_squad_by_paragraph_asks_as_squad_does():
+    """The first turn is squad.yaml's own row; later turns hold the question alone; every question is there each pass."""
+    make_squad = workshop.module("recipes/data/make_squad.py")
+    rows = [
+        {"title": "t", "context": f"Paragraph {p}.", "question": f"Q{p}{q}?", "answers": [f"a{q}"] if q % 2 else []}
+        for p in range(2)
+        for q in range(3)
+    ]
+    made = make_squad.conversations(rows)
+    assert len(made) == 2 * make_squad.PASSES
+    for row in made:
+        system, first, *rest = row["messages"]
+        assert system["role"] == "system"
+        assert first["content"].startswith("Context: Paragraph ")
+        asked = [first["content"].rpartition("Question: ")[2]]
+        asked += [turn["content"].removeprefix("Question: ") for turn in rest if turn["role"] == "user"]
+        answers = [turn["content"] for turn in rest if turn["role"] == "assistant"]
+        assert len(set(asked)) == len(answers) == 3
+        for question, answer in zip(asked, answers, strict=True):
+            assert answer == ("a1" if question[2] == "1" else "Cannot find answer")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not workshop.SHARED.is_dir(), reason="the shared data is not beside the repository")
+def test_squad_beats_always_refusing():
+    """Trained for real: exact match on the 956 validation rows, paired with a model that always refuses."""
+    import subprocess
+    import sys
+
+    command = [sys.executable, "squad.py", "--no-write"]
+    done = subprocess.run(command, cwd=workshop.ROOT / "benchmarks", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["tuned less always refuse"]["exact"]["low"] > 0
+    assert figures["tuned less base"]["exact"]["low"] > 0
 
 
 def test_squad_answers():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from typer.testing import CliRunner
 
@@ -47,6 +49,15 @@ def make_model(folder: Path, *, template: bool) -> None:
     randomise(model, 0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def module(path: str) -> ModuleType:
+    """A script of the repository, imported under its own name without running it."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
 
 
 def run(line: str, checkout: Path) -> str:

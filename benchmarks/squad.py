@@ -1,0 +1,102 @@
+"""What SQuAD 2.0 training teaches the small model: exact match and F1 before and after, and against always refusing.
+
+    python benchmarks/squad.py                  trains some minutes (squad_by_paragraph.yaml), asks 956 rows
+    python benchmarks/squad.py --adapter RUN    scores a run that is there already
+
+More than half of the questions have no answer in their paragraph: a model that always refuses scores high. What counts
+is the paired difference to that, on the same questions, with its interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from prepare import REPOSITORY, SHARED, make_model
+from result import Result, load_average, warn_if_busy
+
+from tunesmith import Params, load, open_session
+from tunesmith.data.formats import convert
+from tunesmith.data.sources import read
+from tunesmith.evaluate import Evaluation, Item, before_after, item_of
+from tunesmith.run import train
+from tunesmith.score.intervals import Change, paired_change
+from tunesmith.score.text import REFUSALS, exact_match, f1
+
+sys.path.insert(0, str(REPOSITORY / "recipes" / "data"))
+from make_squad import write
+
+SQUAD = SHARED / "squad_v2"
+SCORERS = {"exact": exact_match, "f1": f1}
+
+
+def questions(limit: int | None) -> list[Item]:
+    """The validation rows, asked as recipes/squad.yaml asks."""
+    settings = load(REPOSITORY / "recipes" / "squad.yaml", [f"data.train={SQUAD / 'train.jsonl'}"]).recipe.data
+    raw = read(str(SQUAD / "validation.jsonl"), limit=limit)
+    rows = convert(raw, settings.format, settings.columns).rows
+    return [item_of(row, dict(values), values["answers"]) for row, (_, values) in zip(rows, raw, strict=True)]
+
+
+def told(change: Change) -> dict[str, float]:
+    return {"difference": change.difference, "low": change.low, "high": change.high}
+
+
+def figures(evaluation: Evaluation) -> dict[str, Any]:
+    means = {}
+    for name in SCORERS:
+        for part, mean in {"all": evaluation.mean(name), **evaluation.by_part(name)}.items():
+            means[f"{name}, {part}"] = {"value": mean.value, "low": mean.low, "high": mean.high, "count": mean.count}
+    return means
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=9.0, help="of training")
+    parser.add_argument("--limit", type=int, help="ask only the first so many rows")
+    parser.add_argument("--adapter", type=Path, help="a run folder, in place of training")
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    options = parser.parse_args()
+    before = warn_if_busy()
+    model = make_model()
+    with tempfile.TemporaryDirectory() as folder:
+        run = options.adapter or Path(folder) / "run"
+        if options.adapter is None:
+            rows = write(SQUAD / "train.jsonl", Path(folder))
+            changes = [f"model.name={model}", f"data.train={rows}", f"train.minutes={options.minutes}"]
+            recipe = REPOSITORY / "recipes" / "squad_by_paragraph.yaml"
+            train(load(recipe, [*changes, f"output.folder={run}"]))
+        summary = json.loads((run / "summary.json").read_text())
+        session, items = open_session(str(run), base=str(model)), questions(options.limit)
+        both = before_after(
+            session, items, list(SCORERS), adapter=str(session.adapter), params=Params(max_new_tokens=40), max_rows=32
+        )
+    refused = {name: [score(REFUSALS[0], item.gold) for item in items] for name, score in SCORERS.items()}
+    measures = {
+        "always refuse": {name: sum(values) / len(values) for name, values in refused.items()},
+        "tuned less always refuse": {
+            name: told(paired_change(refused[name], both.after.scores[name])) for name in SCORERS
+        },
+        "tuned less base": {name: told(both.change(name)) for name in SCORERS},
+    }
+    result = Result(
+        benchmark="squad",
+        subject="",
+        settings={"questions": len(items), **{k: summary.get(k) for k in ("step", "train_seconds", "num_tokens")}},
+        load_average={"before": before, "after": load_average()},
+        contenders={"base": figures(both.before), "tuned": figures(both.after)},
+        ratios={},
+        measures=measures,
+    )
+    if not options.no_write:
+        print(f"written: {result.write().relative_to(REPOSITORY)}", file=sys.stderr)
+    print(json.dumps({"base": figures(both.before), "tuned": figures(both.after), **measures}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
