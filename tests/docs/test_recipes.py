@@ -48,7 +48,7 @@ def test_two_steps(path, checkout):
 
 
 def test_squad_by_paragraph_asks_as_squad_does():
-    """The first turn is squad.yaml's own row; later turns hold the question alone; every question is there each pass."""
+    """The first turn is squad.yaml's own row; later turns are questions alone; none is lost in a pass."""
     make_squad = workshop.module("recipes/data/make_squad.py")
     rows = [
         {"title": "t", "context": f"Paragraph {p}.", "question": f"Q{p}{q}?", "answers": [f"a{q}"] if q % 2 else []}

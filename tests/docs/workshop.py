@@ -54,7 +54,8 @@ def make_model(folder: Path, *, template: bool) -> None:
 def module(path: str) -> ModuleType:
     """A script of the repository, imported under its own name without running it."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made
