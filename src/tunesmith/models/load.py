@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import MachineError, ModelError
 from tunesmith.machine import cache_folder, cpu_flags, cpu_name
 from tunesmith.models import attention
 from tunesmith.models.fuse import fuse
@@ -38,7 +38,18 @@ class Loaded:
 
 def pick_device(wanted: str) -> torch.device:
     if wanted != "auto":
-        return torch.device(wanted)
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        device = torch.device(wanted)
+        if not there[device.type]:
+            raise MachineError(
+                f"model.device is {wanted}, but this torch finds no {device.type} device",
+                found=f"torch {torch.__version__}",
+                fix="model.device=auto, or another build of torch (README, PyTorch); tunesmith doctor says more",
+            )
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            found = f"{torch.cuda.device_count()} devices"
+            raise MachineError(f"there is no {wanted}", found=found, fix="model.device=cuda, or a lower number")
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -180,7 +191,8 @@ def load_tokenizer(
 
 
 def load_config(settings: ModelSettings, *, trust_remote_code: bool = False) -> Any:
-    """The model's config alone: what can be checked before any weight is loaded."""
+    """The model's config alone: what can be checked before any weight is loaded, the device too."""
+    pick_device(settings.device)
     name = _local(settings.name)
     _check_name(name, settings.revision)
     return _fetch(
@@ -249,8 +261,13 @@ def resize_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> No
         return
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
-    torch.random.set_rng_state(state)
+    said = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # it explains at length how new rows are drawn
+    try:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    finally:
+        hf_logging.set_verbosity(said)
+        torch.random.set_rng_state(state)
 
 
 def _local(name: str) -> str:
