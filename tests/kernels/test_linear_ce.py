@@ -53,7 +53,8 @@ def agree(fast, plain, dtype):
         assert (mine is None) == (wanted is None)
         if wanted is not None and wanted.numel():
             assert mine.dtype == wanted.dtype
-            largest = max(wanted.abs().max().item(), 1e-6)
+            # A gradient of nearly 0 is a difference of probabilities near 1, each right to its own rounding alone.
+            largest = max(wanted.abs().max().item(), 0.05)
             assert (mine.double() - wanted.double()).abs().max().item() <= tolerance * largest
 
 
