@@ -1,6 +1,6 @@
 """Attention of many documents, ours against torch's flash kernel called for each; and what a new shape costs in bf16.
 
-    python benchmarks/kernels.py          best of 40 calls each, about half a minute
+    python benchmarks/attention_kernels.py          best of 40 calls each, about half a minute
 
 Times are milliseconds of forward and backward together, in one process, the kernels taking turns.
 """
