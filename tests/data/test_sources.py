@@ -72,6 +72,22 @@ def test_arguments_that_arrow_filled_with_null_are_not_there(tmp_path):
         assert [row["n"] for row in found] == [1, None]
 
 
+@pytest.mark.parametrize(("content", "says"), [("empty", "no rows"), ("damaged", "not a readable parquet")])
+def test_a_parquet_file_without_rows_is_told_from_a_damaged_one_and_nothing_else_is_printed(
+    tmp_path, capfd, content, says
+):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.array([], type=pa.string())}), str(path))
+    if content == "damaged":
+        path.write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match=says):
+        read(path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_reading_columnar_files_leaves_no_copy_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     parquet(tmp_path / "a.parquet")

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.problems import Problems, listed, shown
+from tunesmith.data.quiet import quiet_datasets
 from tunesmith.data.strict_json import Fault, Parsed, first_fault, parse
 from tunesmith.data.types import Origin
 from tunesmith.errors import DataError
@@ -286,13 +287,16 @@ def _read_text(path: Path, limit: int | None, problems: Problems) -> list[RawRow
 def _read_columnar(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
     """Parquet and Arrow, streamed by `datasets` so that nothing is copied into its cache."""
     from datasets import load_dataset
+    from pyarrow import parquet
 
     if path.stat().st_size == 0:
         return []
     builder = "parquet" if path.suffix.lower() == ".parquet" else "arrow"
     try:
         rows: list[RawRow] = []
-        with TemporaryDirectory() as folder:
+        with quiet_datasets(), TemporaryDirectory() as folder:
+            if builder == "parquet" and parquet.read_metadata(str(path)).num_rows == 0:
+                return []  # `datasets` takes such a file for a damaged one
             stream = load_dataset(builder, data_files=str(path), split="train", streaming=True, cache_dir=folder)
             for number, row in enumerate(stream, start=1):
                 rows.append((Origin(str(path), number), of_arrow(row)))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.files import READERS, RawRow, of_arrow, read_file
 from tunesmith.data.problems import Problems, listed, shown
+from tunesmith.data.quiet import quiet_datasets
 from tunesmith.data.types import Origin
 from tunesmith.errors import DataError
 
@@ -39,7 +39,7 @@ def read(source: Source, *, split: str = "train", subset: str | None = None, lim
         return read_file(path, limit)
     if not _looks_like_hub_id(str(source)):
         raise DataError("no such file or folder", where=str(source), fix=_nearby(path))
-    with _quiet_datasets():
+    with quiet_datasets():
         return _read_hub(str(source), split, subset, limit)
 
 
@@ -128,7 +128,7 @@ def _read_saved(folder: Path, split: str, limit: int | None) -> list[RawRow]:
     """A folder written by `Dataset.save_to_disk`."""
     from datasets import DatasetDict, load_from_disk
 
-    with _quiet_datasets():
+    with quiet_datasets():
         try:
             saved = load_from_disk(str(folder))
         except Exception as error:  # pyarrow and datasets raise a dozen kinds for a damaged folder
@@ -198,26 +198,3 @@ def _hub_error(error: Exception, name: str, split: str, subset: str | None) -> D
     return DataError(
         f"the hub data set has no readable {wanted}", where=name, found=first, fix="set data.split, data.subset"
     )
-
-
-@contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    """No progress bars and no log lines of `datasets` and the hub client inside; all as it was afterwards."""
-    import datasets
-    from huggingface_hub import utils as hub
-
-    bars, hub_bars = datasets.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
-    verbosity, hub_verbosity = datasets.logging.get_verbosity(), hub.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    hub.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    hub.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        hub.logging.set_verbosity(hub_verbosity)
-        if bars:
-            datasets.enable_progress_bars()
-        if hub_bars:
-            hub.enable_progress_bars()
