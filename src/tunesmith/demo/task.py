@@ -18,6 +18,8 @@ from tunesmith.score.sql import Verdict, execution_match
 
 SYSTEM = "Write one SQLite query."
 NUM_ROWS = 300
+NUM_BLOCKS = 2
+"""A machine that is fast gets on to the second block of `NUM_ROWS`; what the tests ask, the first one has shown."""
 TURNS = 5
 NUM_TEST = 100
 NUM_SHOTS = 3
@@ -45,10 +47,10 @@ class Task:
 
 def make_task(num_rows: int = NUM_ROWS, turns: int = TURNS, num_test: int = NUM_TEST, seed: int = 0) -> Task:
     """The same for the same arguments, on every machine."""
-    training = training_questions(num_rows, turns, seed)
-    known = {question.parts for row in training for question in row}
+    blocks = [training_questions(num_rows, turns, seed + block) for block in range(NUM_BLOCKS)]
+    known = {question.parts for row in blocks[0] for question in row}
     return Task(
-        training,
+        [row for block in blocks for row in block],
         test_questions("tables", num_test, known, seed),
         test_questions("combinations", num_test, known, seed),
     )

@@ -233,13 +233,22 @@ def _for_generation(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation("sdpa" if model._supports_sdpa and not capped else "eager")
     if training:
         model.eval()
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(_contiguous) if isinstance(head, torch.nn.Module) else None
     try:
         yield
     finally:
+        if hook is not None:
+            hook.remove()
         if other:
             model.set_attn_implementation(implementation)
         if training:
             model.train()
+
+
+def _contiguous(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """The last column of many is a view with gaps, for which torch multiplies with one copy of the head per row."""
+    return (inputs[0].contiguous(),)
 
 
 def _bytes_per_token(model: PreTrainedModel) -> int:
