@@ -48,7 +48,11 @@ def test_judged_by_running(small):
 def test_files_hold_all_that_scoring_needs(small, tmp_path):
     paths = task.write_task(small, tmp_path)
     rows = {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in paths.items()}
-    assert {name: len(content) for name, content in rows.items()} == {"train": 40 * task.NUM_BLOCKS, "tables": 20, "combinations": 20}
+    assert {name: len(content) for name, content in rows.items()} == {
+        "train": 40 * task.NUM_BLOCKS,
+        "tables": 20,
+        "combinations": 20,
+    }
     for row in rows["tables"] + rows["combinations"]:
         assert task.judge_row(row, row["sql"]).correct
         assert not task.judge_row(row, "SELECT 1 WHERE 0").correct
