@@ -18,6 +18,7 @@ from tunesmith.adapters import identity, store
 from tunesmith.adapters.adapter_set import AdapterSet, add
 from tunesmith.adapters.attach import Switch
 from tunesmith.data.prepare import Prepared, prepare
+from tunesmith.data.problems import counted
 from tunesmith.data.report import summary
 from tunesmith.data.templates import install
 from tunesmith.errors import CheckpointError, Interrupted, MachineError, RecipeError
@@ -182,12 +183,12 @@ def _reached(adapter_set: AdapterSet) -> list[str]:
     """What is trained and what is not, a line each."""
     targets = adapter_set.targets
     names = dict.fromkeys(path.rpartition(".")[2] for path in targets.adapted)
-    lines = [f"{adapter_set.settings.method} on {len(targets.adapted)} layers: {', '.join(names)}"]  # type: ignore[attr-defined]
+    lines = [f"{adapter_set.settings.method} on {counted(len(targets.adapted), 'layer')}: {', '.join(names)}"]  # type: ignore[attr-defined]
     if targets.in_full:
         full = dict.fromkeys(path.rpartition(".")[2] for path in targets.in_full)
-        lines.append(f"in full, {len(targets.in_full)} modules: {', '.join(full)}")
+        lines.append(f"in full, {counted(len(targets.in_full), 'module')}: {', '.join(full)}")
     if adapter_set.added_tokens:
-        lines.append(f"rows of {len(adapter_set.added_tokens)} added tokens")
+        lines.append(f"rows of {counted(len(adapter_set.added_tokens), 'added token')}")
     if targets.missed:
         lines.append(f"not reached: {', '.join(targets.summary())}")
     return lines

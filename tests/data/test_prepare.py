@@ -277,6 +277,17 @@ def test_the_short_form_and_the_json_agree_with_the_counts():
     assert found["fingerprint"] == prepared.fingerprint
 
 
+def test_one_of_a_kind_is_told_in_the_singular():
+    prepared = prepare(data(held_out=1), TOKENIZER, seed=0, rows=ROWS[:2])
+    assert "held out: 1 row by" in "\n".join(summary(prepared))
+    assert summary(prepared)[0].startswith("1 row read as prompt-completion: 1 to train on, ")
+    with pytest.raises(DataError, match="1 row to hold out of 1"):
+        prepare(data(held_out=1), TOKENIZER, seed=0, rows=ROWS[:1])
+    with pytest.raises(DataError) as caught:
+        prepare(data(), TOKENIZER, seed=0, rows=[{"prompt": "", "completion": ""}])
+    assert str(caught.value.found).startswith("1 row: 1 row empty")
+
+
 def test_the_spaces_of_a_row_are_shown_where_a_decoder_strips_the_first_of_a_text():
     from tokenizers import decoders
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tunesmith.data.files import RawRow
 from tunesmith.data.formats import convert
-from tunesmith.data.problems import Problems
+from tunesmith.data.problems import Problems, counted
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.sources import read
@@ -99,7 +99,7 @@ def prepare(
         raise DataError(
             "no row is left to train on",
             where=settings.train if rows is None else "rows",
-            found=f"{counts.read} rows: " + "; ".join(told(counts)),
+            found=f"{counted(counts.read, 'row')}: " + "; ".join(told(counts)),
             fix=_advice(counts),
         )
     held_out: list[Example] = []
@@ -111,7 +111,7 @@ def prepare(
             raise DataError(
                 "no held-out row is left",
                 where="data.held_out",
-                found=f"{held_out_counts.read} rows: " + "; ".join(told(held_out_counts)),
+                found=f"{counted(held_out_counts.read, 'row')}: " + "; ".join(told(held_out_counts)),
                 fix=f"hold out more rows; {_advice(held_out_counts)}",
             )
     return Prepared(
@@ -143,7 +143,7 @@ def _advice(counts: Counts) -> str:
 def told(counts: Counts) -> list[str]:
     """What happened to rows, in words, with the first rows of each kind."""
     return [
-        f"{tally.count:,} {'row' if tally.count == 1 else 'rows'} {KINDS[kind]} ({_places(tally)})"
+        f"{counted(tally.count, 'row')} {KINDS[kind]} ({_places(tally)})"
         for kind, tally in counts.kinds.items()
         if tally.count
     ]

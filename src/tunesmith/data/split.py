@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.files import RawRow
-from tunesmith.data.problems import Problems, listed
+from tunesmith.data.problems import Problems, counted, listed
 from tunesmith.data.settings import DataSettings, HeldOut
 from tunesmith.data.sources import read
 from tunesmith.errors import DataError
@@ -53,11 +53,11 @@ def split(raw: Sequence[RawRow], settings: DataSettings, *, seed: int) -> Split:
             raise DataError(
                 "nothing is left to train on",
                 where="data.held_out",
-                found=f"{count} rows to hold out of {len(raw)}",
+                found=f"{counted(count, 'row')} to hold out of {len(raw):,}",
                 fix="hold out fewer rows",
             )
         order = np.random.default_rng(seed).permutation(len(raw))
-        chosen, how = set(order[:count].tolist()), f"held out: {count} rows by seed {seed}"
+        chosen, how = set(order[:count].tolist()), f"held out: {counted(count, 'row')} by seed {seed}"
     return Split(
         [row for index, row in enumerate(raw) if index not in chosen],
         [row for index, row in enumerate(raw) if index in chosen],
