@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 import tunesmith
 from tunesmith import cli, run
-from tunesmith.errors import AdapterError, Interrupted
+from tunesmith.data.types import Message
+from tunesmith.errors import AdapterError, Interrupted, RecipeError
 from tunesmith.events import StepDone
 from tunesmith.recipe import from_dict
 
@@ -103,6 +104,51 @@ def test_training_goes_on_from_an_ended_run_only(place, tmp_path):
     values = values | {"model": {**values["model"], "adapter": str(place / "cut")}, "adapter": {}}
     with pytest.raises(AdapterError, match="has not ended"):
         run.train(from_dict(values), quiet=True)
+
+
+# ---- adapters with tokens and a template of their own
+
+
+@pytest.fixture(scope="module")
+def talker(place):
+    """A run on a base without a chat template, which got one, and a token of its own. The base's files are fp32."""
+    shutil.copytree(place / "model", place / "bare")
+    (place / "bare" / "chat_template.jinja").unlink()
+    values = recipe(place / "bare", place / "rows.jsonl", place / "talker", epochs=1)
+    values["model"] |= {"template": "chatml", "add_tokens": ["<think>"], "dtype": "bfloat16"}
+    run.train(from_dict(values), quiet=True)
+    return place / "talker"
+
+
+def test_training_goes_on_with_the_tokens_and_the_template_of_the_adapter(place, talker, tmp_path):
+    values = recipe(place / "bare", place / "rows.jsonl", tmp_path / "on", epochs=1) | {"adapter": {}}
+    values["model"]["adapter"] = str(talker)
+    trained = run.train(from_dict(values), quiet=True)
+    asked = [Message("user", "a <think> b")]
+    wanted = tunesmith.open_session(str(talker)).prompt_ids(asked)
+    assert trained.session.tokenizer.convert_tokens_to_ids("<think>") in wanted
+    assert trained.session.prompt_ids(asked) == wanted
+    assert tunesmith.open_session(str(tmp_path / "on")).prompt_ids(asked) == wanted
+
+    values["model"]["add_tokens"] = ["<think>", "<more>"]
+    values["output"]["folder"] = str(tmp_path / "more")
+    with pytest.raises(RecipeError, match="no rows for tokens") as caught:
+        run.train(from_dict(values), quiet=True)
+    assert caught.value.found == "<more>"
+
+
+def test_a_bare_base_is_asked_in_the_words_of_the_adapter_put_on_it(place, talker):
+    direct = invoke("generate", talker, "hi <think>", "--max-new-tokens", 5).stdout
+    assert invoke("generate", place / "bare", "hi <think>", "--max-new-tokens", 5, "--adapter", talker).stdout == direct
+    scored = ("--data", place / "rows.jsonl", "--adapter", talker)
+    assert figures(place / "bare", *scored)["loss"] == figures(talker, *scored[:2])["loss"]
+
+
+def test_merged_weights_have_the_dtype_that_is_asked_for_or_that_of_the_base(talker, tmp_path):
+    for dtype, name in ((None, "float32"), ("bfloat16", "bfloat16")):
+        invoke("merge", talker, tmp_path / name, *(("--dtype", dtype) if dtype else ()))
+        assert json.loads((tmp_path / name / "config.json").read_text())["dtype"] == name
+    assert "there is no dtype int8" in invoke("merge", talker, tmp_path / "no", "--dtype", "int8", code=2).stderr
 
 
 # ---- runs whose files are elsewhere

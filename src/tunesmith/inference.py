@@ -295,7 +295,8 @@ def merge(
     if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
         raise AdapterError("there is something already", where=str(out), fix="choose another folder")
     with Progress() as progress:
-        session = _open(progress, source, base=base, dtype=dtype, trust_remote_code=trust_remote_code)
+        wanted = "stored" if dtype == "auto" else dtype
+        session = _open(progress, source, base=base, dtype=wanted, trust_remote_code=trust_remote_code)
         if session.adapter is None:
             raise RecipeError(f"{source} holds no adapter to merge", fix="give a run folder or an adapter folder")
         unfuse(session.model)

@@ -23,7 +23,7 @@ from tunesmith.data.report import summary
 from tunesmith.data.templates import install
 from tunesmith.errors import CheckpointError, Interrupted, MachineError, RecipeError
 from tunesmith.events import Ended, Event, Listener
-from tunesmith.models.load import Loaded, load_config, load_model, load_tokenizer
+from tunesmith.models.load import Loaded, has_tokenizer, load_config, load_model, load_tokenizer
 from tunesmith.models.policy import Policy, probe
 from tunesmith.objectives.sft import SFT
 from tunesmith.progress import Progress
@@ -142,7 +142,7 @@ def _read(
     """Tokenizer and rows: everything that can be wrong with the data shows before any weight is loaded."""
     with progress.stage("loading the tokenizer"):
         load_config(recipe.model, trust_remote_code=trust_remote_code)
-        tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code, folder=_origin(recipe))
         if recipe.model.template:
             install(recipe.model.template, tokenizer)
     with progress.stage("reading the data"):
@@ -194,16 +194,22 @@ def _reached(adapter_set: AdapterSet) -> list[str]:
     return lines
 
 
+def _origin(recipe: Recipe) -> Path | None:
+    """The adapter that training goes on from."""
+    return None if recipe.model.adapter is None else adapter_folder(Path(recipe.model.adapter).expanduser())
+
+
 def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch) -> AdapterSet:
     """A fresh adapter, or the one that training goes on from."""
-    if recipe.model.adapter is None:
+    folder = _origin(recipe)
+    if folder is None:
         fresh = add(
             loaded.model, switch, recipe.adapter, name=NAME, seed=recipe.train.seed, added_tokens=loaded.added_token_ids
         )
         fresh.added_tokens = recipe.model.add_tokens
         return fresh
-    folder = adapter_folder(Path(recipe.model.adapter))
     adapter_set = store.load(folder, loaded.model, switch, NAME, trainable=True)
+    _refuse_untrained_tokens(recipe, loaded, adapter_set)
     given = recipe.explicit().get("adapter", {})
     held = adapter_set.settings.model_dump(mode="json")
     clashes = [f"{key}={value} (the adapter has {held[key]})" for key, value in given.items() if held[key] != value]
@@ -215,6 +221,22 @@ def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch) -> AdapterSet:
             fix="leave these settings out, or start a fresh adapter without model.adapter",
         )
     return adapter_set
+
+
+def _refuse_untrained_tokens(recipe: Recipe, loaded: Loaded, adapter_set: AdapterSet) -> None:
+    """Tokens that the recipe adds are among those whose rows the adapter trains: it gets no new rows."""
+    embedding = adapter_set.body.embedding or ""
+    trained = adapter_set.token_rows.get(embedding, ())
+    pairs = zip(recipe.model.add_tokens, loaded.added_token_ids, strict=True)
+    untrained = [token for token, token_id in pairs if token_id not in trained]
+    if untrained and embedding not in adapter_set.targets.in_full:
+        raise RecipeError(
+            "the adapter that training goes on from has no rows for tokens that the recipe adds",
+            where="model.add_tokens",
+            found=", ".join(untrained),
+            expected=", ".join(adapter_set.added_tokens) or "no added tokens",
+            fix="leave them out, or start a fresh adapter without model.adapter",
+        )
 
 
 def _objective(recipe: Recipe, prepared: Prepared) -> SFT:
@@ -239,9 +261,12 @@ def _loop(
     signals: Signals,
     listeners: Sequence[Listener],
 ) -> Loop:
+    origin = _origin(recipe)
+    is_own = bool(recipe.model.add_tokens or recipe.model.template or (origin and has_tokenizer(origin)))
+
     def write(folder: Path) -> None:
         store.save(folder, adapter_set, base)
-        if recipe.model.add_tokens or recipe.model.template:
+        if is_own:
             tokenizer.save_pretrained(folder)
 
     extra = {

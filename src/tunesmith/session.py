@@ -11,7 +11,7 @@ import json
 import shlex
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.templates import install
 from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models.load import load_model, load_tokenizer
+from tunesmith.models.load import load_model, load_tokenizer, stored_dtype
 from tunesmith.models.session import Params
 from tunesmith.models.session import Session as BaseSession
 from tunesmith.models.settings import ModelSettings
@@ -155,12 +155,18 @@ def find_source(source: str, base: str | None = None, say: Callable[[str], objec
     recipe = recipe_of(adapter)
     settings = None if recipe is None else recipe.model
     if base is not None:
-        settings = ModelSettings(name=base) if settings is None else settings.model_copy(update={"name": base})
+        settings = ModelSettings(name=base) if settings is None else _on_another(settings, base)
     if settings is None:
         settings = ModelSettings(name=_base_in_config(adapter))
     settings = _still_there(settings, adapter)
     system_turn = "keep" if recipe is None else recipe.data.system_turn
     return Source(settings.model_copy(update={"adapter": None}), adapter, system_turn)
+
+
+def _on_another(settings: ModelSettings, base: str) -> ModelSettings:
+    """The same settings with another base; a revision means something in its own repository alone."""
+    revision = settings.revision if base == settings.name else None
+    return settings.model_copy(update={"name": base, "revision": revision})
 
 
 def _still_there(settings: ModelSettings, adapter: Path) -> ModelSettings:
@@ -212,16 +218,22 @@ def open_session(
 ) -> Session:
     """Load what `source` names, and further `adapters` beside it. The source's own adapter answers first.
 
-    `say` gets what one should know of it: that a run has not ended and its best checkpoint stands in.
+    Prompts are written with the source's tokenizer and template; where the source is a bare base, with those of the
+    first adapter. `device` and `dtype` other than auto go before what a run's recipe says; "stored": the dtype of the
+    base's files. `say` gets what one should know of it: that a run has not ended and its best checkpoint stands in.
     """
     found = find_source(source, base, say)
-    settings = found.model
-    if settings.device == "auto":
-        settings = settings.model_copy(update={"device": device})
-    if settings.dtype == "auto":
-        settings = settings.model_copy(update={"dtype": dtype})
     folders = [standing_adapter(Path(folder).expanduser(), say) for folder in adapters]
-    tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code, folder=found.adapter)
+    written_for = found.adapter
+    if found.adapter is None and folders:
+        written_for = folders[0]
+        found = replace(find_source(str(written_for), found.model.name), adapter=None)
+    settings = found.model
+    if dtype == "stored":
+        dtype = stored_dtype(settings, trust_remote_code=trust_remote_code)
+    given = {"device": device, "dtype": dtype}
+    settings = settings.model_copy(update={key: value for key, value in given.items() if value != "auto"})
+    tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code, folder=written_for)
     if settings.template:
         install(settings.template, tokenizer)
     model = load_model(settings, tokenizer, trust_remote_code=trust_remote_code).model
