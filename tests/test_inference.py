@@ -145,7 +145,7 @@ def test_a_bare_base_is_asked_in_the_words_of_the_adapter_put_on_it(place, talke
 
 
 def test_merged_weights_have_the_dtype_that_is_asked_for_or_that_of_the_base(talker, tmp_path):
-    for dtype, name in ((None, "float32"), ("bfloat16", "bfloat16")):
+    for dtype, name in ((None, "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")):
         invoke("merge", talker, tmp_path / name, *(("--dtype", dtype) if dtype else ()))
         assert json.loads((tmp_path / name / "config.json").read_text())["dtype"] == name
     assert "there is no dtype int8" in invoke("merge", talker, tmp_path / "no", "--dtype", "int8", code=2).stderr

@@ -28,7 +28,7 @@ from tunesmith.adapters import METHODS, peft_config
 from tunesmith.adapters.adapter_set import AdapterSet, make, place
 from tunesmith.adapters.attach import Switch, slots
 from tunesmith.adapters.full import Full
-from tunesmith.adapters.identity import BaseIdentity, fingerprint, public_name
+from tunesmith.adapters.identity import BaseIdentity, is_same, public_name
 from tunesmith.adapters.peft_config import Plan
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy
@@ -191,7 +191,7 @@ def _check_base(config: dict[str, Any], side: dict[str, Any] | None, model: PreT
     here = public_name(str(getattr(model.config, "_name_or_path", "") or ""))
     there = public_name(str(config.get("base_model_name_or_path") or ""))
     if side is not None:
-        if side.get("base", {}).get("fingerprint") != fingerprint(model):
+        if not is_same(side.get("base", {}), model):
             raise AdapterError(
                 "this adapter was trained beside another base model",
                 found=here or "this model",
