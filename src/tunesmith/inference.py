@@ -96,7 +96,8 @@ def generate(
     if target is not None:
         refuse_folder(target)
     if file is not None:
-        prompts = read_prompts(file, system)
+        recipe = recipe_of(source) or (recipe_of(adapter) if adapter and adapter != NO_ADAPTER else None)
+        prompts = read_prompts(file, system, None if recipe is None else recipe.data)
     else:
         before = (Message("system", system),) if system else ()
         prompts = [Prompt(1, (*before, Message("user", prompt or "")))]
