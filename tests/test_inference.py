@@ -144,6 +144,31 @@ def test_a_bare_base_is_asked_in_the_words_of_the_adapter_put_on_it(place, talke
     assert figures(place / "bare", *scored)["loss"] == figures(talker, *scored[:2])["loss"]
 
 
+def test_a_base_without_a_template_is_given_one(place, talker, tmp_path):
+    """Base and run are asked in the same words, so that what tuning adds can be seen."""
+    bare = invoke("generate", place / "bare", "hi", code=2)
+    assert "--template" in bare.stderr
+    direct = invoke("generate", talker, "hi", "--max-new-tokens", 5, "--adapter", "none").stdout
+    assert invoke("generate", place / "bare", "hi", "--max-new-tokens", 5, "--template", "chatml").stdout
+    invoke("chat", place / "bare", "--template", "chatml", "--max-new-tokens", 2, input="hi\n")
+    assert direct
+    scored = figures(place / "bare", "--recipe", talker, "--data", place / "rows.jsonl")
+    assert scored == pytest.approx(figures(talker, "--data", place / "rows.jsonl", "--adapter", "none"), rel=0.02)
+
+
+def test_an_adapter_that_knows_other_words_is_told_of(place, talker):
+    said = "talker was trained with another chat template"
+    assert said in invoke("chat", place / "whole", "--adapter", talker, "--base", place / "bare", input="").stderr
+    assert said not in invoke("chat", place / "bare", "--adapter", talker, input="").stderr
+
+
+def test_a_base_on_a_base_is_refused(place):
+    assert (
+        "is a model, and so is --base"
+        in invoke("generate", place / "model", "hi", "--base", place / "bare", code=2).stderr
+    )
+
+
 def test_merged_weights_have_the_dtype_that_is_asked_for_or_that_of_the_base(talker, tmp_path):
     for dtype, name in ((None, "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")):
         invoke("merge", talker, tmp_path / name, *(("--dtype", dtype) if dtype else ()))

@@ -63,6 +63,7 @@ def chat(
     adapters: Sequence[str | Path] = (),
     base: str | None = None,
     system: str | None = None,
+    template: str | None = None,
     max_new_tokens: int = 512,
     temperature: float = 0.0,
     trust_remote_code: bool = False,
@@ -70,7 +71,12 @@ def chat(
     """Talk with a model in the terminal."""
     with Progress() as progress, progress.stage("loading the model"):
         session = open_session(
-            str(source), base=base, adapters=adapters, trust_remote_code=trust_remote_code, say=progress.say
+            str(source),
+            base=base,
+            adapters=adapters,
+            template=template,
+            trust_remote_code=trust_remote_code,
+            say=progress.say,
         )
     run_chat(session, params=Params(max_new_tokens, temperature), adapter=session.adapter, system=system)
 
@@ -84,6 +90,7 @@ def generate(
     adapter: str | None = None,
     base: str | None = None,
     system: str | None = None,
+    template: str | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     batch_size: int = 16,
@@ -102,7 +109,7 @@ def generate(
         before = (Message("system", system),) if system else ()
         prompts = [Prompt(1, (*before, Message("user", prompt or "")))]
     with Progress() as progress:
-        session = _open(progress, source, adapter, base=base, trust_remote_code=trust_remote_code)
+        session = _open(progress, source, adapter, base=base, template=template, trust_remote_code=trust_remote_code)
         if target is None:
             for one in prompts:
                 session.stream(
@@ -191,7 +198,15 @@ def evaluate(
         _refuse_unscorable(items, score, settings.train)
     with Progress(quiet=as_json) as progress:
         aloud = functools.partial(print, file=sys.stderr)  # what a program's person should know, quiet or not
-        session = _open(progress, source, adapter, base=base, trust_remote_code=trust_remote_code, say=aloud)
+        session = _open(
+            progress,
+            source,
+            adapter,
+            base=base,
+            trust_remote_code=trust_remote_code,
+            say=aloud,
+            **_asked_as(source, recipe),
+        )
         if score == "loss":
             figures = _held_out_loss(session, settings, seed, all_rows, limit)
         else:
@@ -230,6 +245,14 @@ def _rows_of(
         return DataSettings(train=data, limit=limit), 0
     changes = {"train": data, "held_out": None, "limit": limit}
     return recipe.data.model_copy(update=changes), recipe.train.seed
+
+
+def _asked_as(source: str | Path, recipe_file: Path | None) -> dict[str, Any]:
+    """What a recipe says of prompts, for a source that is no run and so does not say it itself."""
+    if recipe_file is None or recipe_of(source) is not None:
+        return {}
+    recipe = load(recipe_file).recipe
+    return {"template": recipe.model.template, "system_turn": recipe.data.system_turn}
 
 
 def _held_out_loss(

@@ -22,7 +22,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.templates import install
 from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models.load import load_model, load_tokenizer, stored_dtype
+from tunesmith.models.load import has_tokenizer, load_model, load_tokenizer, stored_dtype
 from tunesmith.models.session import Params
 from tunesmith.models.session import Session as BaseSession
 from tunesmith.models.settings import ModelSettings
@@ -141,10 +141,14 @@ class Source:
 def find_source(source: str, base: str | None = None, say: Callable[[str], object] = warnings.warn) -> Source:
     """A run folder, an adapter folder, a model folder or a hub id; `base` overrides what an adapter says."""
     path = Path(source).expanduser()
-    if not path.exists():
-        return Source(ModelSettings(name=source), None)
-    if (path / "config.json").is_file() or path.suffix == ".gguf":
-        return Source(ModelSettings(name=str(path)), None)
+    is_model = path.exists() and ((path / "config.json").is_file() or path.suffix == ".gguf")
+    if is_model or not path.exists():
+        if base is not None:
+            raise ModelError(
+                f"{source} is a model, and so is --base {base}",
+                fix=f"to put an adapter on {base}, give the adapter's folder in place of {source}",
+            )
+        return Source(ModelSettings(name=str(path) if is_model else source), None)
     if path.is_file():
         raise ModelError(
             f"{source} is a file",
@@ -185,6 +189,14 @@ def _still_there(settings: ModelSettings, adapter: Path) -> ModelSettings:
     return settings
 
 
+def _writes_alike(folder: Path, other: Path | None, tokenizer: Any) -> bool:
+    """Whether the adapter in `folder` was trained with the template and tokens of `tokenizer`, that of `other`."""
+    if not has_tokenizer(folder):  # it knows the base's own
+        return other is None or not has_tokenizer(other)
+    own = load_tokenizer(ModelSettings(name=str(folder)))
+    return bool(own.chat_template == tokenizer.chat_template and own.get_added_vocab() == tokenizer.get_added_vocab())
+
+
 def recipe_of(source: str | Path) -> Recipe | None:
     """The recipe of the run that `source` is or lies in (its adapter, a checkpoint); None where it is no run's."""
     path = Path(source).expanduser().absolute()
@@ -213,6 +225,8 @@ def open_session(
     adapters: Sequence[str | Path] = (),
     device: str = "auto",
     dtype: str = "auto",
+    template: str | None = None,
+    system_turn: Literal["keep", "into-user"] | None = None,
     trust_remote_code: bool = False,
     say: Callable[[str], object] = warnings.warn,
 ) -> Session:
@@ -220,7 +234,8 @@ def open_session(
 
     Prompts are written with the source's tokenizer and template; where the source is a bare base, with those of the
     first adapter. `device` and `dtype` other than auto go before what a run's recipe says; "stored": the dtype of the
-    base's files. `say` gets what one should know of it: that a run has not ended and its best checkpoint stands in.
+    base's files. `template` and `system_turn` replace what the source says of them. `say` gets what one should know of
+    it: that a run has not ended and its best checkpoint stands in.
     """
     found = find_source(source, base, say)
     folders = [standing_adapter(Path(folder).expanduser(), say) for folder in adapters]
@@ -231,18 +246,19 @@ def open_session(
     settings = found.model
     if dtype == "stored":
         dtype = stored_dtype(settings, trust_remote_code=trust_remote_code)
-    given = {"device": device, "dtype": dtype}
-    settings = settings.model_copy(update={key: value for key, value in given.items() if value != "auto"})
+    given = {"device": device, "dtype": dtype, "template": template}
+    settings = settings.model_copy(update={key: value for key, value in given.items() if value not in ("auto", None)})
     tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code, folder=written_for)
     if settings.template:
         install(settings.template, tokenizer)
     model = load_model(settings, tokenizer, trust_remote_code=trust_remote_code).model
-    session = Session(
-        model, tokenizer, Renderer(tokenizer, system_turn=found.system_turn), Switch(), name=settings.name
-    )
+    renderer = Renderer(tokenizer, system_turn=system_turn or found.system_turn)
+    session = Session(model, tokenizer, renderer, Switch(), name=settings.name)
     if found.adapter is not None:
         session.adapter = session.load_adapter(found.adapter)
     for folder in folders:
-        session.load_adapter(folder)
+        called = session.load_adapter(folder)
+        if folder != written_for and not _writes_alike(folder, written_for, tokenizer):
+            say(f"{called} was trained with another chat template or other tokens: prompts are not written as it knows")
     model.eval()
     return session
