@@ -162,6 +162,19 @@ def test_an_adapter_that_knows_other_words_is_told_of(place, talker):
     assert said not in invoke("chat", place / "bare", "--adapter", talker, input="").stderr
 
 
+def test_a_base_that_is_named_vouches_for_peft_s_folder(place, tmp_path):
+    """PEFT notes a place that is on no other machine; shapes are all that can be checked."""
+    shutil.copytree(place / "whole" / "adapter", tmp_path / "theirs")
+    (tmp_path / "theirs" / "tunesmith.json").unlink()
+    file = tmp_path / "theirs" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/content/smol"}))
+    assert "--base" in invoke("generate", tmp_path / "theirs", "hi", code=2).stderr
+    answer = invoke("generate", tmp_path / "theirs", "hi", "--max-new-tokens", 4, "--base", place / "model").stdout
+    assert answer == invoke("generate", place / "whole", "hi", "--max-new-tokens", 4).stdout
+    put_on = ("generate", place / "model", "hi", "--adapter", tmp_path / "theirs")
+    assert "write model as base_model_name_or_path" in invoke(*put_on, code=2).stderr
+
+
 def test_a_base_on_a_base_is_refused(place):
     assert (
         "is a model, and so is --base"

@@ -46,11 +46,14 @@ class Session(BaseSession):
         self.sets[adapter_set.name] = adapter_set
         self.adapters.append(adapter_set.name)
 
-    def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
-        """Put an adapter of a folder beside the others; returns its name. Reads that folder's files alone."""
+    def load_adapter(self, folder: str | Path, name: str | None = None, *, same_base: bool = False) -> str:
+        """Put an adapter of a folder beside the others; returns its name. Reads that folder's files alone.
+
+        `same_base`: PEFT's note in it names another base, but this is the same.
+        """
         path = adapter_folder(Path(folder))
         called = name or unused_name(path, self.sets)
-        self.stand(store.load(path, self.model, self.switch, called))
+        self.stand(store.load(path, self.model, self.switch, called, same_base=same_base))
         return called
 
     def unload_adapter(self, name: str) -> None:
@@ -255,7 +258,7 @@ def open_session(
     renderer = Renderer(tokenizer, system_turn=system_turn or found.system_turn)
     session = Session(model, tokenizer, renderer, Switch(), name=settings.name)
     if found.adapter is not None:
-        session.adapter = session.load_adapter(found.adapter)
+        session.adapter = session.load_adapter(found.adapter, same_base=base is not None)
     for folder in folders:
         called = session.load_adapter(folder)
         if folder != written_for and not _writes_alike(folder, written_for, tokenizer):

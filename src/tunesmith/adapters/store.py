@@ -203,7 +203,8 @@ def _check_base(config: dict[str, Any], side: dict[str, Any] | None, model: PreT
             "this adapter names another base model",
             found=here,
             expected=there,
-            fix="load it on that model; if both are the same, say so (same_base=True)",
+            fix=f"load it on that model; if both are the same, write {here} as base_model_name_or_path into its "
+            f"{CONFIG} (or --base, or same_base=True in Python)",
         )
 
 
