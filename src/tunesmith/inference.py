@@ -26,7 +26,7 @@ from tunesmith.data.types import Conversation, Message
 from tunesmith.errors import AdapterError, DataError, Interrupted, MachineError, RecipeError
 from tunesmith.evaluate import Evaluation, Item, Mean, item_of, scorers_named, write_answers
 from tunesmith.evaluate import evaluate as score_items
-from tunesmith.models.load import without_bars
+from tunesmith.models.load import most_tokens, without_bars
 from tunesmith.models.policy import probe
 from tunesmith.models.session import Params
 from tunesmith.objectives.sft import SFT
@@ -259,7 +259,7 @@ def _held_out_loss(
     session: Session, settings: DataSettings, seed: int, all_rows: bool, limit: int | None
 ) -> dict[str, Any]:
     """Loss per learned token over all rows, or over what the run held out."""
-    prepared = prepare(settings, session.tokenizer, seed=seed)
+    prepared = prepare(settings, session.tokenizer, seed=seed, most_tokens=most_tokens(session.model.config))
     examples = (prepared.train if all_rows else prepared.held_out)[:limit]
     policy, _ = probe(session.model, session.switch)
     objective = SFT(examples, examples, batch_size=1, seed=0)

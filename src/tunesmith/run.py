@@ -23,7 +23,7 @@ from tunesmith.data.report import summary
 from tunesmith.data.templates import install
 from tunesmith.errors import CheckpointError, Interrupted, MachineError, RecipeError
 from tunesmith.events import Ended, Event, Listener
-from tunesmith.models.load import Loaded, has_tokenizer, load_config, load_model, load_tokenizer
+from tunesmith.models.load import Loaded, has_tokenizer, load_config, load_model, load_tokenizer, most_tokens
 from tunesmith.models.policy import Policy, probe
 from tunesmith.objectives.sft import SFT
 from tunesmith.progress import Progress
@@ -141,12 +141,12 @@ def _read(
 ) -> tuple[PreTrainedTokenizerBase, Prepared]:
     """Tokenizer and rows: everything that can be wrong with the data shows before any weight is loaded."""
     with progress.stage("loading the tokenizer"):
-        load_config(recipe.model, trust_remote_code=trust_remote_code)
+        config = load_config(recipe.model, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code, folder=_origin(recipe))
         if recipe.model.template:
             install(recipe.model.template, tokenizer)
     with progress.stage("reading the data"):
-        prepared = prepare(recipe.data, tokenizer, seed=recipe.train.seed, rows=rows)
+        prepared = prepare(recipe.data, tokenizer, seed=recipe.train.seed, rows=rows, most_tokens=most_tokens(config))
     return tokenizer, prepared
 
 

@@ -157,6 +157,17 @@ def test_overlong_rows_are_dropped_cut_split_or_refused():
         prepare(data(max_length=20, overlong="error"), TOKENIZER, seed=0, rows=rows)
 
 
+def test_a_model_s_table_of_positions_bounds_the_rows():
+    rows = [{"prompt": "q", "completion": "word " * n} for n in (1, 60)]
+    assert prepare(data(), TOKENIZER, seed=0, rows=rows).counts.kept == 2
+    bound = prepare(data(), TOKENIZER, seed=0, rows=rows, most_tokens=40)
+    assert (bound.counts.kept, bound.counts["overlong"]) == (1, 1)
+    assert "the model has 40 positions" in "\n".join(summary(bound))
+    cut = prepare(data(overlong="truncate"), TOKENIZER, seed=0, rows=rows, most_tokens=40)
+    assert max(map(len, cut.train)) == 40
+    assert prepare(data(), TOKENIZER, seed=0, rows=rows, most_tokens=4000).notes == ("nothing is held out",)
+
+
 def test_nothing_left_to_train_is_an_error_that_says_why():
     with pytest.raises(DataError, match=r"(?s)no row is left.*2 rows with nothing to learn.*rows: row 1, 2"):
         prepare(data(format="messages"), TOKENIZER, seed=0, rows=[{"messages": [{"role": "user", "content": "q"}]}] * 2)

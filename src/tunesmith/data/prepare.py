@@ -87,9 +87,21 @@ class Prepared:
 
 
 def prepare(
-    settings: DataSettings, tokenizer: Any, *, seed: int, rows: Iterable[Mapping[str, Any]] | None = None
+    settings: DataSettings,
+    tokenizer: Any,
+    *,
+    seed: int,
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    most_tokens: int | None = None,
 ) -> Prepared:
-    """All examples of a recipe's `data` section; `rows` stand in for `settings.train` where given."""
+    """All examples of a recipe's `data` section; `rows` stand in for `settings.train` where given.
+
+    `most_tokens`: the model has no more positions, whatever `data.max_length` says.
+    """
+    bound = ()
+    if most_tokens is not None and most_tokens < settings.max_length:
+        settings = settings.model_copy(update={"max_length": most_tokens})
+        bound = (f"the model has {most_tokens:,} positions: that is data.max_length here",)
     source = settings.train if rows is None else rows
     raw = read(source, split=settings.split, subset=settings.subset, limit=settings.limit)
     parted = split(raw, settings, seed=seed)
@@ -121,7 +133,7 @@ def prepare(
         counts,
         held_out_counts,
         form,
-        (parted.how, *notes, *renderer.notes),
+        (parted.how, *bound, *notes, *renderer.notes),
         fingerprint(train, held_out),
         renderer,
     )

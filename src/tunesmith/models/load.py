@@ -211,6 +211,13 @@ def load_config(settings: ModelSettings, *, trust_remote_code: bool = False) -> 
     )
 
 
+def most_tokens(config: Any) -> int | None:
+    """Longest text for a model that looks positions up in a table (GPT-2, OPT); None where it reckons them."""
+    text = config.get_text_config()
+    reckoned = getattr(text, "rope_parameters", None) or getattr(text, "alibi", False)
+    return None if reckoned else getattr(text, "max_position_embeddings", None)
+
+
 def stored_dtype(settings: ModelSettings, *, trust_remote_code: bool = False) -> str:
     """The dtype in which the model's files hold it, where they say so and it is one of ours; else auto."""
     stored = load_config(settings, trust_remote_code=trust_remote_code).get_text_config().dtype
