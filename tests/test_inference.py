@@ -257,6 +257,30 @@ def test_what_belongs_to_answers_is_refused_for_the_loss(place, tmp_path, option
     assert "--score" in done.stderr
 
 
+def test_talk_where_no_call_is_wanted_is_scored_apart(place, tmp_path):
+    call = [{"name": "look", "arguments": {"at": "fox"}}]
+    answers = [{"tool_calls": call}, {"content": "It is brown."}, {"content": "No."}]
+    rows = [{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", **answer}]} for answer in answers]
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = (
+        "evaluate",
+        place / "whole",
+        "--recipe",
+        tmp_path / "r.yaml",
+        "--score",
+        "tool_call",
+        "--max-new-tokens",
+        2,
+    )
+    (tmp_path / "r.yaml").write_text("model: {name: x}\ndata: {train: calls.jsonl}\n")
+    found = json.loads(invoke(*asked, "--data", tmp_path / "calls.jsonl", "--json").stdout)
+    assert found["tool_call"]["count"] == 3
+    assert found["tool_call, a call is wanted"]["value"] == 0
+    assert found["tool_call, no call is wanted"]["count"] == 2
+    (tmp_path / "calls.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert "no call" not in invoke(*asked, "--data", tmp_path / "calls.jsonl", "--json").stdout
+
+
 def test_programs_get_numbers(place):
     made = figures(place / "whole", "--score", "f1", "--max-new-tokens", 4)
     assert set(made["f1"]) == {"value", "low", "high", "count"}

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from tunesmith.models.session import Params
 from tunesmith.objectives.sft import SFT
 from tunesmith.progress import Progress
 from tunesmith.recipe import load
+from tunesmith.score.toolcall import parse_calls
 from tunesmith.session import Session, adapter_folder, open_session, recipe_of
 from tunesmith.train.memory import default_micro_batch_tokens
 from tunesmith.train.signals import watched
@@ -196,6 +197,7 @@ def evaluate(
     else:
         items = _items(settings, seed, all_rows, limit, gold)
         _refuse_unscorable(items, score, settings.train)
+        items = _calls_apart(items) if score == "tool_call" else items
     with Progress(quiet=as_json) as progress:
         aloud = functools.partial(print, file=sys.stderr)  # what a program's person should know, quiet or not
         session = _open(
@@ -283,6 +285,15 @@ def _items(settings: DataSettings, seed: int, all_rows: bool, limit: int | None,
     if not items:
         raise DataError("no row has an answer to compare with", where=settings.train)
     return items[:limit]
+
+
+def _calls_apart(items: list[Item]) -> list[Item]:
+    """Where some answers are calls and others talk: told apart, as any talk at all is right where no call is wanted."""
+    wanted = [bool(parse_calls(item.gold) if isinstance(item.gold, str) else item.gold) for item in items]
+    if all(wanted) or not any(wanted):
+        return items
+    parts = {True: "a call is wanted", False: "no call is wanted"}
+    return [replace(item, part=parts[call]) for item, call in zip(items, wanted, strict=True)]
 
 
 def _refuse_unscorable(items: Sequence[Item], score: str, where: str) -> None:
