@@ -9,6 +9,7 @@ import signal
 
 import pytest
 from small_run import make_model, make_rows, recipe
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 import tunesmith
@@ -186,6 +187,9 @@ def test_merged_weights_have_the_dtype_that_is_asked_for_or_that_of_the_base(tal
     for dtype, name in ((None, "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")):
         invoke("merge", talker, tmp_path / name, *(("--dtype", dtype) if dtype else ()))
         assert json.loads((tmp_path / name / "config.json").read_text())["dtype"] == name
+    ends = json.loads((tmp_path / name / "generation_config.json").read_text())["eos_token_id"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+    assert tokenizer.convert_ids_to_tokens(ends) == ["</s>", "<|im_end|>"]
     assert "there is no dtype int8" in invoke("merge", talker, tmp_path / "no", "--dtype", "int8", code=2).stderr
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,17 @@ def _figures(made: Evaluation, score: str) -> dict[str, Any]:
     return figures
 
 
+def _stop_where_a_turn_ends(session: Session) -> None:
+    """Whoever runs the merged model stops at the template's end of a turn, and where the base stopped."""
+    config = session.model.generation_config
+    if config is None:
+        return
+    there = config.eos_token_id
+    known = [] if there is None else [there] if isinstance(there, int) else list(there)
+    with suppress(DataError):  # a template that cannot write one question and one answer ends no turn
+        config.eos_token_id = list(dict.fromkeys([*known, *session.renderer.end_ids])) or None
+
+
 def merge(
     source: str | Path,
     out: str | Path,
@@ -335,6 +347,7 @@ def merge(
         if session.adapter is None:
             raise RecipeError(f"{source} holds no adapter to merge", fix="give a run folder or an adapter folder")
         unfuse(session.model)
+        _stop_where_a_turn_ends(session)
         with progress.stage("merging, writing and reading back"), without_bars():
             try:
                 report = merge_to_folder(session.model, session.sets[session.adapter], Path(out), session.tokenizer)
