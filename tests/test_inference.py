@@ -193,6 +193,14 @@ def test_merged_weights_have_the_dtype_that_is_asked_for_or_that_of_the_base(tal
     assert "there is no dtype int8" in invoke("merge", talker, tmp_path / "no", "--dtype", "int8", code=2).stderr
 
 
+def test_a_base_whose_sampling_contradicts_itself_is_merged(place, tmp_path):
+    shutil.copytree(place / "model", tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"eos_token_id": 2, "top_p": 0.6, "do_sample": false}')
+    invoke("merge", place / "whole", tmp_path / "out", "--base", tmp_path / "model")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (written["do_sample"], written["top_p"]) == (True, 0.6)
+
+
 # ---- runs whose files are elsewhere
 
 
@@ -259,6 +267,23 @@ def test_what_belongs_to_answers_is_refused_for_the_loss(place, tmp_path, option
     done = invoke("evaluate", place / "whole", option, tmp_path / "x", code=2)
     assert option in done.stderr
     assert "--score" in done.stderr
+
+
+def test_rows_that_are_not_scored_are_counted(place, tmp_path):
+    turns = (
+        [{"role": "user", "content": "q"}],
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+    )
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in (*turns, [])))
+    (tmp_path / "r.yaml").write_text("model: {name: x}\ndata: {train: r.jsonl}\n")
+    asked = ("evaluate", place / "whole", "--recipe", tmp_path / "r.yaml", "--data", tmp_path / "r.jsonl", "--json")
+    done = invoke(*asked)
+    assert json.loads(done.stdout)["rows"] == 1
+    assert "1 row with nothing to learn" in done.stderr
+    assert "1 row empty" in done.stderr
+    done = invoke(*asked, "--score", "exact", "--max-new-tokens", 2)
+    assert json.loads(done.stdout)["exact"]["count"] == 1
+    assert "2 rows without an answer, left out" in done.stderr
 
 
 def test_talk_where_no_call_is_wanted_is_scored_apart(place, tmp_path):

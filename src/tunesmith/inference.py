@@ -19,7 +19,8 @@ from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_fold
 from tunesmith.atomic import no_room
 from tunesmith.chat import run_chat
 from tunesmith.data.formats import convert
-from tunesmith.data.prepare import is_empty, prepare
+from tunesmith.data.prepare import is_empty, prepare, told
+from tunesmith.data.problems import counted
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.sources import read
 from tunesmith.data.split import split
@@ -190,17 +191,17 @@ def evaluate(
         raise RecipeError(f"{' and '.join(given)}: only answers have it, not the loss", fix="give --score too")
     if out is not None:
         refuse_folder(out)
+    aloud = functools.partial(print, file=sys.stderr)  # what a program's person should know, quiet or not
     settings, seed = _rows_of(source, data, recipe, limit)
     all_rows = data is not None
     if score == "loss":  # whether there are rows at all is known before any weight is loaded
         read(settings.train, split=settings.split, subset=settings.subset, limit=1)
         items = []
     else:
-        items = _items(settings, seed, all_rows, limit, gold)
+        items = _items(settings, seed, all_rows, limit, gold, aloud)
         _refuse_unscorable(items, score, settings.train)
         items = _calls_apart(items) if score == "tool_call" else items
     with Progress(quiet=as_json) as progress:
-        aloud = functools.partial(print, file=sys.stderr)  # what a program's person should know, quiet or not
         session = _open(
             progress,
             source,
@@ -211,7 +212,7 @@ def evaluate(
             **_asked_as(source, recipe),
         )
         if score == "loss":
-            figures = _held_out_loss(session, settings, seed, all_rows, limit)
+            figures = _held_out_loss(session, settings, seed, all_rows, limit, aloud)
         else:
             said = _every_tenth(progress, "answered")
             made = score_items(
@@ -259,10 +260,17 @@ def _asked_as(source: str | Path, recipe_file: Path | None) -> dict[str, Any]:
 
 
 def _held_out_loss(
-    session: Session, settings: DataSettings, seed: int, all_rows: bool, limit: int | None
+    session: Session,
+    settings: DataSettings,
+    seed: int,
+    all_rows: bool,
+    limit: int | None,
+    say: Callable[[str], object],
 ) -> dict[str, Any]:
-    """Loss per learned token over all rows, or over what the run held out."""
+    """Loss per learned token over all rows, or over what the run held out; what befell rows is said."""
     prepared = prepare(settings, session.tokenizer, seed=seed, most_tokens=most_tokens(session.model.config))
+    for line in told(prepared.counts if all_rows else prepared.held_out_counts):
+        say(line)
     examples = (prepared.train if all_rows else prepared.held_out)[:limit]
     policy, _ = probe(session.model, session.switch)
     objective = SFT(examples, examples, batch_size=1, seed=0)
@@ -271,8 +279,16 @@ def _held_out_loss(
     return {**metrics, "rows": len(examples), "learned_tokens": sum(example.num_learned for example in examples)}
 
 
-def _items(settings: DataSettings, seed: int, all_rows: bool, limit: int | None, gold: str | None) -> list[Item]:
-    """One item per conversation: its turns up to the last answer, which is the gold one unless a column holds it."""
+def _items(
+    settings: DataSettings,
+    seed: int,
+    all_rows: bool,
+    limit: int | None,
+    gold: str | None,
+    say: Callable[[str], object],
+) -> list[Item]:
+    """One item per conversation: its turns up to the last answer, which is the gold one unless a column holds it.
+    Rows without an answer are left out, and that is said."""
     raw = read(settings.train, split=settings.split, subset=settings.subset, limit=settings.limit)
     if not all_rows:
         raw = split(raw, settings, seed=seed).held_out
@@ -281,11 +297,17 @@ def _items(settings: DataSettings, seed: int, all_rows: bool, limit: int | None,
     for row, (origin, values) in zip(rows, raw, strict=True):
         if gold is not None and gold not in values:
             raise DataError(f"no column {gold!r} with the right answer", where=str(origin), found=", ".join(values))
-        if isinstance(row, Conversation) and not is_empty(row):
+        if isinstance(row, Conversation) and row.messages and (gold is not None or _ends_in_answer(row)):
             items.append(item_of(row, dict(values), None if gold is None else values[gold]))
     if not items:
         raise DataError("no row has an answer to compare with", where=settings.train)
+    if left_out := len(rows) - len(items):
+        say(f"{counted(left_out, 'row')} without an answer, left out")
     return items[:limit]
+
+
+def _ends_in_answer(row: Conversation) -> bool:
+    return row.messages[-1].role == "assistant" and not is_empty(row)
 
 
 def _calls_apart(items: list[Item]) -> list[Item]:
@@ -315,8 +337,9 @@ def _figures(made: Evaluation, score: str) -> dict[str, Any]:
     return figures
 
 
-def _stop_where_a_turn_ends(session: Session) -> None:
-    """Whoever runs the merged model stops at the template's end of a turn, and where the base stopped."""
+def _settle_generation(session: Session) -> None:
+    """Whoever runs the merged model stops at the template's end of a turn, and where the base stopped. What a base says
+    of sampling while it does not sample (Llama 2) transformers does not write: then it samples, as is meant."""
     config = session.model.generation_config
     if config is None:
         return
@@ -324,6 +347,10 @@ def _stop_where_a_turn_ends(session: Session) -> None:
     known = [] if there is None else [there] if isinstance(there, int) else list(there)
     with suppress(DataError):  # a template that cannot write one question and one answer ends no turn
         config.eos_token_id = list(dict.fromkeys([*known, *session.renderer.end_ids])) or None
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
 
 
 def merge(
@@ -347,7 +374,7 @@ def merge(
         if session.adapter is None:
             raise RecipeError(f"{source} holds no adapter to merge", fix="give a run folder or an adapter folder")
         unfuse(session.model)
-        _stop_where_a_turn_ends(session)
+        _settle_generation(session)
         with progress.stage("merging, writing and reading back"), without_bars():
             try:
                 report = merge_to_folder(session.model, session.sets[session.adapter], Path(out), session.tokenizer)
