@@ -98,7 +98,7 @@ def prepare(
 
     `most_tokens`: the model has no more positions, whatever `data.max_length` says.
     """
-    bound = ()
+    bound: tuple[str, ...] = ()
     if most_tokens is not None and most_tokens < settings.max_length:
         settings = settings.model_copy(update={"max_length": most_tokens})
         bound = (f"the model has {most_tokens:,} positions: that is data.max_length here",)
