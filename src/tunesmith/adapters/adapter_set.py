@@ -145,13 +145,16 @@ def make(
     settings: AdapterSettings,
     *,
     name: str,
-    seed: int,
+    seed: int | None,
     targets: Targets,
     token_rows: Mapping[str, Sequence[int]],
     layer_settings: dict[str, AdapterSettings] | None = None,
     share_tied: bool = True,
 ) -> AdapterSet:
-    """Build an adapter beside `model` without touching it. `layer_settings` by path, where they differ by layer."""
+    """Build an adapter beside `model` without touching it. `layer_settings` by path, where they differ by layer.
+
+    `seed` None: nothing is drawn, the tensors are to be filled from a file.
+    """
     if not name or "." in name:
         raise AdapterError(f"an adapter cannot be called {name!r}", fix="use letters, digits, - and _")
     body = anatomy(model)
@@ -159,7 +162,8 @@ def make(
     built: dict[str, Adapter] = {}
     for path, own in layer_settings.items():
         base = base_of(body.modules[path])
-        built[path] = METHODS[own.method].build(own, base, generator_of(seed, path))  # type: ignore[attr-defined]
+        generator = None if seed is None else generator_of(seed, path)
+        built[path] = METHODS[own.method].build(own, base, generator)  # type: ignore[attr-defined]
     _build_in_full(body, targets.in_full, built, share_tied)
     _build_tokens(body, token_rows, built)
     order = [path for path in body.modules if path in built]

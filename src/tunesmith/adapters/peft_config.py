@@ -20,14 +20,14 @@ from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy
 from tunesmith.errors import AdapterError, TunesmithError, together
 
-METHOD_OF = {"LORA": "lora"}
-"""PEFT's peft_type and our method."""
+KNOWN_TYPES = ("LORA",)
+"""PEFT's peft_type of the methods that are read here."""
 
 READ = {
     *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
     *("trainable_token_indices", "ensure_weight_tying", "task_type", "bias", "init_lora_weights"),
-    *("base_model_name_or_path", "revision"),
+    *("base_model_name_or_path", "revision", "use_dora"),
 }
 INERT = {
     *("auto_mapping", "peft_version", "inference_mode", "fan_in_fan_out", "megatron_core", "qalora_group_size"),
@@ -35,7 +35,6 @@ INERT = {
 }
 """Say how the adapter was made or run, not what it computes."""
 REFUSED = {
-    "use_dora": "merge it with PEFT and load the merged model",
     "lora_bias": "merge it with PEFT and load the merged model",
     "target_parameters": "merge it with PEFT and load the merged model: stacks of experts take no adapter here",
     "layer_replication": "replicate the layers of the base model first and save it, then train anew",
@@ -124,14 +123,14 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
     errors = list(_refusals(config))
     if errors:
         raise together(errors)
-    method = METHODS[METHOD_OF[config["peft_type"]]]
+    method, fields = _method(config)
     in_full = _saved_modules(config, body, errors)
     adapted = _target_modules(config, body, in_full, errors)
     rows = _token_rows(config, body, errors)
     if errors:
         raise together(errors)
     chosen = {"targets": tuple(adapted), "train_in_full": tuple(in_full)}
-    settings = method.Settings(**method.from_peft(config), **chosen)
+    settings = method.Settings(**fields, **chosen)
     layers = {}
     for path in adapted:
         own = dict(config)
@@ -144,12 +143,21 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
     return Plan(settings, layers, tuple(in_full), rows, share, config.get("base_model_name_or_path"))
 
 
+def _method(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The method of PEFT's `config`, and its fields."""
+    for method in METHODS.values():
+        fields = method.from_peft(config)  # type: ignore[attr-defined]
+        if fields is not None:
+            return method, fields
+    raise AdapterError(f"no method here reads peft_type {config['peft_type']} as it is set")
+
+
 def _refusals(config: dict[str, Any]) -> Iterable[TunesmithError]:
     kind = config.get("peft_type")
-    if kind not in METHOD_OF:
+    if kind not in KNOWN_TYPES:
         yield AdapterError(
             f"peft_type {kind} is not known here",
-            expected=", ".join(METHOD_OF),
+            expected=", ".join(KNOWN_TYPES),
             fix="merge it with PEFT and load the merged model",
         )
         return
