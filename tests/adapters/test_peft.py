@@ -7,15 +7,16 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
 
 from tunesmith.adapters.adapter_set import AdapterSet, add
 from tunesmith.adapters.attach import Switch
-from tunesmith.adapters.identity import identify
 from tunesmith.adapters.dora import Settings as DoRASettings
+from tunesmith.adapters.identity import identify
 from tunesmith.adapters.lora import Settings
 from tunesmith.adapters.lora_fa import Settings as LoRAFASettings
 from tunesmith.adapters.store import load, save
+from tunesmith.adapters.vera import Settings as VeRASettings
 from tunesmith.models.tiny import ARCHITECTURES, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -61,6 +62,7 @@ CHOICES = {
     "dora": (DoRASettings(r=4), 0),
     "pissa": (Settings(r=3, start="pissa", targets="attention"), 0),
     "olora, rank-stabilised": (Settings(r=3, start="olora", rank_stabilised=True, targets="attention"), 0),
+    "vera": (VeRASettings(r=24), 0),
     "lora-fa": (LoRAFASettings(r=4, targets="attention"), 0),
 }
 
@@ -87,7 +89,8 @@ def test_peft_computes_the_same_from_our_folder(arch, choice, tmp_path):
     for path in adapter_set.targets.adapted:
         for name, stored in adapter_set.adapters[path].stored().items():
             first, _, rest = name.partition(".")
-            grad = grads[f"{path}.{first}.default" + (f".{rest}" if rest else ".weight")]
+            full = f"{path}.{first}.default"
+            grad = grads[full] if full in grads else grads[f"{full}.{rest or 'weight'}"]
             piece = stored.pieces[0]  # what follows it in a file of PEFT's is frozen here
             if id(piece) in learned:
                 wanted = grad.narrow(stored.dim, 0, piece.shape[stored.dim])
@@ -99,11 +102,11 @@ def test_peft_computes_the_same_from_our_folder(arch, choice, tmp_path):
         assert sum(p.numel() for p in theirs.parameters() if p.requires_grad) == adapter_set.counts().trained + frozen
 
 
-def theirs_saved(arch: str, folder, **config):
+def theirs_saved(arch: str, folder, kind=LoraConfig, **config):
     """An adapter made and saved by PEFT itself, every tensor moved, and its logits."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(tiny(arch), LoraConfig(task_type="CAUSAL_LM", **config)).eval()
+        model = get_peft_model(tiny(arch), kind(task_type="CAUSAL_LM", **config)).eval()
         generator = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -115,6 +118,7 @@ def theirs_saved(arch: str, folder, **config):
 
 THEIRS = {
     "lora": {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"},
+    "vera": {"r": 24, "target_modules": ["UP", "DOWN"], "d_initial": 0.3},
     "dora": {"r": 4, "use_dora": True, "target_modules": "all-linear"},
     "dora of embeddings": {"r": 4, "use_dora": True, "target_modules": ["EMBED", "UP"]},
     "rslora": {"r": 4, "use_rslora": True, "target_modules": "all-linear"},
@@ -162,7 +166,8 @@ def named(value, names: dict[str, str]):
 @pytest.mark.parametrize("choice", THEIRS)
 @pytest.mark.parametrize("arch", NAMES)
 def test_we_compute_the_same_from_peft_s_folder(arch, choice, tmp_path):
-    theirs = theirs_saved(arch, tmp_path / "a", **named(THEIRS[choice], NAMES[arch]))
+    kind = VeraConfig if choice.startswith("vera") else LoraConfig
+    theirs = theirs_saved(arch, tmp_path / "a", kind, **named(THEIRS[choice], NAMES[arch]))
     model, switch = tiny(arch), Switch()
     adapter_set = load(tmp_path / "a", model, switch, "a", trainable=True)
     wanted = theirs(IDS).logits

@@ -48,8 +48,15 @@ def input_of(kind: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(3, TOKENS, IN, generator=generator).to(dtype)
 
 
-def _of_method(name: str, **settings):
-    return lambda base, seed: METHODS[name].build(METHODS[name].Settings(**settings), base, generator_of(seed, "here"))
+def _of_method(name: str, **values):
+    method = METHODS[name]
+    settings = method.Settings(**values)
+
+    def build(base, seed):
+        shared = getattr(method, "shared", lambda *_: None)(settings, [(OUT, IN + 3)], generator_of(seed, "shared"))
+        return method.build(settings, base, generator_of(seed, "here"), *([shared] if shared else []))
+
+    return build
 
 
 METHOD_BUILDS = {name: _of_method(name) for name in METHODS}

@@ -8,6 +8,9 @@ A method is one file in this folder and one line in `METHODS` (adapters/__init__
     Settings                            its record, with `method: Literal["name"]`
     build(settings, base, generator)    -> Adapter for one layer; generator None: zeros, to be filled from a file
     to_peft(settings), from_peft(config)    its adapter_config.json, both ways; None for a config of another method
+
+and, where layers share tensors that do not learn, `shared(settings, shapes, generator) -> {letter: Tensor}`, which is
+handed to `build` as its last argument, and `SHARED`, the names of these tensors in a file.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from tunesmith.adapters.base import Adapter, Base, Stored
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.errors import AdapterError
-from tunesmith.kernels.low_rank import gained_reference, low_rank
+from tunesmith.kernels.gain import gained
+from tunesmith.kernels.low_rank import low_rank
 from tunesmith.settings import Contradiction
 
 
@@ -106,7 +107,7 @@ class LoRA(Adapter):
             change = (h.to(wide) @ B.to(wide).T * scale).to(y.dtype)
             if base.output_scale is not None:
                 change = change * base.output_scale.to(y.dtype)
-            return y + change if gain is None else gained_reference(y + change, gain, None)
+            return y + change if gain is None else gained(y + change, gain)
         keep = None
         if self.training and self.dropout > 0:
             keep = torch.empty_like(x).bernoulli_(1 - self.dropout).div_(1 - self.dropout)

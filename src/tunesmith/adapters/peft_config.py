@@ -20,7 +20,7 @@ from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy
 from tunesmith.errors import AdapterError, TunesmithError, together
 
-KNOWN_TYPES = ("LORA",)
+KNOWN_TYPES = ("LORA", "VERA")
 """PEFT's peft_type of the methods that are read here."""
 
 READ = {
@@ -28,10 +28,12 @@ READ = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
     *("trainable_token_indices", "ensure_weight_tying", "task_type", "bias", "init_lora_weights"),
     *("base_model_name_or_path", "revision", "use_dora"),
+    *("vera_dropout", "d_initial", "save_projection"),
 }
 INERT = {
     *("auto_mapping", "peft_version", "inference_mode", "fan_in_fan_out", "megatron_core", "qalora_group_size"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
+    *("projection_prng_key", "init_weights"),
 }
 """Say how the adapter was made or run, not what it computes."""
 REFUSED = {
@@ -74,26 +76,31 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
     adapted, in_full = adapter_set.targets.adapted, adapter_set.targets.in_full
     tokens = {path: ids for path, ids in adapter_set.token_rows.items() if not (body.tied and path == body.head)}
     per_layer = {path: method.to_peft(own) for path, own in adapter_set.layer_settings.items()}
-    return {
+    config = {
         "task_type": "CAUSAL_LM",
         "auto_mapping": None,
         "base_model_name_or_path": base_name or None,
         "revision": revision,
         "inference_mode": True,
-        "bias": "none",
         "fan_in_fan_out": all(isinstance(body.modules[path], Conv1D) for path in adapted),
-        "init_lora_weights": True,
         "target_modules": _compact(adapted, body),
-        "exclude_modules": None,
         "modules_to_save": list(in_full) or None,
-        "ensure_weight_tying": shares_tied(adapter_set),
-        "trainable_token_indices": {path: list(ids) for path, ids in tokens.items()} or None,
         "layers_to_transform": None,
         "layers_pattern": None,
         **main,
+    }
+    of_lora = {
+        "bias": "none",
+        "init_lora_weights": True,
+        "exclude_modules": None,
+        "ensure_weight_tying": shares_tied(adapter_set),
+        "trainable_token_indices": {path: list(ids) for path, ids in tokens.items()} or None,
         "rank_pattern": _pattern("r", main, per_layer),
         "alpha_pattern": _pattern("lora_alpha", main, per_layer),
     }
+    # Other types of PEFT's know none of these; one that matters is written all the same, so that it is not lost here.
+    needed = {key: value for key, value in of_lora.items() if value and key not in ("bias", "init_lora_weights")}
+    return config | (of_lora if main["peft_type"] == "LORA" else needed)
 
 
 def _pattern(key: str, main: dict[str, Any], per_layer: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -165,6 +172,10 @@ def _refusals(config: dict[str, Any]) -> Iterable[TunesmithError]:
         yield AdapterError(f"task_type {config['task_type']} is not causal language modelling", expected="CAUSAL_LM")
     if config.get("bias", "none") != "none":
         yield AdapterError(f"bias: {config['bias']} changes the base's biases", fix="merge it with PEFT first")
+    if kind == "VERA" and not config.get("save_projection", True):
+        yield AdapterError(
+            "this VeRA adapter was saved without its pair of matrices", fix="save it again with save_projection=True"
+        )
     init = str(config.get("init_lora_weights", True)).lower()
     if init.startswith(BASE_CHANGING):
         yield AdapterError(

@@ -95,7 +95,8 @@ def _write(path: Path, data: bytes) -> None:
 
 def _keys(adapter_set: AdapterSet) -> dict[str, Stored]:
     """PEFT's name for each tensor that is stored. PEFT wants a tied table under both its names, tied rows under one."""
-    keys: dict[str, Stored] = {}
+    names = getattr(METHODS[adapter_set.settings.method], "SHARED", {})  # type: ignore[attr-defined]
+    keys = {names[letter]: Stored([tensor]) for letter, tensor in adapter_set.shared.items()}
     rows: list[Tensor] = []
     for path, adapter in adapter_set.adapters.items():
         if isinstance(adapter, Tokens):
@@ -335,24 +336,24 @@ def _fill(adapter_set: AdapterSet, plan: Plan, left: dict[str, Tensor]) -> None:
     """Copy each tensor into its parameter; all that is missing, unused or misshapen is said at once."""
     errors: list[TunesmithError] = []
     filled: dict[int, str] = {}
-    for key, place in _keys(adapter_set).items():
-        key, first = key.removeprefix(PREFIX), place.pieces[0]
+    for key, target in _keys(adapter_set).items():
+        key, first = key.removeprefix(PREFIX), target.pieces[0]
         tensor, twin = left.pop(key, None), filled.get(id(first))
         if tensor is None and twin is None:
-            errors.append(AdapterError(f"{key} is missing", expected=str(list(place.shape))))
+            errors.append(AdapterError(f"{key} is missing", expected=str(list(target.shape))))
         elif tensor is None:
             continue
-        elif tensor.shape != place.shape:
+        elif tensor.shape != target.shape:
             errors.append(
-                AdapterError(f"{key} is misshapen", found=str(list(tensor.shape)), expected=str(list(place.shape)))
+                AdapterError(f"{key} is misshapen", found=str(list(tensor.shape)), expected=str(list(target.shape)))
             )
-        elif twin is not None and not torch.equal(place.joined(), tensor.to(first.device, first.dtype)):
+        elif twin is not None and not torch.equal(target.joined(), tensor.to(first.device, first.dtype)):
             errors.append(AdapterError(f"{key} and {twin} are said to be one, but differ"))
         else:
             path = key.removesuffix(".token_adapter.trainable_tokens_delta")
             if path != key:
                 tensor = tensor[torch.argsort(torch.tensor(plan.token_rows[path]))]
-            place.fill(tensor)
+            target.fill(tensor)
             filled[id(first)] = key
     errors += [AdapterError(f"{key} is used by no layer of this model") for key in left]
     if errors:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels.fused import call, runs_natively
+from tunesmith.kernels.gain import gain_back, gain_forward, gain_reference
 
 
 class Frozen(Protocol):
@@ -35,40 +36,12 @@ def low_rank_reference(
     x_in = x if keep is None else x * keep
     h = x_in @ A.to(x.dtype).T
     z = base.output(x) + (h @ B.to(x.dtype).T) * scale
-    return z if gain is None else gained_reference(z, gain, base.bias)
-
-
-def gained_reference(z: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
-    """g (z - b) + b in the wider of both dtypes, returned in z's."""
-    wide = torch.promote_types(z.dtype, gain.dtype)
-    y = z.to(wide) * gain
-    return (y if bias is None else y + (1 - gain) * bias).to(z.dtype)
+    return z if gain is None else gain_reference(z, gain, base.bias)
 
 
 def _scaled(B: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """s B in `dtype`, multiplied in the wider of both."""
     return (B.to(torch.promote_types(B.dtype, dtype)) * scale).to(dtype)
-
-
-def _gained(z: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
-    """The same for z [N, out]."""
-    if not (gain.dtype == torch.float32 and runs_natively(z)):
-        return gained_reference(z, gain, bias)
-    z, y = z.contiguous(), torch.empty_like(z, memory_format=torch.contiguous_format)
-    shift = gain if bias is None else (1 - gain) * bias
-    call("gain", z.dtype, z, gain.contiguous(), shift.contiguous(), y, *z.shape, int(bias is not None))
-    return y
-
-
-def _gain_back(dy: Tensor, z: Tensor, gain: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(gradient of z [N, out]: dy g, gradient of the gain [out]: sum over rows of dy (z - b))."""
-    if gain.dtype == torch.float32 and runs_natively(dy, z):
-        dy, z, dz, sums = dy.contiguous(), z.contiguous(), torch.empty(dy.shape, dtype=dy.dtype), torch.empty_like(gain)
-        call("gain_back", dy.dtype, dy, z, gain.contiguous(), dz, sums, *z.shape)
-    else:
-        wide = torch.promote_types(dy.dtype, gain.dtype)
-        dz, sums = (dy.to(wide) * gain).to(dy.dtype), (dy.to(wide) * z).sum(0).to(gain.dtype)
-    return dz, sums if bias is None else sums - bias * dy.sum(0, dtype=gain.dtype)
 
 
 class _LowRank(torch.autograd.Function):
@@ -87,13 +60,11 @@ class _LowRank(torch.autograd.Function):
         sb = _scaled(B, scale, x.dtype)
         y = base.output(x)
         h = (x if keep is None else x * keep) @ a.T
-        if y.dim() == 2 and not y._is_view():  # a view may be of what somebody else holds
-            y = torch.addmm(y, h, sb.T, out=y)
-        else:
-            y = y + h @ sb.T
+        own = y.dim() == 2 and not y._is_view()  # a view may be of what somebody else holds
+        y = torch.addmm(y, h, sb.T, out=y) if own else y + h @ sb.T
         z = y if gain is not None and ctx.needs_input_grad[6] else None
         if gain is not None:
-            y = _gained(y, gain, base.bias)
+            y = gain_forward(y, gain, base.bias)
         want_a, want_b = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
         ctx.save_for_backward(x if want_a else None, h if want_b else None, a, sb, keep, gain, z)
         ctx.base, ctx.scale = base, scale
@@ -107,9 +78,9 @@ class _LowRank(torch.autograd.Function):
         want_x, want_a, want_b = ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]
         dx = da = db = dgain = None
         if z is not None:
-            dy, dgain = _gain_back(dy, z, gain, ctx.base.bias)
+            dy, dgain = gain_back(dy, z, gain, ctx.base.bias)
         elif gain is not None:
-            dy = _gained(dy, gain, None)
+            dy = gain_forward(dy, gain, None)
         if want_a or want_x:
             dh = dy @ sb
         if want_b:
@@ -146,7 +117,7 @@ def low_rank(
         y = base.output(flat)
         y = y + ((flat if keep is None else flat * keep) @ A.to(flat.dtype).T) @ _scaled(B, scale, flat.dtype).T
         if gain is not None:
-            y = _gained(y, gain, base.bias)
+            y = gain_forward(y, gain, base.bias)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
