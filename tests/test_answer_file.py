@@ -8,6 +8,7 @@ from tiny_session import tiny_session
 
 from tunesmith import answer_file as module
 from tunesmith.answer_file import answer_file, read_prompts
+from tunesmith.data.settings import DataSettings
 from tunesmith.data.types import Message
 from tunesmith.errors import DataError
 from tunesmith.models.session import Params
@@ -116,6 +117,32 @@ def test_prompts_in_every_shape(tmp_path):
         [("system", "brief"), ("user", "do\n\nthis")],
         [("system", "brief"), ("user", "why")],
     ]
+
+
+def test_rows_are_asked_as_the_run_read_its_own(tmp_path):
+    """A question without its context, or without the system turn and history beside it, would be another question."""
+    path = tmp_path / "p.jsonl"
+    form = {"system": "Be short.", "prompt": "Context: {{ context }}\nQuestion: {{ question }}", "answer": "{{ x }}"}
+    data = DataSettings.model_validate({"train": "t.jsonl", "format": form, "columns": {"context": "passage"}})
+
+    def asked(row, **options):
+        path.write_text(json.dumps(row) + "\n")
+        return [(m.role, m.content) for m in read_prompts(path, **options)[0].messages]
+
+    row = {"passage": "Foxes are brown.", "question": "Which colour?"}
+    user = ("user", "Context: Foxes are brown.\nQuestion: Which colour?")
+    assert asked(row, data=data) == [("system", "Be short."), user]
+    assert asked(row, data=data, system="Be long.") == [("system", "Be long."), user]
+    assert asked({"prompt": "as it is"}, data=data) == [("user", "as it is")]
+    with pytest.raises(DataError, match="context"):
+        asked({"question": "Which colour?"}, data=data)
+    renamed = DataSettings(train="t.jsonl", columns={"prompt": "description", "completion": "mail"})
+    assert asked({"description": "a clock", "text": "no"}, data=renamed) == [("user", "a clock")]
+    row = {"instruction": "do", "input": "", "system": "own", "history": [["a", "b"]]}
+    turns = [("system", "own"), ("user", "a"), ("assistant", "b"), ("user", "do")]
+    assert asked(row, system="not this") == turns
+    row = {"messages": [{"role": "user", "content": "q"}], "system": "own"}
+    assert asked(row) == [("system", "own"), ("user", "q")]
 
 
 def test_all_rows_without_a_prompt_are_named_at_once(tmp_path):

@@ -9,11 +9,13 @@ import signal
 
 import pytest
 from small_run import make_model, make_rows, recipe
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 import tunesmith
 from tunesmith import cli, run
-from tunesmith.errors import AdapterError, Interrupted
+from tunesmith.data.types import Message
+from tunesmith.errors import AdapterError, Interrupted, RecipeError
 from tunesmith.events import StepDone
 from tunesmith.recipe import from_dict
 
@@ -105,6 +107,100 @@ def test_training_goes_on_from_an_ended_run_only(place, tmp_path):
         run.train(from_dict(values), quiet=True)
 
 
+# ---- adapters with tokens and a template of their own
+
+
+@pytest.fixture(scope="module")
+def talker(place):
+    """A run on a base without a chat template, which got one, and a token of its own. The base's files are fp32."""
+    shutil.copytree(place / "model", place / "bare")
+    (place / "bare" / "chat_template.jinja").unlink()
+    values = recipe(place / "bare", place / "rows.jsonl", place / "talker", epochs=1)
+    values["model"] |= {"template": "chatml", "add_tokens": ["<think>"], "dtype": "bfloat16"}
+    run.train(from_dict(values), quiet=True)
+    return place / "talker"
+
+
+def test_training_goes_on_with_the_tokens_and_the_template_of_the_adapter(place, talker, tmp_path):
+    values = recipe(place / "bare", place / "rows.jsonl", tmp_path / "on", epochs=1) | {"adapter": {}}
+    values["model"]["adapter"] = str(talker)
+    trained = run.train(from_dict(values), quiet=True)
+    asked = [Message("user", "a <think> b")]
+    wanted = tunesmith.open_session(str(talker)).prompt_ids(asked)
+    assert trained.session.tokenizer.convert_tokens_to_ids("<think>") in wanted
+    assert trained.session.prompt_ids(asked) == wanted
+    assert tunesmith.open_session(str(tmp_path / "on")).prompt_ids(asked) == wanted
+
+    values["model"]["add_tokens"] = ["<think>", "<more>"]
+    values["output"]["folder"] = str(tmp_path / "more")
+    with pytest.raises(RecipeError, match="no rows for tokens") as caught:
+        run.train(from_dict(values), quiet=True)
+    assert caught.value.found == "<more>"
+
+
+def test_a_bare_base_is_asked_in_the_words_of_the_adapter_put_on_it(place, talker):
+    direct = invoke("generate", talker, "hi <think>", "--max-new-tokens", 5).stdout
+    assert invoke("generate", place / "bare", "hi <think>", "--max-new-tokens", 5, "--adapter", talker).stdout == direct
+    scored = ("--data", place / "rows.jsonl", "--adapter", talker)
+    assert figures(place / "bare", *scored)["loss"] == figures(talker, *scored[:2])["loss"]
+
+
+def test_a_base_without_a_template_is_given_one(place, talker, tmp_path):
+    """Base and run are asked in the same words, so that what tuning adds can be seen."""
+    bare = invoke("generate", place / "bare", "hi", code=2)
+    assert "--template" in bare.stderr
+    direct = invoke("generate", talker, "hi", "--max-new-tokens", 5, "--adapter", "none").stdout
+    assert invoke("generate", place / "bare", "hi", "--max-new-tokens", 5, "--template", "chatml").stdout
+    invoke("chat", place / "bare", "--template", "chatml", "--max-new-tokens", 2, input="hi\n")
+    assert direct
+    scored = figures(place / "bare", "--recipe", talker, "--data", place / "rows.jsonl")
+    assert scored == pytest.approx(figures(talker, "--data", place / "rows.jsonl", "--adapter", "none"), rel=0.02)
+
+
+def test_an_adapter_that_knows_other_words_is_told_of(place, talker):
+    said = "talker was trained with another chat template"
+    assert said in invoke("chat", place / "whole", "--adapter", talker, "--base", place / "bare", input="").stderr
+    assert said not in invoke("chat", place / "bare", "--adapter", talker, input="").stderr
+
+
+def test_a_base_that_is_named_vouches_for_peft_s_folder(place, tmp_path):
+    """PEFT notes a place that is on no other machine; shapes are all that can be checked."""
+    shutil.copytree(place / "whole" / "adapter", tmp_path / "theirs")
+    (tmp_path / "theirs" / "tunesmith.json").unlink()
+    file = tmp_path / "theirs" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/content/smol"}))
+    assert "--base" in invoke("generate", tmp_path / "theirs", "hi", code=2).stderr
+    answer = invoke("generate", tmp_path / "theirs", "hi", "--max-new-tokens", 4, "--base", place / "model").stdout
+    assert answer == invoke("generate", place / "whole", "hi", "--max-new-tokens", 4).stdout
+    put_on = ("generate", place / "model", "hi", "--adapter", tmp_path / "theirs")
+    assert "write model as base_model_name_or_path" in invoke(*put_on, code=2).stderr
+
+
+def test_a_base_on_a_base_is_refused(place):
+    assert (
+        "is a model, and so is --base"
+        in invoke("generate", place / "model", "hi", "--base", place / "bare", code=2).stderr
+    )
+
+
+def test_merged_weights_have_the_dtype_that_is_asked_for_or_that_of_the_base(talker, tmp_path):
+    for dtype, name in ((None, "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")):
+        invoke("merge", talker, tmp_path / name, *(("--dtype", dtype) if dtype else ()))
+        assert json.loads((tmp_path / name / "config.json").read_text())["dtype"] == name
+    ends = json.loads((tmp_path / name / "generation_config.json").read_text())["eos_token_id"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+    assert tokenizer.convert_ids_to_tokens(ends) == ["</s>", "<|im_end|>"]
+    assert "there is no dtype int8" in invoke("merge", talker, tmp_path / "no", "--dtype", "int8", code=2).stderr
+
+
+def test_a_base_whose_sampling_contradicts_itself_is_merged(place, tmp_path):
+    shutil.copytree(place / "model", tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"eos_token_id": 2, "top_p": 0.6, "do_sample": false}')
+    invoke("merge", place / "whole", tmp_path / "out", "--base", tmp_path / "model")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (written["do_sample"], written["top_p"]) == (True, 0.6)
+
+
 # ---- runs whose files are elsewhere
 
 
@@ -171,6 +267,47 @@ def test_what_belongs_to_answers_is_refused_for_the_loss(place, tmp_path, option
     done = invoke("evaluate", place / "whole", option, tmp_path / "x", code=2)
     assert option in done.stderr
     assert "--score" in done.stderr
+
+
+def test_rows_that_are_not_scored_are_counted(place, tmp_path):
+    turns = (
+        [{"role": "user", "content": "q"}],
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+    )
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in (*turns, [])))
+    (tmp_path / "r.yaml").write_text("model: {name: x}\ndata: {train: r.jsonl}\n")
+    asked = ("evaluate", place / "whole", "--recipe", tmp_path / "r.yaml", "--data", tmp_path / "r.jsonl", "--json")
+    done = invoke(*asked)
+    assert json.loads(done.stdout)["rows"] == 1
+    assert "1 row with nothing to learn" in done.stderr
+    assert "1 row empty" in done.stderr
+    done = invoke(*asked, "--score", "exact", "--max-new-tokens", 2)
+    assert json.loads(done.stdout)["exact"]["count"] == 1
+    assert "2 rows without an answer, left out" in done.stderr
+
+
+def test_talk_where_no_call_is_wanted_is_scored_apart(place, tmp_path):
+    call = [{"name": "look", "arguments": {"at": "fox"}}]
+    answers = [{"tool_calls": call}, {"content": "It is brown."}, {"content": "No."}]
+    rows = [{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", **answer}]} for answer in answers]
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = (
+        "evaluate",
+        place / "whole",
+        "--recipe",
+        tmp_path / "r.yaml",
+        "--score",
+        "tool_call",
+        "--max-new-tokens",
+        2,
+    )
+    (tmp_path / "r.yaml").write_text("model: {name: x}\ndata: {train: calls.jsonl}\n")
+    found = json.loads(invoke(*asked, "--data", tmp_path / "calls.jsonl", "--json").stdout)
+    assert found["tool_call"]["count"] == 3
+    assert found["tool_call, a call is wanted"]["value"] == 0
+    assert found["tool_call, no call is wanted"]["count"] == 2
+    (tmp_path / "calls.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert "no call" not in invoke(*asked, "--data", tmp_path / "calls.jsonl", "--json").stdout
 
 
 def test_programs_get_numbers(place):

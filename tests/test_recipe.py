@@ -430,3 +430,14 @@ def test_notation_reads_what_it_writes(value):
 def test_any_text_is_a_recipe_or_a_recipe_error(text):
     lined = read(text, "x")
     assert lined.errors or lined.value is None or isinstance(lined.value, dict | list | str | int | float)
+
+
+def test_jinja_on_the_command_line_is_text(tmp_path):
+    asked = ["data.format.prompt=Q: {{ question }}", "data.format.answer={{ answer }}"]
+    loaded = from_dict({"model": {"name": "o/m"}, "data": {"train": "o/d"}}, asked).recipe.data.format
+    assert (loaded.prompt, loaded.answer) == ("Q: {{ question }}", "{{ answer }}")
+    (tmp_path / "r.yaml").write_text(
+        "model: {name: o/m}\ndata:\n  train: o/d\n  format: {prompt: p, answer: {{ a }}}\n"
+    )
+    with pytest.raises(RecipeError, match="put quotes around Jinja"):
+        load(tmp_path / "r.yaml")

@@ -16,8 +16,11 @@ from typing import IO, Any
 
 from tunesmith.atomic import write_file
 from tunesmith.data.files import READERS, read_file
+from tunesmith.data.formats import alpaca, template
+from tunesmith.data.formats import messages as messages_format
 from tunesmith.data.messages import Unreadable, read_messages, read_tools
-from tunesmith.data.types import Message
+from tunesmith.data.settings import DataSettings, TemplateFormat
+from tunesmith.data.types import Conversation, Message, Origin
 from tunesmith.errors import DataError, MachineError, together
 from tunesmith.models.generate import Generated
 from tunesmith.models.session import Params, Session
@@ -44,19 +47,24 @@ class Done:
     cancelled: bool
 
 
-def read_prompts(path: Path | str, system: str | None = None) -> list[Prompt]:
+def read_prompts(path: Path | str, system: str | None = None, data: DataSettings | None = None) -> list[Prompt]:
     """The prompts of a file: text with one a line, or rows with `messages`, or text under prompt, question,
-    instruction (with input) or text. `system` goes before those without a system turn. All broken rows at once."""
+    instruction (with input) or text. `system` goes before those without a system turn. All broken rows at once.
+
+    `data` is how the model's run read its rows: prompts are written by its template, if it has one, from columns of
+    the same names.
+    """
     path = Path(path)
     if not path.is_file():
         raise DataError("there is no such file of prompts", where=str(path))
-    prompts = _read_prompts(path, (Message("system", system),) if system else ())
+    prompts = _read_prompts(path, system, data)
     if not prompts:
         raise DataError("there is no prompt in this file", where=str(path))
     return prompts
 
 
-def _read_prompts(path: Path, before: tuple[Message, ...]) -> list[Prompt]:
+def _read_prompts(path: Path, system: str | None, data: DataSettings | None) -> list[Prompt]:
+    before = (Message("system", system),) if system else ()
     if path.suffix.lower() == ".txt":
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -70,10 +78,15 @@ def _read_prompts(path: Path, before: tuple[Message, ...]) -> list[Prompt]:
             found=path.suffix or "a name without an ending",
             expected=", ".join(READERS),
         )
+    columns = {} if data is None else data.columns
+    fill = None
+    if data is not None and isinstance(data.format, TemplateFormat):
+        fill = template(data.format.model_copy(update={"answer": ""} | ({"system": system} if system else {})))
     prompts, errors = [], []
     for origin, row in read_file(path, None):
+        row |= {wanted: row[yours] for wanted, yours in columns.items() if yours in row and wanted not in row}
         try:
-            messages = _messages_of(row)
+            messages = _messages_of(row, origin, fill)
             if messages[0].role != "system":
                 messages = (*before, *messages)
             tools = read_tools(row["tools"]) if row.get("tools") else ()
@@ -85,19 +98,29 @@ def _read_prompts(path: Path, before: tuple[Message, ...]) -> list[Prompt]:
     return prompts
 
 
-def _messages_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
+Fill = Callable[[Mapping[str, Any], Origin], Conversation]
+
+
+def _messages_of(row: Mapping[str, Any], origin: Origin, fill: Fill | None) -> tuple[Message, ...]:
     """The turns to answer; an answer that the row holds already is left off."""
+    if fill is not None:
+        try:
+            return fill(row, origin).messages[:-1]
+        except Unreadable:
+            if not any(row.get(key) for key in ("messages", "conversations", "prompt")):
+                raise
     for key in ("messages", "conversations", "prompt"):
         if isinstance(row.get(key), list):
-            turns = read_messages(row[key], key)
+            turns = read_messages(row[key], key) if key == "prompt" else messages_format(row, origin).messages
             turns = turns[:-1] if turns and turns[-1].role == "assistant" else turns
             if not turns:
                 raise Unreadable(f"the column {key!r} holds no turn to answer")
             return turns
     for key in ("prompt", "question", "instruction", "text"):
         if isinstance(row.get(key), str) and row[key].strip():
-            more = row.get("input") if key == "instruction" else None
-            return (Message("user", f"{row[key]}\n\n{more}" if more else row[key]),)
+            if key == "instruction":
+                return alpaca({**row, "output": ""}, origin).messages[:-1]
+            return (Message("user", row[key]),)
     raise Unreadable(
         "no prompt in this row: it needs messages, prompt, question, instruction or text", found=", ".join(row)
     )

@@ -45,6 +45,12 @@ OtherAdapter = Annotated[
     str | None, typer.Option(help="An adapter folder to put on SOURCE, or none: the base alone.", show_default=False)
 ]
 SCORERS = "exact, f1, contains, number, label, sql, tool_call"
+Template = Annotated[
+    str | None,
+    typer.Option(
+        help="Chat template for a model without one: a name (chatml, plain …), a file, Jinja.", show_default=False
+    ),
+]
 System = Annotated[str | None, typer.Option(help="A system turn in front.", show_default=False)]
 
 
@@ -171,6 +177,7 @@ def chat(
     ] = None,
     base: Base = None,
     system: System = None,
+    template: Template = None,
     max_new_tokens: MaxNewTokens = 512,
     temperature: Temperature = 0.0,
     trust_remote_code: RemoteCode = False,
@@ -183,6 +190,7 @@ def chat(
         adapters=adapter or [],
         base=base,
         system=system,
+        template=template,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         trust_remote_code=trust_remote_code,
@@ -198,6 +206,7 @@ def generate(
     adapter: OtherAdapter = None,
     base: Base = None,
     system: System = None,
+    template: Template = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 16,
@@ -219,6 +228,7 @@ def generate(
         adapter=adapter,
         base=base,
         system=system,
+        template=template,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         batch_size=batch_size,

@@ -7,7 +7,8 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_fold
 from tunesmith.atomic import no_room
 from tunesmith.chat import run_chat
 from tunesmith.data.formats import convert
-from tunesmith.data.prepare import is_empty, prepare
+from tunesmith.data.prepare import is_empty, prepare, told
+from tunesmith.data.problems import counted
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.sources import read
 from tunesmith.data.split import split
@@ -26,12 +28,13 @@ from tunesmith.data.types import Conversation, Message
 from tunesmith.errors import AdapterError, DataError, Interrupted, MachineError, RecipeError
 from tunesmith.evaluate import Evaluation, Item, Mean, item_of, scorers_named, write_answers
 from tunesmith.evaluate import evaluate as score_items
-from tunesmith.models.load import without_bars
+from tunesmith.models.load import most_tokens, without_bars
 from tunesmith.models.policy import probe
 from tunesmith.models.session import Params
 from tunesmith.objectives.sft import SFT
 from tunesmith.progress import Progress
 from tunesmith.recipe import load
+from tunesmith.score.toolcall import parse_calls
 from tunesmith.session import Session, adapter_folder, open_session, recipe_of
 from tunesmith.train.memory import default_micro_batch_tokens
 from tunesmith.train.signals import watched
@@ -63,6 +66,7 @@ def chat(
     adapters: Sequence[str | Path] = (),
     base: str | None = None,
     system: str | None = None,
+    template: str | None = None,
     max_new_tokens: int = 512,
     temperature: float = 0.0,
     trust_remote_code: bool = False,
@@ -70,7 +74,12 @@ def chat(
     """Talk with a model in the terminal."""
     with Progress() as progress, progress.stage("loading the model"):
         session = open_session(
-            str(source), base=base, adapters=adapters, trust_remote_code=trust_remote_code, say=progress.say
+            str(source),
+            base=base,
+            adapters=adapters,
+            template=template,
+            trust_remote_code=trust_remote_code,
+            say=progress.say,
         )
     run_chat(session, params=Params(max_new_tokens, temperature), adapter=session.adapter, system=system)
 
@@ -84,6 +93,7 @@ def generate(
     adapter: str | None = None,
     base: str | None = None,
     system: str | None = None,
+    template: str | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     batch_size: int = 16,
@@ -96,12 +106,13 @@ def generate(
     if target is not None:
         refuse_folder(target)
     if file is not None:
-        prompts = read_prompts(file, system)
+        recipe = recipe_of(source) or (recipe_of(adapter) if adapter and adapter != NO_ADAPTER else None)
+        prompts = read_prompts(file, system, None if recipe is None else recipe.data)
     else:
         before = (Message("system", system),) if system else ()
         prompts = [Prompt(1, (*before, Message("user", prompt or "")))]
     with Progress() as progress:
-        session = _open(progress, source, adapter, base=base, trust_remote_code=trust_remote_code)
+        session = _open(progress, source, adapter, base=base, template=template, trust_remote_code=trust_remote_code)
         if target is None:
             for one in prompts:
                 session.stream(
@@ -180,19 +191,28 @@ def evaluate(
         raise RecipeError(f"{' and '.join(given)}: only answers have it, not the loss", fix="give --score too")
     if out is not None:
         refuse_folder(out)
+    aloud = functools.partial(print, file=sys.stderr)  # what a program's person should know, quiet or not
     settings, seed = _rows_of(source, data, recipe, limit)
     all_rows = data is not None
     if score == "loss":  # whether there are rows at all is known before any weight is loaded
         read(settings.train, split=settings.split, subset=settings.subset, limit=1)
         items = []
     else:
-        items = _items(settings, seed, all_rows, limit, gold)
+        items = _items(settings, seed, all_rows, limit, gold, aloud)
         _refuse_unscorable(items, score, settings.train)
+        items = _calls_apart(items) if score == "tool_call" else items
     with Progress(quiet=as_json) as progress:
-        aloud = functools.partial(print, file=sys.stderr)  # what a program's person should know, quiet or not
-        session = _open(progress, source, adapter, base=base, trust_remote_code=trust_remote_code, say=aloud)
+        session = _open(
+            progress,
+            source,
+            adapter,
+            base=base,
+            trust_remote_code=trust_remote_code,
+            say=aloud,
+            **_asked_as(source, recipe),
+        )
         if score == "loss":
-            figures = _held_out_loss(session, settings, seed, all_rows, limit)
+            figures = _held_out_loss(session, settings, seed, all_rows, limit, aloud)
         else:
             said = _every_tenth(progress, "answered")
             made = score_items(
@@ -231,11 +251,26 @@ def _rows_of(
     return recipe.data.model_copy(update=changes), recipe.train.seed
 
 
+def _asked_as(source: str | Path, recipe_file: Path | None) -> dict[str, Any]:
+    """What a recipe says of prompts, for a source that is no run and so does not say it itself."""
+    if recipe_file is None or recipe_of(source) is not None:
+        return {}
+    recipe = load(recipe_file).recipe
+    return {"template": recipe.model.template, "system_turn": recipe.data.system_turn}
+
+
 def _held_out_loss(
-    session: Session, settings: DataSettings, seed: int, all_rows: bool, limit: int | None
+    session: Session,
+    settings: DataSettings,
+    seed: int,
+    all_rows: bool,
+    limit: int | None,
+    say: Callable[[str], object],
 ) -> dict[str, Any]:
-    """Loss per learned token over all rows, or over what the run held out."""
-    prepared = prepare(settings, session.tokenizer, seed=seed)
+    """Loss per learned token over all rows, or over what the run held out; what befell rows is said."""
+    prepared = prepare(settings, session.tokenizer, seed=seed, most_tokens=most_tokens(session.model.config))
+    for line in told(prepared.counts if all_rows else prepared.held_out_counts):
+        say(line)
     examples = (prepared.train if all_rows else prepared.held_out)[:limit]
     policy, _ = probe(session.model, session.switch)
     objective = SFT(examples, examples, batch_size=1, seed=0)
@@ -244,8 +279,16 @@ def _held_out_loss(
     return {**metrics, "rows": len(examples), "learned_tokens": sum(example.num_learned for example in examples)}
 
 
-def _items(settings: DataSettings, seed: int, all_rows: bool, limit: int | None, gold: str | None) -> list[Item]:
-    """One item per conversation: its turns up to the last answer, which is the gold one unless a column holds it."""
+def _items(
+    settings: DataSettings,
+    seed: int,
+    all_rows: bool,
+    limit: int | None,
+    gold: str | None,
+    say: Callable[[str], object],
+) -> list[Item]:
+    """One item per conversation: its turns up to the last answer, which is the gold one unless a column holds it.
+    Rows without an answer are left out, and that is said."""
     raw = read(settings.train, split=settings.split, subset=settings.subset, limit=settings.limit)
     if not all_rows:
         raw = split(raw, settings, seed=seed).held_out
@@ -254,11 +297,26 @@ def _items(settings: DataSettings, seed: int, all_rows: bool, limit: int | None,
     for row, (origin, values) in zip(rows, raw, strict=True):
         if gold is not None and gold not in values:
             raise DataError(f"no column {gold!r} with the right answer", where=str(origin), found=", ".join(values))
-        if isinstance(row, Conversation) and not is_empty(row):
+        if isinstance(row, Conversation) and row.messages and (gold is not None or _ends_in_answer(row)):
             items.append(item_of(row, dict(values), None if gold is None else values[gold]))
     if not items:
         raise DataError("no row has an answer to compare with", where=settings.train)
+    if left_out := len(rows) - len(items):
+        say(f"{counted(left_out, 'row')} without an answer, left out")
     return items[:limit]
+
+
+def _ends_in_answer(row: Conversation) -> bool:
+    return row.messages[-1].role == "assistant" and not is_empty(row)
+
+
+def _calls_apart(items: list[Item]) -> list[Item]:
+    """Where some answers are calls and others talk: told apart, as any talk at all is right where no call is wanted."""
+    wanted = [bool(parse_calls(item.gold) if isinstance(item.gold, str) else item.gold) for item in items]
+    if all(wanted) or not any(wanted):
+        return items
+    parts = {True: "a call is wanted", False: "no call is wanted"}
+    return [replace(item, part=parts[call]) for item, call in zip(items, wanted, strict=True)]
 
 
 def _refuse_unscorable(items: Sequence[Item], score: str, where: str) -> None:
@@ -279,6 +337,22 @@ def _figures(made: Evaluation, score: str) -> dict[str, Any]:
     return figures
 
 
+def _settle_generation(session: Session) -> None:
+    """Whoever runs the merged model stops at the template's end of a turn, and where the base stopped. What a base says
+    of sampling while it does not sample (Llama 2) transformers does not write: then it samples, as is meant."""
+    config = session.model.generation_config
+    if config is None:
+        return
+    there = config.eos_token_id
+    known = [] if there is None else [there] if isinstance(there, int) else list(there)
+    with suppress(DataError):  # a template that cannot write one question and one answer ends no turn
+        config.eos_token_id = list(dict.fromkeys([*known, *session.renderer.end_ids])) or None
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+
+
 def merge(
     source: str | Path,
     out: str | Path,
@@ -295,10 +369,12 @@ def merge(
     if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
         raise AdapterError("there is something already", where=str(out), fix="choose another folder")
     with Progress() as progress:
-        session = _open(progress, source, base=base, dtype=dtype, trust_remote_code=trust_remote_code)
+        wanted = "stored" if dtype == "auto" else dtype
+        session = _open(progress, source, base=base, dtype=wanted, trust_remote_code=trust_remote_code)
         if session.adapter is None:
             raise RecipeError(f"{source} holds no adapter to merge", fix="give a run folder or an adapter folder")
         unfuse(session.model)
+        _settle_generation(session)
         with progress.stage("merging, writing and reading back"), without_bars():
             try:
                 report = merge_to_folder(session.model, session.sets[session.adapter], Path(out), session.tokenizer)

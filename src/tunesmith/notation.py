@@ -136,7 +136,12 @@ class _Walk:
             key = self.value(key_node, path)
             if not isinstance(key, str):
                 self.lined.errors.append(
-                    RecipeError("a setting's name must be text", where=f"{self.source}, line {line}", found=repr(key))
+                    RecipeError(
+                        "a setting's name must be text",
+                        where=f"{self.source}, line {line}",
+                        found=repr(key),
+                        fix='put quotes around Jinja: "{{ column }}"' if isinstance(key, dict) else None,
+                    )
                 )
                 continue
             if not (merged and index < own):
@@ -157,7 +162,11 @@ class _Walk:
 
 
 def read_scalar(text: str) -> Any:
-    """A value as typed on the command line: YAML; nothing at all is null."""
+    """A value as typed on the command line: YAML; nothing at all is null. Bare Jinja is text."""
+    start = text.lstrip()
+    is_jinja = start.startswith(("{{", "{%")) or not start.startswith(("{", "[", '"', "'"))
+    if is_jinja and ("{{" in text or "{%" in text):
+        return text
     lined = read(text, "command line")
     if lined.errors:
         raise lined.errors[0]

@@ -18,11 +18,12 @@ from tunesmith.adapters import identity, store
 from tunesmith.adapters.adapter_set import AdapterSet, add
 from tunesmith.adapters.attach import Switch
 from tunesmith.data.prepare import Prepared, prepare
+from tunesmith.data.problems import counted
 from tunesmith.data.report import summary
 from tunesmith.data.templates import install
 from tunesmith.errors import CheckpointError, Interrupted, MachineError, RecipeError
 from tunesmith.events import Ended, Event, Listener
-from tunesmith.models.load import Loaded, load_config, load_model, load_tokenizer
+from tunesmith.models.load import Loaded, has_tokenizer, load_config, load_model, load_tokenizer, most_tokens
 from tunesmith.models.policy import Policy, probe
 from tunesmith.objectives.sft import SFT
 from tunesmith.progress import Progress
@@ -90,6 +91,10 @@ def train(
         objective = _objective(recipe, prepared)
         Budget(recipe.train, objective.steps_per_epoch)  # what is wrong with it shows before any weight is loaded
         loaded, policy, adapter_set = _model(recipe, tokenizer, trust_remote_code, saved, progress)
+        if recipe.data.group_by is not None:
+            objective.share = policy.flat
+            how = "is computed once" if policy.flat else "is computed for each of them, since batches run padded"
+            progress.say(f"what rows of one {recipe.data.group_by} begin with {how}")
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
         everyone: list[Listener] = [progress, run, *sinks, *listeners]
         loop = _loop(recipe, policy, adapter_set, tokenizer, objective, prepared, base, run, signals, everyone)
@@ -140,12 +145,12 @@ def _read(
 ) -> tuple[PreTrainedTokenizerBase, Prepared]:
     """Tokenizer and rows: everything that can be wrong with the data shows before any weight is loaded."""
     with progress.stage("loading the tokenizer"):
-        load_config(recipe.model, trust_remote_code=trust_remote_code)
-        tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
+        config = load_config(recipe.model, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code, folder=_origin(recipe))
         if recipe.model.template:
             install(recipe.model.template, tokenizer)
     with progress.stage("reading the data"):
-        prepared = prepare(recipe.data, tokenizer, seed=recipe.train.seed, rows=rows)
+        prepared = prepare(recipe.data, tokenizer, seed=recipe.train.seed, rows=rows, most_tokens=most_tokens(config))
     return tokenizer, prepared
 
 
@@ -182,27 +187,33 @@ def _reached(adapter_set: AdapterSet) -> list[str]:
     """What is trained and what is not, a line each."""
     targets = adapter_set.targets
     names = dict.fromkeys(path.rpartition(".")[2] for path in targets.adapted)
-    lines = [f"{adapter_set.settings.method} on {len(targets.adapted)} layers: {', '.join(names)}"]  # type: ignore[attr-defined]
+    lines = [f"{adapter_set.settings.method} on {counted(len(targets.adapted), 'layer')}: {', '.join(names)}"]  # type: ignore[attr-defined]
     if targets.in_full:
         full = dict.fromkeys(path.rpartition(".")[2] for path in targets.in_full)
-        lines.append(f"in full, {len(targets.in_full)} modules: {', '.join(full)}")
+        lines.append(f"in full, {counted(len(targets.in_full), 'module')}: {', '.join(full)}")
     if adapter_set.added_tokens:
-        lines.append(f"rows of {len(adapter_set.added_tokens)} added tokens")
+        lines.append(f"rows of {counted(len(adapter_set.added_tokens), 'added token')}")
     if targets.missed:
         lines.append(f"not reached: {', '.join(targets.summary())}")
     return lines
 
 
+def _origin(recipe: Recipe) -> Path | None:
+    """The adapter that training goes on from."""
+    return None if recipe.model.adapter is None else adapter_folder(Path(recipe.model.adapter).expanduser())
+
+
 def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch) -> AdapterSet:
     """A fresh adapter, or the one that training goes on from."""
-    if recipe.model.adapter is None:
+    folder = _origin(recipe)
+    if folder is None:
         fresh = add(
             loaded.model, switch, recipe.adapter, name=NAME, seed=recipe.train.seed, added_tokens=loaded.added_token_ids
         )
         fresh.added_tokens = recipe.model.add_tokens
         return fresh
-    folder = adapter_folder(Path(recipe.model.adapter))
     adapter_set = store.load(folder, loaded.model, switch, NAME, trainable=True)
+    _refuse_untrained_tokens(recipe, loaded, adapter_set)
     given = recipe.explicit().get("adapter", {})
     held = adapter_set.settings.model_dump(mode="json")
     clashes = [f"{key}={value} (the adapter has {held[key]})" for key, value in given.items() if held[key] != value]
@@ -214,6 +225,22 @@ def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch) -> AdapterSet:
             fix="leave these settings out, or start a fresh adapter without model.adapter",
         )
     return adapter_set
+
+
+def _refuse_untrained_tokens(recipe: Recipe, loaded: Loaded, adapter_set: AdapterSet) -> None:
+    """Tokens that the recipe adds are among those whose rows the adapter trains: it gets no new rows."""
+    embedding = adapter_set.body.embedding or ""
+    trained = adapter_set.token_rows.get(embedding, ())
+    pairs = zip(recipe.model.add_tokens, loaded.added_token_ids, strict=True)
+    untrained = [token for token, token_id in pairs if token_id not in trained]
+    if untrained and embedding not in adapter_set.targets.in_full:
+        raise RecipeError(
+            "the adapter that training goes on from has no rows for tokens that the recipe adds",
+            where="model.add_tokens",
+            found=", ".join(untrained),
+            expected=", ".join(adapter_set.added_tokens) or "no added tokens",
+            fix="leave them out, or start a fresh adapter without model.adapter",
+        )
 
 
 def _objective(recipe: Recipe, prepared: Prepared) -> SFT:
@@ -238,9 +265,12 @@ def _loop(
     signals: Signals,
     listeners: Sequence[Listener],
 ) -> Loop:
+    origin = _origin(recipe)
+    is_own = bool(recipe.model.add_tokens or recipe.model.template or (origin and has_tokenizer(origin)))
+
     def write(folder: Path) -> None:
         store.save(folder, adapter_set, base)
-        if recipe.model.add_tokens or recipe.model.template:
+        if is_own:
             tokenizer.save_pretrained(folder)
 
     extra = {

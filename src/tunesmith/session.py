@@ -11,7 +11,7 @@ import json
 import shlex
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.templates import install
 from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models.load import load_model, load_tokenizer
+from tunesmith.models.load import has_tokenizer, load_model, load_tokenizer, stored_dtype
 from tunesmith.models.session import Params
 from tunesmith.models.session import Session as BaseSession
 from tunesmith.models.settings import ModelSettings
@@ -46,11 +46,14 @@ class Session(BaseSession):
         self.sets[adapter_set.name] = adapter_set
         self.adapters.append(adapter_set.name)
 
-    def load_adapter(self, folder: str | Path, name: str | None = None) -> str:
-        """Put an adapter of a folder beside the others; returns its name. Reads that folder's files alone."""
+    def load_adapter(self, folder: str | Path, name: str | None = None, *, same_base: bool = False) -> str:
+        """Put an adapter of a folder beside the others; returns its name. Reads that folder's files alone.
+
+        `same_base`: PEFT's note in it names another base, but this is the same.
+        """
         path = adapter_folder(Path(folder))
         called = name or unused_name(path, self.sets)
-        self.stand(store.load(path, self.model, self.switch, called))
+        self.stand(store.load(path, self.model, self.switch, called, same_base=same_base))
         return called
 
     def unload_adapter(self, name: str) -> None:
@@ -141,10 +144,14 @@ class Source:
 def find_source(source: str, base: str | None = None, say: Callable[[str], object] = warnings.warn) -> Source:
     """A run folder, an adapter folder, a model folder or a hub id; `base` overrides what an adapter says."""
     path = Path(source).expanduser()
-    if not path.exists():
-        return Source(ModelSettings(name=source), None)
-    if (path / "config.json").is_file() or path.suffix == ".gguf":
-        return Source(ModelSettings(name=str(path)), None)
+    is_model = path.exists() and ((path / "config.json").is_file() or path.suffix == ".gguf")
+    if is_model or not path.exists():
+        if base is not None:
+            raise ModelError(
+                f"{source} is a model, and so is --base {base}",
+                fix=f"to put an adapter on {base}, give the adapter's folder in place of {source}",
+            )
+        return Source(ModelSettings(name=str(path) if is_model else source), None)
     if path.is_file():
         raise ModelError(
             f"{source} is a file",
@@ -155,12 +162,18 @@ def find_source(source: str, base: str | None = None, say: Callable[[str], objec
     recipe = recipe_of(adapter)
     settings = None if recipe is None else recipe.model
     if base is not None:
-        settings = ModelSettings(name=base) if settings is None else settings.model_copy(update={"name": base})
+        settings = ModelSettings(name=base) if settings is None else _on_another(settings, base)
     if settings is None:
         settings = ModelSettings(name=_base_in_config(adapter))
     settings = _still_there(settings, adapter)
     system_turn = "keep" if recipe is None else recipe.data.system_turn
     return Source(settings.model_copy(update={"adapter": None}), adapter, system_turn)
+
+
+def _on_another(settings: ModelSettings, base: str) -> ModelSettings:
+    """The same settings with another base; a revision means something in its own repository alone."""
+    revision = settings.revision if base == settings.name else None
+    return settings.model_copy(update={"name": base, "revision": revision})
 
 
 def _still_there(settings: ModelSettings, adapter: Path) -> ModelSettings:
@@ -177,6 +190,14 @@ def _still_there(settings: ModelSettings, adapter: Path) -> ModelSettings:
     if template and template.startswith("/") and not Path(template).exists() and any(adapter.glob("tokenizer*")):
         return settings.model_copy(update={"template": None})
     return settings
+
+
+def _writes_alike(folder: Path, other: Path | None, tokenizer: Any) -> bool:
+    """Whether the adapter in `folder` was trained with the template and tokens of `tokenizer`, that of `other`."""
+    if not has_tokenizer(folder):  # it knows the base's own
+        return other is None or not has_tokenizer(other)
+    own = load_tokenizer(ModelSettings(name=str(folder)))
+    return bool(own.chat_template == tokenizer.chat_template and own.get_added_vocab() == tokenizer.get_added_vocab())
 
 
 def recipe_of(source: str | Path) -> Recipe | None:
@@ -207,30 +228,40 @@ def open_session(
     adapters: Sequence[str | Path] = (),
     device: str = "auto",
     dtype: str = "auto",
+    template: str | None = None,
+    system_turn: Literal["keep", "into-user"] | None = None,
     trust_remote_code: bool = False,
     say: Callable[[str], object] = warnings.warn,
 ) -> Session:
     """Load what `source` names, and further `adapters` beside it. The source's own adapter answers first.
 
-    `say` gets what one should know of it: that a run has not ended and its best checkpoint stands in.
+    Prompts are written with the source's tokenizer and template; where the source is a bare base, with those of the
+    first adapter. `device` and `dtype` other than auto go before what a run's recipe says; "stored": the dtype of the
+    base's files. `template` and `system_turn` replace what the source says of them. `say` gets what one should know of
+    it: that a run has not ended and its best checkpoint stands in.
     """
     found = find_source(source, base, say)
-    settings = found.model
-    if settings.device == "auto":
-        settings = settings.model_copy(update={"device": device})
-    if settings.dtype == "auto":
-        settings = settings.model_copy(update={"dtype": dtype})
     folders = [standing_adapter(Path(folder).expanduser(), say) for folder in adapters]
-    tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code, folder=found.adapter)
+    written_for = found.adapter
+    if found.adapter is None and folders:
+        written_for = folders[0]
+        found = replace(find_source(str(written_for), found.model.name), adapter=None)
+    settings = found.model
+    if dtype == "stored":
+        dtype = stored_dtype(settings, trust_remote_code=trust_remote_code)
+    given = {"device": device, "dtype": dtype, "template": template}
+    settings = settings.model_copy(update={key: value for key, value in given.items() if value not in ("auto", None)})
+    tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code, folder=written_for)
     if settings.template:
         install(settings.template, tokenizer)
     model = load_model(settings, tokenizer, trust_remote_code=trust_remote_code).model
-    session = Session(
-        model, tokenizer, Renderer(tokenizer, system_turn=found.system_turn), Switch(), name=settings.name
-    )
+    renderer = Renderer(tokenizer, system_turn=system_turn or found.system_turn)
+    session = Session(model, tokenizer, renderer, Switch(), name=settings.name)
     if found.adapter is not None:
-        session.adapter = session.load_adapter(found.adapter)
+        session.adapter = session.load_adapter(found.adapter, same_base=base is not None)
     for folder in folders:
-        session.load_adapter(folder)
+        called = session.load_adapter(folder)
+        if folder != written_for and not _writes_alike(folder, written_for, tokenizer):
+            say(f"{called} was trained with another chat template or other tokens: prompts are not written as it knows")
     model.eval()
     return session

@@ -265,6 +265,24 @@ def test_the_fingerprint_is_of_the_numbers_not_of_dtype_process_or_vocabulary():
     assert fingerprint(resized) != wanted
 
 
+@pytest.mark.parametrize(("then", "now"), [
+    (torch.float16, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.bfloat16),
+    (torch.bfloat16, torch.float16), (torch.float16, torch.float16),
+])  # fmt: skip
+def test_a_base_in_fp16_is_the_same_base(tmp_path, then, now):
+    model = tiny("llama", dtype=then)
+    adapter_set = add(model, Switch(), Settings(r=2), name="a", seed=0)
+    folder = save(tmp_path / "a", adapter_set, identify(model))
+    load(folder, tiny("llama", dtype=now), Switch(), "a")
+    tuned = tiny("llama", dtype=torch.float32)
+    with torch.no_grad():
+        for number, parameter in enumerate(tuned.parameters()):
+            noise = torch.empty(parameter.shape).normal_(generator=torch.Generator().manual_seed(number))
+            parameter += 0.02 * parameter.std() * noise
+    with pytest.raises(AdapterError, match="another base model"):
+        load(folder, tuned.to(now), Switch(), "a")
+
+
 def test_no_path_of_this_machine_is_written(tmp_path):
     (tmp_path / "my-model").mkdir()
     assert public_name(str(tmp_path / "my-model")) == "my-model"

@@ -157,6 +157,17 @@ def test_overlong_rows_are_dropped_cut_split_or_refused():
         prepare(data(max_length=20, overlong="error"), TOKENIZER, seed=0, rows=rows)
 
 
+def test_a_model_s_table_of_positions_bounds_the_rows():
+    rows = [{"prompt": "q", "completion": "word " * n} for n in (1, 60)]
+    assert prepare(data(), TOKENIZER, seed=0, rows=rows).counts.kept == 2
+    bound = prepare(data(), TOKENIZER, seed=0, rows=rows, most_tokens=40)
+    assert (bound.counts.kept, bound.counts["overlong"]) == (1, 1)
+    assert "the model has 40 positions" in "\n".join(summary(bound))
+    cut = prepare(data(overlong="truncate"), TOKENIZER, seed=0, rows=rows, most_tokens=40)
+    assert max(map(len, cut.train)) == 40
+    assert prepare(data(), TOKENIZER, seed=0, rows=rows, most_tokens=4000).notes == ("nothing is held out",)
+
+
 def test_nothing_left_to_train_is_an_error_that_says_why():
     with pytest.raises(DataError, match=r"(?s)no row is left.*2 rows with nothing to learn.*rows: row 1, 2"):
         prepare(data(format="messages"), TOKENIZER, seed=0, rows=[{"messages": [{"role": "user", "content": "q"}]}] * 2)
@@ -275,6 +286,17 @@ def test_the_short_form_and_the_json_agree_with_the_counts():
     assert found["train"]["tokens"] == prepared.counts.tokens
     assert set(KINDS) <= set(found["train"])
     assert found["fingerprint"] == prepared.fingerprint
+
+
+def test_one_of_a_kind_is_told_in_the_singular():
+    prepared = prepare(data(held_out=1), TOKENIZER, seed=0, rows=ROWS[:2])
+    assert "held out: 1 row by" in "\n".join(summary(prepared))
+    assert summary(prepared)[0].startswith("1 row read as prompt-completion: 1 to train on, ")
+    with pytest.raises(DataError, match="1 row to hold out of 1"):
+        prepare(data(held_out=1), TOKENIZER, seed=0, rows=ROWS[:1])
+    with pytest.raises(DataError) as caught:
+        prepare(data(), TOKENIZER, seed=0, rows=[{"prompt": "", "completion": ""}])
+    assert str(caught.value.found).startswith("1 row: 1 row empty")
 
 
 def test_the_spaces_of_a_row_are_shown_where_a_decoder_strips_the_first_of_a_text():

@@ -2,14 +2,19 @@
 
 It covers the config's essentials and, for each tensor, its name, shape and an even sample of 256 numbers rounded to
 bf16. The vocabulary's length is left out, so that rows for added tokens leave the fingerprint as it was.
+
+Of weights held in fp16 bf16 numbers are others than of the same weights in fp32 or bf16: they are rounded twice, and
+fp16 has no room for the smallest. Their signs are the same everywhere; where one side was in fp16, those decide.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +35,10 @@ class BaseIdentity:
     fingerprint: str
     vocabulary: int
     """Rows of the embedding that the adapter was trained beside."""
+    dtype: str
+    """In which the base was held then."""
+    signs: str
+    """The fingerprint of the sample's signs alone."""
 
     def as_dict(self) -> dict[str, str | int | None]:
         return asdict(self)
@@ -39,7 +48,19 @@ def identify(model: PreTrainedModel, name: str | None = None, revision: str | No
     """The identity of `model`; `name` is what it was loaded from (else what the model itself remembers)."""
     body = anatomy(model)
     given = name if name is not None else str(getattr(model.config, "_name_or_path", "") or "")
-    return BaseIdentity(public_name(given), revision, fingerprint(model), body.rows(body.embedding))
+    rows = body.rows(body.embedding)
+    return BaseIdentity(public_name(given), revision, fingerprint(model), rows, _dtype(model), signs(model))
+
+
+def is_same(base: Mapping[str, Any], model: PreTrainedModel) -> bool:
+    """Whether `model` is the base that a `BaseIdentity`, written out, is of."""
+    if "float16" in (base.get("dtype"), _dtype(model)) and base.get("dtype") != _dtype(model):
+        return base.get("signs") == signs(model)
+    return base.get("fingerprint") == fingerprint(model)
+
+
+def _dtype(model: PreTrainedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def public_name(name: str) -> str:
@@ -49,9 +70,18 @@ def public_name(name: str) -> str:
     return Path(name).expanduser().resolve().name if name else ""
 
 
-@torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
     """64 hex digits; two models agree exactly when an adapter of one means the same beside the other."""
+    return _digest(model, _numbers)
+
+
+def signs(model: PreTrainedModel) -> str:
+    """64 hex digits that no rounding changes; fine-tuning of the base does."""
+    return _digest(model, _signs)
+
+
+@torch.no_grad()
+def _digest(model: PreTrainedModel, as_bytes: Callable[[Tensor], bytes]) -> str:
     body = anatomy(model)
     config = model.config.get_text_config()
     digest = hashlib.sha256(json.dumps({key: getattr(config, key, None) for key in ESSENTIALS}).encode())
@@ -61,12 +91,20 @@ def fingerprint(model: PreTrainedModel) -> str:
         shape = tuple(parameter.shape[1:]) if by_token else tuple(parameter.shape)
         digest.update(f"{name}{shape}".encode())
         if parameter.device.type != "meta":
-            digest.update(_sample(parameter, by_token))
+            digest.update(as_bytes(_sample(parameter, by_token)))
     return digest.hexdigest()
 
 
-def _sample(parameter: Tensor, by_token: bool) -> bytes:
-    """An even sample as bf16 bytes; of a table with a row for each token, from its first rows."""
+def _sample(parameter: Tensor, by_token: bool) -> Tensor:
+    """An even sample; of a table with a row for each token, from its first rows."""
     flat = parameter.detach()[:64].reshape(-1) if by_token else parameter.detach().reshape(-1)
     step = max(1, flat.numel() // SAMPLE)
-    return flat[::step][:SAMPLE].to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
+    return flat[::step][:SAMPLE]
+
+
+def _numbers(sample: Tensor) -> bytes:
+    return sample.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
+
+
+def _signs(sample: Tensor) -> bytes:
+    return sample.signbit().cpu().numpy().tobytes()

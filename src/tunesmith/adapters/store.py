@@ -28,7 +28,7 @@ from tunesmith.adapters import METHODS, peft_config
 from tunesmith.adapters.adapter_set import AdapterSet, make, place
 from tunesmith.adapters.attach import Switch, slots
 from tunesmith.adapters.base import Stored
-from tunesmith.adapters.identity import BaseIdentity, fingerprint, public_name
+from tunesmith.adapters.identity import BaseIdentity, is_same, public_name
 from tunesmith.adapters.peft_config import Plan
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy
@@ -198,7 +198,7 @@ def _check_base(config: dict[str, Any], side: dict[str, Any] | None, model: PreT
     here = public_name(str(getattr(model.config, "_name_or_path", "") or ""))
     there = public_name(str(config.get("base_model_name_or_path") or ""))
     if side is not None:
-        if side.get("base", {}).get("fingerprint") != fingerprint(model):
+        if not is_same(side.get("base", {}), model):
             raise AdapterError(
                 "this adapter was trained beside another base model",
                 found=here or "this model",
@@ -210,7 +210,8 @@ def _check_base(config: dict[str, Any], side: dict[str, Any] | None, model: PreT
             "this adapter names another base model",
             found=here,
             expected=there,
-            fix="load it on that model; if both are the same, say so (same_base=True)",
+            fix=f"load it on that model; if both are the same, write {here} as base_model_name_or_path into its "
+            f"{CONFIG} (or --base, or same_base=True in Python)",
         )
 
 

@@ -99,7 +99,8 @@ class ChatTemplate:
             raise DataError(
                 "the tokenizer has no chat template, and the rows are conversations",
                 where="model.template",
-                fix="set model.template to a name (chatml, llama3, alpaca, plain …), a file, or Jinja text",
+                fix="set model.template to a name (chatml, llama3, alpaca, plain …), a file, or Jinja text; "
+                "chat and generate take --template",
             )
         try:
             whole = self.render([user, answer])

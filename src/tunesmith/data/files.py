@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.problems import Problems, listed, shown
+from tunesmith.data.problems import Problems, counted, listed, shown
 from tunesmith.data.quiet import quiet_datasets
 from tunesmith.data.strict_json import Fault, Parsed, first_fault, parse
 from tunesmith.data.types import Origin
@@ -232,8 +232,8 @@ def _read_csv(path: Path, limit: int | None, problems: Problems) -> list[RawRow]
                     DataError(
                         "the row does not have as many fields as the header",
                         where=f"{path}, line {line}",
-                        found=f"{len(values)} fields: {shown(values)}",
-                        expected=f"{len(header)} fields ({listed(header)})",
+                        found=f"{counted(len(values), 'field')}: {shown(values)}",
+                        expected=f"{counted(len(header), 'field')} ({listed(header)})",
                         fix='mend the row; put "…" around fields that hold a comma or a line break',
                     )
                 )

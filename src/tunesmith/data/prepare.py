@@ -11,11 +11,11 @@ import numpy as np
 
 from tunesmith.data.files import RawRow
 from tunesmith.data.formats import convert
-from tunesmith.data.problems import Problems
+from tunesmith.data.problems import Problems, counted
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.sources import read
-from tunesmith.data.split import split
+from tunesmith.data.split import group_of, split
 from tunesmith.data.types import Document, Example, Origin, Row
 from tunesmith.errors import DataError
 
@@ -87,9 +87,21 @@ class Prepared:
 
 
 def prepare(
-    settings: DataSettings, tokenizer: Any, *, seed: int, rows: Iterable[Mapping[str, Any]] | None = None
+    settings: DataSettings,
+    tokenizer: Any,
+    *,
+    seed: int,
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    most_tokens: int | None = None,
 ) -> Prepared:
-    """All examples of a recipe's `data` section; `rows` stand in for `settings.train` where given."""
+    """All examples of a recipe's `data` section; `rows` stand in for `settings.train` where given.
+
+    `most_tokens`: the model has no more positions, whatever `data.max_length` says.
+    """
+    bound: tuple[str, ...] = ()
+    if most_tokens is not None and most_tokens < settings.max_length:
+        settings = settings.model_copy(update={"max_length": most_tokens})
+        bound = (f"the model has {most_tokens:,} positions: that is data.max_length here",)
     source = settings.train if rows is None else rows
     raw = read(source, split=settings.split, subset=settings.subset, limit=settings.limit)
     parted = split(raw, settings, seed=seed)
@@ -99,7 +111,7 @@ def prepare(
         raise DataError(
             "no row is left to train on",
             where=settings.train if rows is None else "rows",
-            found=f"{counts.read} rows: " + "; ".join(told(counts)),
+            found=f"{counted(counts.read, 'row')}: " + "; ".join(told(counts)),
             fix=_advice(counts),
         )
     held_out: list[Example] = []
@@ -111,7 +123,7 @@ def prepare(
             raise DataError(
                 "no held-out row is left",
                 where="data.held_out",
-                found=f"{held_out_counts.read} rows: " + "; ".join(told(held_out_counts)),
+                found=f"{counted(held_out_counts.read, 'row')}: " + "; ".join(told(held_out_counts)),
                 fix=f"hold out more rows; {_advice(held_out_counts)}",
             )
     return Prepared(
@@ -121,7 +133,7 @@ def prepare(
         counts,
         held_out_counts,
         form,
-        (parted.how, *notes, *renderer.notes),
+        (parted.how, *bound, *notes, *renderer.notes),
         fingerprint(train, held_out),
         renderer,
     )
@@ -143,7 +155,7 @@ def _advice(counts: Counts) -> str:
 def told(counts: Counts) -> list[str]:
     """What happened to rows, in words, with the first rows of each kind."""
     return [
-        f"{tally.count:,} {'row' if tally.count == 1 else 'rows'} {KINDS[kind]} ({_places(tally)})"
+        f"{counted(tally.count, 'row')} {KINDS[kind]} ({_places(tally)})"
         for kind, tally in counts.kinds.items()
         if tally.count
     ]
@@ -175,11 +187,27 @@ def _side(
     for kind in ("straddled", "unprompted", "hidden", "control"):
         for origin in getattr(rendering, kind):
             counts.add(kind, origin)
-    examples = _fit(full, rendering.examples, settings, counts)
+    rendered = rendering.examples
+    if settings.group_by is not None:
+        groups = _groups(raw, settings.group_by)
+        rendered = [replace(example, group=groups[example.origin]) for example in rendered]
+    examples = _fit(full, rendered, settings, counts)
     counts.kept = len(examples)
     counts.tokens = sum(len(example) for example in examples)
     counts.learned = sum(example.num_learned for example in examples)
     return examples, counts, full, reading.format, reading.notes
+
+
+def _groups(raw: Sequence[RawRow], column: str) -> dict[Origin, str]:
+    """The group of each row by the value of its column."""
+    problems = Problems(f"rows lack the column {column!r} of data.group_by")
+    groups = {}
+    for origin, row in raw:
+        if column not in row:
+            problems.add(DataError("the column is missing", where=str(origin), found=", ".join(row), expected=column))
+        groups[origin] = group_of(row.get(column))
+    problems.raise_if_any()
+    return groups
 
 
 def is_empty(row: Row) -> bool:

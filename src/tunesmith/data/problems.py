@@ -49,6 +49,11 @@ def shown(value: object, length: int = 80) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 row, 1,200 rows."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def listed(names: object) -> str:
     """Column names for an error."""
     return ", ".join(str(name) for name in names) or "none"  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.data.prepare import Counts, Prepared, told
+from tunesmith.data.problems import counted
 from tunesmith.data.types import Example
 
 PERCENTILES = (5, 25, 50, 75, 95, 100)
@@ -27,7 +28,7 @@ def print_report(prepared: Prepared, tokenizer: Any, console: Console, rows: int
         console.print(Text(f"· {note}"))
     in_colour = console.is_terminal and console.color_system is not None
     for example in prepared.train[:rows]:
-        title = f"{example.origin} · {len(example)} tokens, {example.num_learned} learned"
+        title = f"{example.origin} · {counted(len(example), 'token')}, {example.num_learned} learned"
         console.print(Rule(Text(title), align="left"))
         console.print(seen(example, tokenizer, in_colour=in_colour), soft_wrap=True)
     key = Text("learned", style=LEARNED) + Text(" masked", style=MASKED) + Text(" special", style=SPECIAL)
@@ -38,11 +39,13 @@ def summary(prepared: Prepared) -> list[str]:
     """The few lines shown before a run."""
     counts = prepared.counts
     lines = [
-        f"{counts.read:,} rows read as {prepared.format}: {counts.kept:,} to train on, {counts.tokens:,} tokens, "
+        f"{counted(counts.read, 'row')} read as {prepared.format}: {counts.kept:,} to train on, "
+        f"{counted(counts.tokens, 'token')}, "
         f"{counts.learned:,} of them learned ({_share(counts)})"
     ]
     if prepared.held_out:
-        lines.append(f"{prepared.held_out_counts.kept:,} held out, {prepared.held_out_counts.learned:,} learned tokens")
+        held_out = prepared.held_out_counts
+        lines.append(f"{held_out.kept:,} held out, {counted(held_out.learned, 'learned token')}")
     return lines + _notes(prepared)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.files import RawRow
-from tunesmith.data.problems import Problems, listed
+from tunesmith.data.problems import Problems, counted, listed
 from tunesmith.data.settings import DataSettings, HeldOut
 from tunesmith.data.sources import read
 from tunesmith.errors import DataError
@@ -53,11 +53,11 @@ def split(raw: Sequence[RawRow], settings: DataSettings, *, seed: int) -> Split:
             raise DataError(
                 "nothing is left to train on",
                 where="data.held_out",
-                found=f"{count} rows to hold out of {len(raw)}",
+                found=f"{counted(count, 'row')} to hold out of {len(raw):,}",
                 fix="hold out fewer rows",
             )
         order = np.random.default_rng(seed).permutation(len(raw))
-        chosen, how = set(order[:count].tolist()), f"held out: {count} rows by seed {seed}"
+        chosen, how = set(order[:count].tolist()), f"held out: {counted(count, 'row')} by seed {seed}"
     return Split(
         [row for index, row in enumerate(raw) if index not in chosen],
         [row for index, row in enumerate(raw) if index in chosen],
@@ -70,7 +70,7 @@ def _names_a_hub_split(name: str) -> bool:
     return bool(colon) and head.count("/") == 1 and part.isidentifier()
 
 
-def _group_of(value: Any) -> str:
+def group_of(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
 
 
@@ -81,7 +81,7 @@ def _whole_groups(raw: Sequence[RawRow], key: str, share: float, seed: int) -> s
     groups: dict[str, list[int]] = {}
     for index, (origin, row) in enumerate(raw):
         if key in row:
-            groups.setdefault(_group_of(row[key]), []).append(index)
+            groups.setdefault(group_of(row[key]), []).append(index)
         else:
             problems.add(DataError(f"no column {key!r} to split by", where=str(origin), found=f"columns {listed(row)}"))
     problems.raise_if_any()

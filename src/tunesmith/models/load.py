@@ -91,6 +91,8 @@ def fastest_cpu_dtype() -> torch.dtype:
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """The dtype asked for; for auto, the fastest that training is stable in on this device."""
     if wanted != "auto":
+        if wanted not in _DTYPES:
+            raise ModelError(f"there is no dtype {wanted}", expected=", ".join(("auto", *_DTYPES)))
         return _DTYPES[wanted]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -165,6 +167,11 @@ def _offline_kwargs(name: str) -> dict[str, Any]:
     return {"local_files_only": True} if Path(name).expanduser().exists() else {}
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer lies in an adapter's folder: it has a template or tokens that the base's has not."""
+    return (folder / "tokenizer_config.json").is_file()
+
+
 def load_tokenizer(
     settings: ModelSettings, *, trust_remote_code: bool = False, folder: Path | None = None
 ) -> PreTrainedTokenizerBase:
@@ -172,7 +179,7 @@ def load_tokenizer(
 
     `folder`: where a tokenizer of its own may lie, beside an adapter that was trained with one.
     """
-    own = folder is not None and (folder / "tokenizer_config.json").is_file()
+    own = folder is not None and has_tokenizer(folder)
     name = str(folder) if own else _local(settings.name)
     _check_name(name, settings.revision)
     tokenizer = _fetch(
@@ -202,6 +209,19 @@ def load_config(settings: ModelSettings, *, trust_remote_code: bool = False) -> 
             name, revision=settings.revision, trust_remote_code=trust_remote_code, **_offline_kwargs(name)
         ),
     )
+
+
+def most_tokens(config: Any) -> int | None:
+    """Longest text for a model that looks positions up in a table (GPT-2, OPT); None where it reckons them."""
+    text = config.get_text_config()
+    reckoned = getattr(text, "rope_parameters", None) or getattr(text, "alibi", False)
+    return None if reckoned else getattr(text, "max_position_embeddings", None)
+
+
+def stored_dtype(settings: ModelSettings, *, trust_remote_code: bool = False) -> str:
+    """The dtype in which the model's files hold it, where they say so and it is one of ours; else auto."""
+    stored = load_config(settings, trust_remote_code=trust_remote_code).get_text_config().dtype
+    return next((name for name, dtype in _DTYPES.items() if dtype == stored), "auto")
 
 
 def load_model(

@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 
 from tunesmith.adapters.attach import Switch
 from tunesmith.data.types import Message
+from tunesmith.errors import ModelError
 from tunesmith.models.generate import Generated, Memory, generate
+from tunesmith.models.load import most_tokens
 from tunesmith.models.sampling import Sampling
 from tunesmith.models.text_stream import TextStream
 
@@ -71,7 +73,7 @@ class Session:
         return generate(
             self.model,
             prompts,
-            max_new_tokens=params.max_new_tokens,
+            max_new_tokens=self._room(prompts, params.max_new_tokens),
             eos_ids=self.renderer.end_ids,
             temperature=params.temperature,
             top_p=params.top_p,
@@ -83,6 +85,19 @@ class Session:
             adapters=adapters,
             **options,
         )
+
+    def _room(self, prompts: Sequence[Sequence[int]], wanted: int) -> int:
+        """New tokens that the model has positions for behind the longest prompt: `wanted`, or what is left."""
+        most, longest = most_tokens(self.model.config), max(map(len, prompts), default=0)
+        if most is None:
+            return wanted
+        if longest >= most:
+            raise ModelError(
+                "the prompt is longer than the model can read",
+                found=f"{longest:,} tokens",
+                expected=f"at most {most - 1:,}, the model's positions but for one to answer",
+            )
+        return min(wanted, most - longest)
 
     def stream(
         self,
