@@ -1,6 +1,6 @@
 """What SQuAD 2.0 training teaches the small model: exact match and F1 before and after, and against always refusing.
 
-    python benchmarks/squad.py                  trains some minutes (squad_by_paragraph.yaml), asks 956 rows
+    python benchmarks/squad.py                  trains by recipes/squad.yaml, asks 956 rows
     python benchmarks/squad.py --adapter RUN    scores a run that is there already
 
 More than half of the questions have no answer in their paragraph: a model that always refuses scores high. What counts
@@ -27,16 +27,14 @@ from tunesmith.run import train
 from tunesmith.score.intervals import Change, paired_change
 from tunesmith.score.text import REFUSALS, exact_match, f1
 
-sys.path.insert(0, str(REPOSITORY / "recipes" / "data"))
-from make_squad import write
-
 SQUAD = SHARED / "squad_v2"
+RECIPE = REPOSITORY / "recipes" / "squad.yaml"
 SCORERS = {"exact": exact_match, "f1": f1}
 
 
 def questions(limit: int | None) -> list[Item]:
     """The validation rows, asked as recipes/squad.yaml asks."""
-    settings = load(REPOSITORY / "recipes" / "squad.yaml", [f"data.train={SQUAD / 'train.jsonl'}"]).recipe.data
+    settings = load(RECIPE, [f"data.train={SQUAD / 'train.jsonl'}"]).recipe.data
     raw = read(str(SQUAD / "validation.jsonl"), limit=limit)
     rows = convert(raw, settings.format, settings.columns).rows
     return [item_of(row, dict(values), values["answers"]) for row, (_, values) in zip(rows, raw, strict=True)]
@@ -56,7 +54,6 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=9.0, help="of training")
     parser.add_argument("--limit", type=int, help="ask only the first so many rows")
     parser.add_argument("--adapter", type=Path, help="a run folder, in place of training")
     parser.add_argument("--no-write", action="store_true", help="print only")
@@ -66,10 +63,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         run = options.adapter or Path(folder) / "run"
         if options.adapter is None:
-            rows = write(SQUAD / "train.jsonl", Path(folder))
-            changes = [f"model.name={model}", f"data.train={rows}", f"train.minutes={options.minutes}"]
-            recipe = REPOSITORY / "recipes" / "squad_by_paragraph.yaml"
-            train(load(recipe, [*changes, f"output.folder={run}"]))
+            changes = [f"model.name={model}", f"data.train={SQUAD / 'train.jsonl'}", f"output.folder={run}"]
+            train(load(RECIPE, changes))
         summary = json.loads((run / "summary.json").read_text())
         session, items = open_session(str(run), base=str(model)), questions(options.limit)
         both = before_after(

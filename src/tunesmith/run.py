@@ -91,6 +91,10 @@ def train(
         objective = _objective(recipe, prepared)
         Budget(recipe.train, objective.steps_per_epoch)  # what is wrong with it shows before any weight is loaded
         loaded, policy, adapter_set = _model(recipe, tokenizer, trust_remote_code, saved, progress)
+        if recipe.data.group_by is not None:
+            objective.share = policy.flat
+            how = "is computed once" if policy.flat else "is computed for each of them, since batches run padded"
+            progress.say(f"what rows of one {recipe.data.group_by} begin with {how}")
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
         everyone: list[Listener] = [progress, run, *sinks, *listeners]
         loop = _loop(recipe, policy, adapter_set, tokenizer, objective, prepared, base, run, signals, everyone)

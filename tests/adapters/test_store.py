@@ -155,7 +155,6 @@ def test_a_cut_file_is_refused(folder):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_dora", True),
         ("bias", "all"),
         ("lora_bias", True),
         ("layer_replication", [[0, 2]]),

@@ -9,8 +9,7 @@ import workshop
 
 RECIPES = sorted((workshop.ROOT / "recipes").glob("*.yaml"))
 SMALLER = {"chat_identity": ["adapter.last_blocks=1"], "base_model_template": ["data.limit=40"]}
-SMALLER |= {name: ["data.limit=40", "data.held_out=4"] for name in ("alpaca", "function_calling")}
-SMALLER |= {name: ["data.limit=40", "data.held_out=4"] for name in ("squad", "squad_by_paragraph")}
+SMALLER |= {name: ["data.limit=40", "data.held_out=4"] for name in ("alpaca", "function_calling", "squad")}
 SMALLER |= {"plain_text": ["data.limit=4", "data.max_length=256"]}
 
 
@@ -22,8 +21,6 @@ def checkout(tmp_path_factory):
     script += "from pathlib import Path; from tunesmith.demo.task import make_task; "
     script += "write(Path('recipes/data/sql'), make_task(num_rows=40, num_test=4))"
     workshop.run(f'python -c "{script}"', folder)
-    if workshop.SHARED.is_dir():
-        workshop.run("python recipes/data/make_squad.py", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         workshop.run("tunesmith train recipes/marketing_mail.yaml", folder)
@@ -45,28 +42,6 @@ def test_two_steps(path, checkout):
     summary = json.loads((checkout / "runs" / f"two-{path.stem}" / "summary.json").read_text())
     assert summary["step"] == 2
     assert (checkout / "runs" / f"two-{path.stem}" / "adapter" / "adapter_model.safetensors").is_file()
-
-
-def test_squad_by_paragraph_asks_as_squad_does():
-    """The first turn is squad.yaml's own row; later turns are questions alone; none is lost in a pass."""
-    make_squad = workshop.module("recipes/data/make_squad.py")
-    rows = [
-        {"title": "t", "context": f"Paragraph {p}.", "question": f"Q{p}{q}?", "answers": [f"a{q}"] if q % 2 else []}
-        for p in range(2)
-        for q in range(3)
-    ]
-    made = make_squad.conversations(rows)
-    assert len(made) == 2 * make_squad.PASSES
-    for row in made:
-        system, first, *rest = row["messages"]
-        assert system["role"] == "system"
-        assert first["content"].startswith("Context: Paragraph ")
-        asked = [first["content"].rpartition("Question: ")[2]]
-        asked += [turn["content"].removeprefix("Question: ") for turn in rest if turn["role"] == "user"]
-        answers = [turn["content"] for turn in rest if turn["role"] == "assistant"]
-        assert len(set(asked)) == len(answers) == 3
-        for question, answer in zip(asked, answers, strict=True):
-            assert answer == ("a1" if question[2] == "1" else "Cannot find answer")
 
 
 @pytest.mark.slow

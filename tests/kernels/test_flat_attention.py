@@ -93,3 +93,51 @@ def test_tiles_and_vectors_agree(window: int) -> None:
 def test_other_head_sizes_are_left_to_torch(shape: tuple[int, int, int]) -> None:
     x = torch.randn(shape)
     assert not can_run(x, x, x)
+
+
+def branches(trees: list[tuple[int, list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(bounds, see) of documents that begin with `shared` tokens and go on in branches."""
+    bounds, columns = [0], []
+    for shared, lengths in trees:
+        length = shared + sum(lengths)
+        columns += [(0, 0, length)] * shared
+        at = shared
+        for own in lengths:
+            columns += [(shared, at, at + own)] * own
+            at += own
+        bounds.append(bounds[-1] + length)
+    return torch.tensor(bounds), torch.tensor(columns).T
+
+
+@needs_compiler
+@settings(max_examples=40, deadline=None)
+@given(
+    trees=st.lists(
+        st.tuples(st.integers(1, 70), st.lists(st.integers(1, 50), max_size=4)), min_size=1, max_size=3
+    ),
+    groups=st.integers(1, 2),
+    dim=st.sampled_from([32, 64]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_branches_see_what_they_share_and_themselves(trees, groups, dim, dtype):
+    bounds, see = branches(trees)
+    q, k, v = inputs([int(bounds[-1])], 2 * groups, groups, dim, dtype)
+    fast = flat_attention(q, k, v, bounds, dim**-0.5, 0, see)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    plain = flat_attention_reference(*wide, bounds, dim**-0.5, 0, see)
+    grad = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    ours = torch.autograd.grad(fast, (q, k, v), grad)
+    theirs = torch.autograd.grad(plain, wide, grad.double())
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for mine, exact in zip((fast, *ours), (plain, *theirs), strict=True):
+        assert (mine.double() - exact).abs().max() <= tolerance * exact.abs().max().clamp(min=1.0)
+
+
+def test_the_plain_form_of_branches_is_each_branch_behind_what_it_shares():
+    bounds, see = branches([(5, [3, 4])])
+    q, k, v = (x.detach().double() for x in inputs([12], 2, 1, 32, torch.float32))
+    whole = flat_attention_reference(q, k, v, bounds, 0.2, 0, see)
+    for start, end in ((5, 8), (8, 12)):
+        rows = [*range(5), *range(start, end)]
+        alone = flat_attention_reference(q[rows], k[rows], v[rows], torch.tensor([0, len(rows)]), 0.2)
+        torch.testing.assert_close(whole[start:end], alone[5:])

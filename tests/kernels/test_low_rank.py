@@ -129,3 +129,63 @@ def test_the_frozen_base_is_left_as_it_was():
     run(low_rank, x, base, A, B, None, dy)
     for old, new in zip(before, (x, base.weight(), base.bias, A, B), strict=True):
         assert torch.equal(old, new)
+
+
+GAINS = {"around one": (0.4, 1.6), "with zeros": (0.0, 0.0), "negative": (-2.0, -0.5)}
+
+
+def run_gained(function, x, base, A, B, keep, dy, gain):
+    leaves = [t.detach().clone().requires_grad_() for t in (x, A, B, gain)]
+    y = function(leaves[0], base, leaves[1], leaves[2], 1.7, keep, leaves[3])
+    y.backward(dy)
+    return y.detach(), [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("gains", GAINS)
+def test_a_gain_equals_the_reference_in_value_and_gradient(gains, dtype, bias):
+    low, high = GAINS[gains]
+    for rows, in_, out in ((1, 3, 5), (40, 13, 70), (300, 64, 33)):
+        parts = case(rows, in_, out, 4, dtype, bias=bias)
+        gain = torch.linspace(low, high, out, dtype=torch.promote_types(dtype, torch.float32))
+        fast = run_gained(low_rank, *parts, gain)
+        plain = run_gained(low_rank_reference, *parts, gain)
+        close(fast[0], plain[0], dtype)
+        for mine, wanted in zip(fast[1], plain[1], strict=True):
+            close(mine, wanted, dtype)
+        with torch.no_grad():
+            x, base, A, B, keep, _ = parts
+            close(low_rank(x, base, A, B, 1.7, keep, gain), plain[0], dtype)
+
+
+def test_a_gain_of_one_changes_no_bit():
+    for dtype in (torch.float32, torch.bfloat16):
+        x, base, A, B, _, _ = case(30, 24, 40, 4, dtype)
+        one = torch.ones(40, requires_grad=True)
+        assert torch.equal(low_rank(x, base, A, B, 2.0, None, one), low_rank(x, base, A.requires_grad_(), B, 2.0))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_row_norms_without_a_matrix_b_a(dtype):
+    from tunesmith.kernels.low_rank import row_norms, row_norms_reference, row_squares
+
+    for out, in_, rank, size in ((5, 3, 2, 1.0), (192, 576, 8, 0.01), (70, 1536, 16, 0.3)):
+        _, base, A, B, _, _ = case(1, in_, out, rank, dtype)
+        weight, B = base.weight(), B * size
+        found = row_norms(weight, row_squares(weight), A, B, 1.7)
+        wanted = row_norms_reference(weight.double(), A.double(), B.double(), 1.7)
+        assert found.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-12 if dtype == torch.float64 else 3e-6, atol=0)
+        at_rest = row_norms(weight, row_squares(weight), A, torch.zeros_like(B), 1.7)
+        assert torch.equal(at_rest, row_squares(weight).sqrt())
+
+
+def test_the_input_is_kept_only_where_a_learns():
+    """What LoRA-FA is about: a backward pass that needs A x alone."""
+    for learns in (True, False):
+        x, base, A, B, _, _ = case(30, 24, 40, 4, torch.float32)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.shape) or t, lambda t: t):
+            low_rank(x.requires_grad_(), base, A.requires_grad_(learns), B.requires_grad_(), 2.0)
+        assert (x.shape in kept) == learns

@@ -89,3 +89,68 @@ def test_a_micro_batch_without_a_learned_token_adds_nothing():
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def grouped(groups):
+    return [
+        Example(np.arange(3, 6), np.ones(3, dtype=np.float32), Origin("rows", row), group)
+        for row, group in enumerate(groups)
+    ]
+
+
+def test_rows_of_one_group_stay_together_in_an_order_of_their_own():
+    made = grouped(["a", "b", "a", None, "b", "a", None, "c"] * 5)
+    orders = [SFT(made, (), batch_size=4, seed=1).order(epoch) for epoch in range(3)]
+    for order in orders:
+        assert sorted(order) == list(range(len(made)))
+        groups = [made[row].group or f"alone {row}" for row in order]
+        assert sum(a != b for a, b in zip(groups, groups[1:], strict=False)) == len(set(groups)) - 1
+    assert not np.array_equal(orders[0], orders[1])
+
+
+def branching(rows_of_each=3):
+    """Rows that begin alike, learned in the shared part too, one of them nothing but the beginning and a token."""
+    rng = np.random.default_rng(0)
+    made = []
+    for stem in range(2):
+        shared = rng.integers(3, 90, 24 + 9 * stem)
+        for _ in range(rows_of_each):
+            ids = np.concatenate([shared, rng.integers(3, 90, rng.integers(1, 12))])
+            weights = rng.choice([0.0, 0.5, 1.0], len(ids)).astype(np.float32)
+            made.append(Example(ids.astype(np.int64), weights, Origin("rows", len(made) + 1)))
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("arch", ["llama", "llama-tied", "mistral", "qwen3", "gemma2", "gemma3", "phi", "gpt2", "opt"])
+def test_a_shared_beginning_gives_the_loss_and_gradients_of_whole_rows(arch, dtype):
+    from tunesmith.adapters.adapter_set import add
+    from tunesmith.adapters.lora import Settings
+    from tunesmith.models.attention import register
+    from tunesmith.models.policy import probe
+
+    register()
+    made, found = branching(), []
+    for share in (False, True):
+        model, switch = tiny(arch).to(dtype), Switch()
+        model.set_attn_implementation("tunesmith")
+        adapter_set = add(model, switch, Settings(r=3), name="a", seed=0)
+        with torch.no_grad():
+            for number, parameter in enumerate(adapter_set.parameters().values()):
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+                parameter += 0.1 * noise.to(parameter.dtype)
+        policy, reason = probe(model, switch)
+        assert policy.flat, reason
+        switch.name = "a"
+        objective = SFT(made, made, batch_size=6, seed=0, share=share)
+        step = next(objective.steps(policy))
+        losses = [objective.loss(policy, batch).sums["loss"] for batch in objective.micro_batches(step, 10_000)]
+        torch.stack(losses).sum().backward()
+        grads = {name: parameter.grad for name, parameter in adapter_set.parameters().items()}
+        found.append((torch.stack(losses).sum().detach(), grads, objective.evaluate(policy, 10_000)["loss"]))
+    bound = 1e-5  # transformers' norms and rotary angles are in fp32 whatever the model is held in
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=bound, atol=bound)
+    assert found[1][2] == pytest.approx(found[0][2], rel=bound)
+    for name, wanted in found[0][1].items():
+        most = wanted.abs().max().item()
+        torch.testing.assert_close(found[1][1][name], wanted, rtol=bound, atol=3 * bound * most)

@@ -1,5 +1,10 @@
 """Adapter methods: one file and one line each."""
 
-from tunesmith.adapters import lora
+from tunesmith.adapters import dora, lora, lora_fa, vera
 
-METHODS = {"lora": lora}
+METHODS = {
+    "lora": lora,
+    "dora": dora,
+    "lora-fa": lora_fa,
+    "vera": vera,
+}

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.attach import Switch, attach, layers, remove, slots
-from tunesmith.adapters.base import Adapter, base_of
+from tunesmith.adapters.base import Adapter, Base, base_of
 from tunesmith.adapters.full import Full
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy, choose
@@ -55,6 +55,8 @@ class AdapterSet:
     """Tokens whose rows alone are trained, for embedding and head by path."""
     added_tokens: tuple[str, ...] = ()
     """Texts of tokens added to the vocabulary; whoever adds them says so here, and they travel with the adapter."""
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    """What layers share and nobody trains (VeRA's pair), by its letter."""
     total: int = 0
     switch: Switch = field(default_factory=Switch)
 
@@ -90,7 +92,7 @@ class AdapterSet:
             for name, tensor in adapter.state_dict().items():
                 if name not in learned:
                     tensors[f"{path}.{name}"] = tensor.detach()
-        return tensors
+        return tensors | {f"shared.{letter}": tensor for letter, tensor in self.shared.items()}
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -145,28 +147,45 @@ def make(
     settings: AdapterSettings,
     *,
     name: str,
-    seed: int,
+    seed: int | None,
     targets: Targets,
     token_rows: Mapping[str, Sequence[int]],
     layer_settings: dict[str, AdapterSettings] | None = None,
     share_tied: bool = True,
 ) -> AdapterSet:
-    """Build an adapter beside `model` without touching it. `layer_settings` by path, where they differ by layer."""
+    """Build an adapter beside `model` without touching it. `layer_settings` by path, where they differ by layer.
+
+    `seed` None: nothing is drawn, the tensors are to be filled from a file.
+    """
     if not name or "." in name:
         raise AdapterError(f"an adapter cannot be called {name!r}", fix="use letters, digits, - and _")
     body = anatomy(model)
     layer_settings = layer_settings or dict.fromkeys(targets.adapted, settings)
+    bases = {path: base_of(body.modules[path]) for path in layer_settings}
+    shared = _shared(settings, bases, seed)
+    more = [shared] if shared else []
     built: dict[str, Adapter] = {}
     for path, own in layer_settings.items():
-        base = base_of(body.modules[path])
-        built[path] = METHODS[own.method].build(own, base, generator_of(seed, path))  # type: ignore[attr-defined]
+        generator = None if seed is None else generator_of(seed, path)
+        built[path] = METHODS[own.method].build(own, bases[path], generator, *more)  # type: ignore[attr-defined]
     _build_in_full(body, targets.in_full, built, share_tied)
     _build_tokens(body, token_rows, built)
     order = [path for path in body.modules if path in built]
     adapters = {path: built[path].train(model.training) for path in order}
     total = sum(parameter.numel() for parameter in base_parameters(model).values())
     rows = {path: tuple(ids) for path, ids in token_rows.items()}
-    return AdapterSet(name, settings, targets, body, adapters, layer_settings, rows, total=total)
+    return AdapterSet(name, settings, targets, body, adapters, layer_settings, rows, shared=shared, total=total)
+
+
+def _shared(settings: AdapterSettings, bases: Mapping[str, Base], seed: int | None) -> dict[str, Tensor]:
+    """What the method's layers have in common, on the first one's device; nothing for most methods."""
+    method = METHODS[settings.method]  # type: ignore[attr-defined]
+    if not hasattr(method, "shared"):
+        return {}
+    shapes = [(base.out_features, base.in_features) for base in bases.values()]
+    made = method.shared(settings, shapes, None if seed is None else generator_of(seed, "shared"))
+    device = next(iter(bases.values())).device
+    return {letter: tensor.to(device) for letter, tensor in made.items()}
 
 
 def _build_in_full(body: Anatomy, paths: Sequence[str], built: dict[str, Adapter], share_tied: bool) -> None:

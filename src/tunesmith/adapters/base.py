@@ -5,21 +5,46 @@ one adapter of one layer: many adapters are many instances, never dictionaries i
 
 A method is one file in this folder and one line in `METHODS` (adapters/__init__.py). The file offers
 
-    Settings                       its record, with `method: Literal["name"]`
-    build(settings, base, seed)    -> Adapter for one layer
-    to_peft(settings), from_peft(config)   its adapter_config.json, both ways (absent: PEFT does not know the method)
+    Settings                            its record, with `method: Literal["name"]`
+    build(settings, base, generator)    -> Adapter for one layer; generator None: zeros, to be filled from a file
+    to_peft(settings), from_peft(config)    its adapter_config.json, both ways; None for a config of another method
 
-and, where something spans layers, `shared(settings, shapes)` and `on_step(adapters, step, num_steps)`.
+and, where layers share tensors that do not learn, `shared(settings, shapes, generator) -> {letter: Tensor}`, which is
+handed to `build` as its last argument, and `SHARED`, the names of these tensors in a file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tunesmith.quant.dense import dense_weight, storage_of, weight_shape
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of an adapter's file: one or more of its own tensors side by side along `dim`."""
+
+    pieces: Sequence[Tensor]
+    dim: int = 0
+
+    def joined(self) -> Tensor:
+        return self.pieces[0] if len(self.pieces) == 1 else torch.cat([*self.pieces], self.dim)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.joined().shape
+
+    @torch.no_grad()
+    def fill(self, tensor: Tensor) -> None:
+        """Copy `tensor`, shaped as this, into the pieces."""
+        sizes = [piece.shape[self.dim] for piece in self.pieces]
+        for piece, part in zip(self.pieces, tensor.split(sizes, self.dim), strict=True):
+            piece.copy_(part)
 
 
 class Base:
@@ -139,3 +164,7 @@ class Adapter(nn.Module):
     def groups(self) -> dict[str, float]:
         """Learning-rate multipliers by parameter name; absent means 1 (LoRA+ gives B its own)."""
         return {}
+
+    def stored(self) -> dict[str, Stored]:
+        """What a file of this adapter holds, by the names that PEFT uses behind the layer's path."""
+        raise NotImplementedError

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.adapters.base import Adapter, Base
+from tunesmith.adapters.base import Adapter, Base, Stored
 
 
 class Full(Adapter):
@@ -47,6 +47,9 @@ class Full(Adapter):
 
     def replaces(self) -> dict[str, Tensor]:
         return dict(self.named_parameters())
+
+    def stored(self) -> dict[str, Stored]:
+        return {name: Stored([parameter]) for name, parameter in self.named_parameters()}
 
 
 def is_lookup(layer: nn.Module) -> bool:

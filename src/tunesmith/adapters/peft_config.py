@@ -20,22 +20,23 @@ from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy
 from tunesmith.errors import AdapterError, TunesmithError, together
 
-METHOD_OF = {"LORA": "lora"}
-"""PEFT's peft_type and our method."""
+KNOWN_TYPES = ("LORA", "VERA")
+"""PEFT's peft_type of the methods that are read here."""
 
 READ = {
     *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
     *("trainable_token_indices", "ensure_weight_tying", "task_type", "bias", "init_lora_weights"),
-    *("base_model_name_or_path", "revision"),
+    *("base_model_name_or_path", "revision", "use_dora"),
+    *("vera_dropout", "d_initial", "save_projection"),
 }
 INERT = {
     *("auto_mapping", "peft_version", "inference_mode", "fan_in_fan_out", "megatron_core", "qalora_group_size"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
+    *("projection_prng_key", "init_weights"),
 }
 """Say how the adapter was made or run, not what it computes."""
 REFUSED = {
-    "use_dora": "merge it with PEFT and load the merged model",
     "lora_bias": "merge it with PEFT and load the merged model",
     "target_parameters": "merge it with PEFT and load the merged model: stacks of experts take no adapter here",
     "layer_replication": "replicate the layers of the base model first and save it, then train anew",
@@ -75,26 +76,31 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
     adapted, in_full = adapter_set.targets.adapted, adapter_set.targets.in_full
     tokens = {path: ids for path, ids in adapter_set.token_rows.items() if not (body.tied and path == body.head)}
     per_layer = {path: method.to_peft(own) for path, own in adapter_set.layer_settings.items()}
-    return {
+    config = {
         "task_type": "CAUSAL_LM",
         "auto_mapping": None,
         "base_model_name_or_path": base_name or None,
         "revision": revision,
         "inference_mode": True,
-        "bias": "none",
         "fan_in_fan_out": all(isinstance(body.modules[path], Conv1D) for path in adapted),
-        "init_lora_weights": True,
         "target_modules": _compact(adapted, body),
-        "exclude_modules": None,
         "modules_to_save": list(in_full) or None,
-        "ensure_weight_tying": shares_tied(adapter_set),
-        "trainable_token_indices": {path: list(ids) for path, ids in tokens.items()} or None,
         "layers_to_transform": None,
         "layers_pattern": None,
         **main,
+    }
+    of_lora = {
+        "bias": "none",
+        "init_lora_weights": True,
+        "exclude_modules": None,
+        "ensure_weight_tying": shares_tied(adapter_set),
+        "trainable_token_indices": {path: list(ids) for path, ids in tokens.items()} or None,
         "rank_pattern": _pattern("r", main, per_layer),
         "alpha_pattern": _pattern("lora_alpha", main, per_layer),
     }
+    # Other types of PEFT's know none of these; one that matters is written all the same, so that it is not lost here.
+    needed = {key: value for key, value in of_lora.items() if value and key not in ("bias", "init_lora_weights")}
+    return config | (of_lora if main["peft_type"] == "LORA" else needed)
 
 
 def _pattern(key: str, main: dict[str, Any], per_layer: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -124,14 +130,14 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
     errors = list(_refusals(config))
     if errors:
         raise together(errors)
-    method = METHODS[METHOD_OF[config["peft_type"]]]
+    method, fields = _method(config)
     in_full = _saved_modules(config, body, errors)
     adapted = _target_modules(config, body, in_full, errors)
     rows = _token_rows(config, body, errors)
     if errors:
         raise together(errors)
     chosen = {"targets": tuple(adapted), "train_in_full": tuple(in_full)}
-    settings = method.Settings(**method.from_peft(config), **chosen)
+    settings = method.Settings(**fields, **chosen)
     layers = {}
     for path in adapted:
         own = dict(config)
@@ -144,12 +150,21 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
     return Plan(settings, layers, tuple(in_full), rows, share, config.get("base_model_name_or_path"))
 
 
+def _method(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The method of PEFT's `config`, and its fields."""
+    for method in METHODS.values():
+        fields = method.from_peft(config)  # type: ignore[attr-defined]
+        if fields is not None:
+            return method, fields
+    raise AdapterError(f"no method here reads peft_type {config['peft_type']} as it is set")
+
+
 def _refusals(config: dict[str, Any]) -> Iterable[TunesmithError]:
     kind = config.get("peft_type")
-    if kind not in METHOD_OF:
+    if kind not in KNOWN_TYPES:
         yield AdapterError(
             f"peft_type {kind} is not known here",
-            expected=", ".join(METHOD_OF),
+            expected=", ".join(KNOWN_TYPES),
             fix="merge it with PEFT and load the merged model",
         )
         return
@@ -157,6 +172,10 @@ def _refusals(config: dict[str, Any]) -> Iterable[TunesmithError]:
         yield AdapterError(f"task_type {config['task_type']} is not causal language modelling", expected="CAUSAL_LM")
     if config.get("bias", "none") != "none":
         yield AdapterError(f"bias: {config['bias']} changes the base's biases", fix="merge it with PEFT first")
+    if kind == "VERA" and not config.get("save_projection", True):
+        yield AdapterError(
+            "this VeRA adapter was saved without its pair of matrices", fix="save it again with save_projection=True"
+        )
     init = str(config.get("init_lora_weights", True)).lower()
     if init.startswith(BASE_CHANGING):
         yield AdapterError(

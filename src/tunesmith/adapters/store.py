@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.adapters import METHODS, peft_config
 from tunesmith.adapters.adapter_set import AdapterSet, make, place
 from tunesmith.adapters.attach import Switch, slots
-from tunesmith.adapters.full import Full
+from tunesmith.adapters.base import Stored
 from tunesmith.adapters.identity import BaseIdentity, is_same, public_name
 from tunesmith.adapters.peft_config import Plan
 from tunesmith.adapters.settings import AdapterSettings
@@ -44,8 +44,8 @@ def save(folder: Path | str, adapter_set: AdapterSet, base: BaseIdentity) -> Pat
     """Write `adapter_set`, trained beside `base`, to `folder`."""
     folder = Path(folder)
     tensors = {
-        key: parameter.detach().to("cpu", torch.float32, copy=True).contiguous()
-        for key, parameter in _keys(adapter_set).items()
+        key: stored.joined().detach().to("cpu", torch.float32, copy=True).contiguous()
+        for key, stored in _keys(adapter_set).items()
     }
     config = peft_config.write(adapter_set, base.name, base.revision)
     files = {TENSORS: serialise(tensors, metadata={"format": "pt"}), CONFIG: _json(config)}
@@ -53,6 +53,7 @@ def save(folder: Path | str, adapter_set: AdapterSet, base: BaseIdentity) -> Pat
         "format": FORMAT,
         "base": base.as_dict(),
         "settings": adapter_set.settings.model_dump(mode="json"),
+        "layer_settings": _odd_layers(adapter_set),
         "added_tokens": list(adapter_set.added_tokens),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
@@ -63,6 +64,16 @@ def save(folder: Path | str, adapter_set: AdapterSet, base: BaseIdentity) -> Pat
     except OSError as error:
         raise MachineError(f"the adapter cannot be written: {error.strerror}", where=str(folder)) from error
     return folder
+
+
+def _odd_layers(adapter_set: AdapterSet) -> dict[str, dict[str, Any]]:
+    """By path, what a layer's settings have otherwise than the adapter's."""
+    main = adapter_set.settings.model_dump(mode="json")
+    odd = {}
+    for path, own in adapter_set.layer_settings.items():
+        values = own.model_dump(mode="json", exclude=set(AdapterSettings.model_fields))
+        odd[path] = {key: value for key, value in values.items() if value != main.get(key)}
+    return {path: values for path, values in odd.items() if values}
 
 
 def _json(value: Any) -> bytes:
@@ -82,21 +93,17 @@ def _write(path: Path, data: bytes) -> None:
         half.unlink(missing_ok=True)
 
 
-def _keys(adapter_set: AdapterSet) -> dict[str, nn.Parameter]:
+def _keys(adapter_set: AdapterSet) -> dict[str, Stored]:
     """PEFT's name for each tensor that is stored. PEFT wants a tied table under both its names, tied rows under one."""
-    body = adapter_set.body
-    keys: dict[str, nn.Parameter] = {}
+    names = getattr(METHODS[adapter_set.settings.method], "SHARED", {})  # type: ignore[attr-defined]
+    keys = {names[letter]: Stored([tensor]) for letter, tensor in adapter_set.shared.items()}
+    rows: list[Tensor] = []
     for path, adapter in adapter_set.adapters.items():
         if isinstance(adapter, Tokens):
-            if any(parameter is adapter.rows for parameter in keys.values()):
+            if any(adapter.rows is other for other in rows):
                 continue
-            names = {"rows": "token_adapter.trainable_tokens_delta"}
-        elif isinstance(adapter, Full):
-            names = {name: name for name, _ in adapter.named_parameters()}
-        else:
-            method = METHODS[adapter_set.layer_settings[path].method]  # type: ignore[attr-defined]
-            names = method.EMBEDDING_TENSORS if isinstance(body.modules[path], nn.Embedding) else method.TENSORS
-        keys |= {f"{PREFIX}{path}.{theirs}": adapter.get_parameter(ours) for ours, theirs in names.items()}
+            rows.append(adapter.rows)
+        keys |= {f"{PREFIX}{path}.{name}": stored for name, stored in adapter.stored().items()}
     return keys
 
 
@@ -275,14 +282,18 @@ def _build(
         brought = [path for path in (body.embedding, body.head) if path]
     targets = Targets(tuple(plan.layers), tuple(dict.fromkeys((*plan.in_full, *brought))), ())
     settings = plan.settings if side is None else _own_settings(side)
+    layers = plan.layers
+    if side is not None and "layer_settings" in side:
+        odd = side["layer_settings"]
+        layers = {path: settings.model_copy(update=odd.get(path, {})) for path in layers}
     adapter_set = make(
         model,
         settings,
         name=name,
-        seed=0,
+        seed=None,
         targets=targets,
         token_rows={path: sorted(ids) for path, ids in plan.token_rows.items()},
-        layer_settings=plan.layers,
+        layer_settings=layers,
         share_tied=plan.share_tied or bool(brought),
     )
     _fill(adapter_set, plan, left)
@@ -326,25 +337,25 @@ def _fill(adapter_set: AdapterSet, plan: Plan, left: dict[str, Tensor]) -> None:
     """Copy each tensor into its parameter; all that is missing, unused or misshapen is said at once."""
     errors: list[TunesmithError] = []
     filled: dict[int, str] = {}
-    for key, parameter in _keys(adapter_set).items():
-        key = key.removeprefix(PREFIX)
-        tensor, twin = left.pop(key, None), filled.get(id(parameter))
+    for key, target in _keys(adapter_set).items():
+        key, first = key.removeprefix(PREFIX), target.pieces[0]
+        tensor, twin = left.pop(key, None), filled.get(id(first))
         if tensor is None and twin is None:
-            errors.append(AdapterError(f"{key} is missing", expected=str(list(parameter.shape))))
+            errors.append(AdapterError(f"{key} is missing", expected=str(list(target.shape))))
         elif tensor is None:
             continue
-        elif tensor.shape != parameter.shape:
+        elif tensor.shape != target.shape:
             errors.append(
-                AdapterError(f"{key} is misshapen", found=str(list(tensor.shape)), expected=str(list(parameter.shape)))
+                AdapterError(f"{key} is misshapen", found=str(list(tensor.shape)), expected=str(list(target.shape)))
             )
-        elif twin is not None and not torch.equal(parameter, tensor.to(parameter.device, parameter.dtype)):
+        elif twin is not None and not torch.equal(target.joined(), tensor.to(first.device, first.dtype)):
             errors.append(AdapterError(f"{key} and {twin} are said to be one, but differ"))
         else:
             path = key.removesuffix(".token_adapter.trainable_tokens_delta")
             if path != key:
                 tensor = tensor[torch.argsort(torch.tensor(plan.token_rows[path]))]
-            parameter.copy_(tensor)
-            filled[id(parameter)] = key
+            target.fill(tensor)
+            filled[id(first)] = key
     errors += [AdapterError(f"{key} is used by no layer of this model") for key in left]
     if errors:
         raise _all_of(errors)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tunesmith.adapters.base import Adapter, Base
+from tunesmith.adapters.base import Adapter, Base, Stored
 
 
 class Tokens(Adapter):
@@ -49,3 +49,6 @@ class Tokens(Adapter):
         if self.is_embedding:
             return weight.index_copy(1, self.token_ids, rows.t()), bias
         return weight.index_copy(0, self.token_ids, rows), bias
+
+    def stored(self) -> dict[str, Stored]:
+        return {"token_adapter.trainable_tokens_delta": Stored([self.rows])}

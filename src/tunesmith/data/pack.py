@@ -3,30 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from tunesmith.data.types import Batch, Example, Segment
+from tunesmith.data.types import Batch, Example, Origin, Segment
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """One flat batch. Documents stand in order of length, so that attention can take those of like length together."""
-    ordered = sorted(examples, key=len)
-    lengths = [len(example) for example in ordered]
-    ends = np.cumsum(lengths).tolist()
+SHORTEST = 16
+"""A common beginning of fewer tokens is not worth a segment of its own."""
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Rows that stay together, and how many tokens they share at their beginning (0: one row alone)."""
+
+    examples: Sequence[Example]
+    shared: int = 0
+
+    def __len__(self) -> int:
+        return self.shared + sum(len(example) - self.shared for example in self.examples)
+
+
+def collate(examples: Sequence[Example], *, share: bool = False) -> Batch:
+    """One flat batch. Documents stand in order of length, so that attention can take those of like length together.
+
+    `share`: what rows begin with in common is there once, as the parent of what follows in each.
+    """
+    return _collate(_units(examples, None, share))
+
+
+def micro_batches(examples: Sequence[Example], max_tokens: int, *, share: bool = False) -> list[Batch]:
+    """Batches of at most `max_tokens` tokens; a row longer than that stands alone. The same rows give the same cut."""
+    units = _units(examples, max_tokens, share)
+    return [_collate([units[index] for index in group]) for group in _groups([len(u) for u in units], max_tokens)]
+
+
+def _collate(units: Sequence[_Unit]) -> Batch:
+    ids: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    segments: list[Segment] = []
+    origins: list[Origin] = []
+
+    def add(example: Example, own: np.ndarray, start: int, end: int, parent: int | None) -> None:
+        at = segments[-1].end if segments else 0
+        ids.append(example.token_ids[start:end])
+        weights.append(own)
+        positions.append(np.arange(start, end, dtype=np.int64))
+        segments.append(Segment(at, at + end - start, parent))
+        origins.append(example.origin)
+
+    for unit in sorted(units, key=len):
+        parent = None
+        if unit.shared:
+            parent = len(segments)
+            summed = np.sum([example.loss_weights[: unit.shared] for example in unit.examples], axis=0)
+            add(unit.examples[0], summed.astype(np.float32), 0, unit.shared, None)
+        for example in unit.examples:
+            add(example, example.loss_weights[unit.shared :], unit.shared, len(example), parent)
     return Batch(
-        token_ids=torch.from_numpy(np.concatenate([example.token_ids for example in ordered])),
-        loss_weights=torch.from_numpy(np.concatenate([example.loss_weights for example in ordered])),
-        positions=torch.from_numpy(np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])),
-        segments=tuple(Segment(end - length, end) for length, end in zip(lengths, ends, strict=True)),
-        origins=tuple(example.origin for example in ordered),
+        token_ids=torch.from_numpy(np.concatenate(ids)),
+        loss_weights=torch.from_numpy(np.concatenate(weights)),
+        positions=torch.from_numpy(np.concatenate(positions)),
+        segments=tuple(segments),
+        origins=tuple(origins),
     )
 
 
-def micro_batches(examples: Sequence[Example], max_tokens: int) -> list[Batch]:
-    """Batches of at most `max_tokens` tokens; a row longer than that stands alone. The same rows give the same cut."""
-    return [collate([examples[index] for index in group]) for group in _groups([len(e) for e in examples], max_tokens)]
+def _units(examples: Sequence[Example], max_tokens: int | None, share: bool) -> list[_Unit]:
+    """Rows alone or, with `share`, together with those that begin alike as long as that saves tokens."""
+    if not share:
+        return [_Unit([example]) for example in examples]
+    units: list[_Unit] = []
+    for example in sorted(examples, key=lambda example: example.token_ids.tolist()):
+        joined = _joined(units[-1], example) if units else None
+        if joined is not None and (max_tokens is None or len(joined) <= max_tokens):
+            units[-1] = joined
+        else:
+            units.append(_Unit([example]))
+    return units
+
+
+def _joined(unit: _Unit, example: Example) -> _Unit | None:
+    """`unit` with one more row, or None where that saves nothing over the row alone."""
+    first = unit.examples[0]
+    most = min(unit.shared or len(first) - 1, len(example) - 1)
+    apart = np.nonzero(first.token_ids[:most] != example.token_ids[:most])[0]
+    shared = int(apart[0]) if len(apart) else most
+    made = _Unit([*unit.examples, example], shared)
+    saves = len(unit) + len(example) - len(made)
+    return made if shared >= SHORTEST and saves > 0 else None
 
 
 def _groups(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -15,7 +15,7 @@ from tunesmith.data.problems import Problems, counted
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.sources import read
-from tunesmith.data.split import split
+from tunesmith.data.split import group_of, split
 from tunesmith.data.types import Document, Example, Origin, Row
 from tunesmith.errors import DataError
 
@@ -187,11 +187,27 @@ def _side(
     for kind in ("straddled", "unprompted", "hidden", "control"):
         for origin in getattr(rendering, kind):
             counts.add(kind, origin)
-    examples = _fit(full, rendering.examples, settings, counts)
+    rendered = rendering.examples
+    if settings.group_by is not None:
+        groups = _groups(raw, settings.group_by)
+        rendered = [replace(example, group=groups[example.origin]) for example in rendered]
+    examples = _fit(full, rendered, settings, counts)
     counts.kept = len(examples)
     counts.tokens = sum(len(example) for example in examples)
     counts.learned = sum(example.num_learned for example in examples)
     return examples, counts, full, reading.format, reading.notes
+
+
+def _groups(raw: Sequence[RawRow], column: str) -> dict[Origin, str]:
+    """The group of each row by the value of its column."""
+    problems = Problems(f"rows lack the column {column!r} of data.group_by")
+    groups = {}
+    for origin, row in raw:
+        if column not in row:
+            problems.add(DataError("the column is missing", where=str(origin), found=", ".join(row), expected=column))
+        groups[origin] = group_of(row.get(column))
+    problems.raise_if_any()
+    return groups
 
 
 def is_empty(row: Row) -> bool:

@@ -66,6 +66,9 @@ class DataSettings(Settings):
     """Read only the first so many rows."""
     shuffle: bool = True
     """Visit the rows in a new seeded order every epoch."""
+    group_by: str | None = None
+    """A column: rows of equal value are visited one after the other, and what they begin with in common is computed
+    once for each micro-batch. For questions on one text, or answers to one prompt."""
 
     @field_validator("held_out")
     @classmethod

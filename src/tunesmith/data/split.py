@@ -70,7 +70,7 @@ def _names_a_hub_split(name: str) -> bool:
     return bool(colon) and head.count("/") == 1 and part.isidentifier()
 
 
-def _group_of(value: Any) -> str:
+def group_of(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
 
 
@@ -81,7 +81,7 @@ def _whole_groups(raw: Sequence[RawRow], key: str, share: float, seed: int) -> s
     groups: dict[str, list[int]] = {}
     for index, (origin, row) in enumerate(raw):
         if key in row:
-            groups.setdefault(_group_of(row[key]), []).append(index)
+            groups.setdefault(group_of(row[key]), []).append(index)
         else:
             problems.add(DataError(f"no column {key!r} to split by", where=str(origin), found=f"columns {listed(row)}"))
     problems.raise_if_any()

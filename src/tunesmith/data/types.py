@@ -78,6 +78,8 @@ class Example:
     token_ids: np.ndarray
     loss_weights: np.ndarray
     origin: Origin
+    group: str | None = None
+    """Rows of one group are likely to begin alike (`data.group_by`)."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -103,8 +105,9 @@ class Segment:
 class Batch:
     """One micro-batch as a flat list of tokens: no padding anywhere.
 
-    token_ids [T] int64, loss_weights [T] float32, positions [T] int64 (restart at every document),
-    segments in order and covering [0, T), origins one per segment.
+    token_ids [T] int64, loss_weights [T] float32, positions [T] int64 (restart at every document; a child's go on from
+    its parent's), segments in order and covering [0, T), a parent right before its children, origins one per segment
+    (a parent's are its first child's). A weight in a parent is the sum of what its rows give that token.
     """
 
     token_ids: torch.Tensor
@@ -120,8 +123,24 @@ class Batch:
     def num_learned(self) -> int:
         """Learned targets. The first token of a segment has nothing before it, and never counts."""
         learned = self.loss_weights != 0
-        learned[[segment.start for segment in self.segments]] = False
+        learned[[segment.start for segment in self.segments if segment.parent is None]] = False
         return int(learned.sum())
+
+    def alone(self, index: int) -> Batch:
+        """Segment `index` as a batch of its own, behind its parent where it has one."""
+        own = self.segments[index]
+        parts = [own] if own.parent is None else [self.segments[own.parent], own]
+        take = torch.cat([torch.arange(part.start, part.end) for part in parts]).to(self.token_ids.device)
+        segments = (Segment(0, len(parts[0])),)
+        if len(parts) == 2:
+            segments = (*segments, Segment(len(parts[0]), len(take), 0))
+        return Batch(
+            self.token_ids[take],
+            self.loss_weights[take],
+            self.positions[take],
+            segments,
+            tuple(self.origins[index] for _ in parts) if self.origins else (),
+        )
 
     def to(self, device: torch.device) -> Batch:
         return Batch(

@@ -6,6 +6,9 @@
  *
  *   q, out, dout, dq [tokens, heads, dim]   k, v [tokens, groups, dim]   dk, dv [tokens, heads, dim] (summed by the caller)
  *   lse [heads, tokens] natural logarithm of each row's sum      bounds [documents + 1]      window 0: none
+ *   see [3, tokens] what a row may see, counted from its document's start: a row i sees the keys [0, see[0][i]) and
+ *   [see[1][i], i], a key j is seen by the rows [j, see[2][j]). A plain document has 0, 0 and its length; in one whose
+ *   beginning is shared by branches, a branch sees the beginning and itself. Such documents come without a window.
  */
 #include <stdlib.h>
 
@@ -83,8 +86,8 @@ static inline void span(int64_t row, int64_t length, int64_t window, int64_t *fi
                 for (int64_t i = 0; i < 16; i++) out[d * padded + b + i] = x[(b + i) * dim + d];                \
     }                                                                                                           \
     void attention_##NAME(const T *q, const T *k, const T *v, T *out, float *lse, const int64_t *bounds,        \
-                          int64_t documents, int64_t tokens, int64_t heads, int64_t groups, int64_t dim,        \
-                          int64_t window, float scale) {                                                        \
+                          const int64_t *see, int64_t documents, int64_t tokens, int64_t heads, int64_t groups, \
+                          int64_t dim, int64_t window, float scale) {                                           \
         int64_t longest = 0;                                                                                    \
         for (int64_t n = 0; n < documents; n++)                                                                 \
             longest = bounds[n + 1] - bounds[n] > longest ? bounds[n + 1] - bounds[n] : longest;                \
@@ -106,9 +109,17 @@ static inline void span(int64_t row, int64_t length, int64_t window, int64_t *fi
                         float *s = w.s + i * padded, highest = -INFINITY, sum = 0.0f;                           \
                         int64_t end = row + i + 1 < length ? row + i + 1 : length;                              \
                         int64_t low = window > 0 && end - window > first ? end - window : first;                \
-                        for (int64_t j = first; j < low; j++) s[j] = 0.0f;                                      \
+                        int64_t shared = see[start + end - 1], branch = see[tokens + start + end - 1];          \
+                        low = branch > low ? branch : low;                                                      \
+                        for (int64_t j = first > shared ? first : shared; j < low; j++) s[j] = 0.0f;            \
+                        _Pragma("omp simd reduction(max : highest)") for (int64_t j = 0; j < shared; j++)       \
+                            highest = s[j] > highest ? s[j] : highest;                                          \
                         _Pragma("omp simd reduction(max : highest)") for (int64_t j = low; j < end; j++)        \
                             highest = s[j] > highest ? s[j] : highest;                                          \
+                        _Pragma("omp simd reduction(+ : sum)") for (int64_t j = 0; j < shared; j++) {           \
+                            s[j] = fast_exp(s[j] - highest);                                                    \
+                            sum += s[j];                                                                        \
+                        }                                                                                       \
                         _Pragma("omp simd reduction(+ : sum)") for (int64_t j = low; j < end; j++) {            \
                             s[j] = fast_exp(s[j] - highest);                                                    \
                             sum += s[j];                                                                        \
@@ -128,9 +139,9 @@ static inline void span(int64_t row, int64_t length, int64_t window, int64_t *fi
         }                                                                                                       \
     }                                                                                                           \
     void attention_back_##NAME(const T *dout, const T *q, const T *k, const T *v, const T *out, const float *lse, \
-                               T *dq, float *dk, float *dv, const int64_t *bounds, int64_t documents,           \
-                               int64_t tokens, int64_t heads, int64_t groups, int64_t dim, int64_t window,      \
-                               float scale) {                                                                   \
+                               T *dq, float *dk, float *dv, const int64_t *bounds, const int64_t *see,          \
+                               int64_t documents, int64_t tokens, int64_t heads, int64_t groups, int64_t dim,   \
+                               int64_t window, float scale) {                                                   \
         int64_t longest = 0;                                                                                    \
         for (int64_t n = 0; n < documents; n++)                                                                 \
             longest = bounds[n + 1] - bounds[n] > longest ? bounds[n + 1] - bounds[n] : longest;                \
@@ -157,11 +168,19 @@ static inline void span(int64_t row, int64_t length, int64_t window, int64_t *fi
                     for (int64_t i = 0; i < ROWS; i++) {                                                        \
                         float *s = w.s + i * padded, *dp = w.dp + i * padded, delta = 0.0f;                     \
                         int64_t end = i < count ? row + i + 1 : first;                                          \
-                        int64_t low = window > 0 && end - window > first ? end - window : first;                \
+                        int64_t low = window > 0 && end - window > first ? end - window : first, shared = 0;    \
+                        if (i < count) {                                                                        \
+                            int64_t branch = see[tokens + start + row + i];                                     \
+                            shared = see[start + row + i], low = branch > low ? branch : low;                   \
+                        }                                                                                       \
                         float sum = i < count ? lse[h * tokens + start + row + i] : 0.0f;                       \
                         _Pragma("omp simd reduction(+ : delta)") for (int64_t d = 0; d < dim; d++)              \
                             delta += w.d_o[i * dim + d] * w.o[i * dim + d];                                     \
-                        for (int64_t j = first; j < low; j++) s[j] = dp[j] = 0.0f;                              \
+                        for (int64_t j = first > shared ? first : shared; j < low; j++) s[j] = dp[j] = 0.0f;    \
+                        _Pragma("omp simd") for (int64_t j = 0; j < shared; j++) {                              \
+                            s[j] = fast_exp(s[j] - sum);                                                        \
+                            dp[j] = s[j] * (dp[j] - delta);                                                     \
+                        }                                                                                       \
                         _Pragma("omp simd") for (int64_t j = low; j < end; j++) {                               \
                             s[j] = fast_exp(s[j] - sum);                                                        \
                             dp[j] = s[j] * (dp[j] - delta);                                                     \

@@ -140,6 +140,12 @@ static inline __mmask16 between(int64_t at, int64_t low, int64_t high) {
     return first >= last ? 0 : (__mmask16)((0xffffu >> (16 - last + first)) << first);
 }
 
+/* Of sixteen keys that begin at `at`, those in [0, shared) or [low, high). */
+static inline __mmask16 seen(int64_t at, int64_t shared, int64_t low, int64_t high) {
+    __mmask16 own = between(at, low, high);
+    return at < shared ? own | between(at, 0, shared) : own;
+}
+
 static inline int64_t round_up(int64_t n) { return (n + TILE - 1) / TILE * TILE; }
 
 static int64_t longest_of(const int64_t *bounds, int64_t documents) {
@@ -160,8 +166,8 @@ static inline void span(int64_t row, int64_t length, int64_t window, int64_t *fi
 #define TAKE(type, count) (type *)(at += ((count) * sizeof(type) + 63) / 64 * 64, at - ((count) * sizeof(type) + 63) / 64 * 64)
 
 void attention_tiles_b16(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, float *lse, const int64_t *bounds,
-                         int64_t documents, int64_t tokens, int64_t heads, int64_t groups, int64_t dim, int64_t window,
-                         float scale) {
+                         const int64_t *see, int64_t documents, int64_t tokens, int64_t heads, int64_t groups,
+                         int64_t dim, int64_t window, float scale) {
     int64_t most = round_up(longest_of(bounds, documents));
     _Pragma("omp parallel") {
         char *all = aligned_alloc(64, (10 * most * dim + 8 * ROWS * (most + dim) + 4096) / 64 * 64), *at = all;
@@ -185,13 +191,15 @@ void attention_tiles_b16(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out,
                     const float *si = s + i * padded;
                     int64_t end = row + i + 1 < length ? row + i + 1 : length;
                     int64_t low = window > 0 && end - window > first ? end - window : first;
+                    int64_t shared = see[start + end - 1], branch = see[tokens + start + end - 1];
+                    low = branch > low ? branch : low;
                     __m512 most_of = _mm512_set1_ps(-INFINITY), sums = _mm512_setzero_ps();
                     for (int64_t j = first; j < last; j += 16)
-                        most_of = _mm512_mask_max_ps(most_of, between(j, low, end), most_of, _mm512_load_ps(si + j));
+                        most_of = _mm512_mask_max_ps(most_of, seen(j, shared, low, end), most_of, _mm512_load_ps(si + j));
                     float highest = _mm512_reduce_max_ps(most_of);
                     for (int64_t j = first; j < last; j += 16) {
                         __m512 x = _mm512_sub_ps(_mm512_load_ps(si + j), _mm512_set1_ps(highest));
-                        __m512 e = _mm512_maskz_mov_ps(between(j, low, end), exp16(_mm512_mul_ps(x, _mm512_set1_ps(scale))));
+                        __m512 e = _mm512_maskz_mov_ps(seen(j, shared, low, end), exp16(_mm512_mul_ps(x, _mm512_set1_ps(scale))));
                         sums = _mm512_add_ps(sums, e);
                         store16(p + i * padded + j, e);
                     }
@@ -214,8 +222,8 @@ void attention_tiles_b16(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out,
 
 void attention_tiles_back_b16(const bf16 *dout, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *out,
                               const float *lse, bf16 *dq, float *dk, float *dv, const int64_t *bounds,
-                              int64_t documents, int64_t tokens, int64_t heads, int64_t groups, int64_t dim,
-                              int64_t window, float scale) {
+                              const int64_t *see, int64_t documents, int64_t tokens, int64_t heads, int64_t groups,
+                              int64_t dim, int64_t window, float scale) {
     int64_t most = round_up(longest_of(bounds, documents));
     _Pragma("omp parallel") {
         char *all = aligned_alloc(64, (16 * most * dim + 14 * ROWS * most + 20 * ROWS * dim + 8192) / 64 * 64), *at = all;
@@ -259,12 +267,14 @@ void attention_tiles_back_b16(const bf16 *dout, const bf16 *q, const bf16 *k, co
                     delta[i] = total;
                     sums[i] = i < count ? lse[h * tokens + start + row + i] : INFINITY; /* padding: all is 0 */
                 }
-                int64_t seen = last - first;
-                product(kb + first * dim, dim, qt, ROWS, s, ROWS, seen, ROWS, dim, 0);
-                product(vb + first * dim, dim, gt, ROWS, dp, ROWS, seen, ROWS, dim, 0);
-                for (int64_t j = 0; j < seen; j++) {
+                int64_t keys = last - first;
+                product(kb + first * dim, dim, qt, ROWS, s, ROWS, keys, ROWS, dim, 0);
+                product(vb + first * dim, dim, gt, ROWS, dp, ROWS, keys, ROWS, dim, 0);
+                for (int64_t j = 0; j < keys; j++) {
                     int64_t key = first + j - row; /* seen by the rows [key, key + window) of this block */
                     int64_t high = window > 0 && key + window < count ? key + window : count;
+                    int64_t until = first + j < length ? see[2 * tokens + start + first + j] - row : 0;
+                    high = until < high ? until : high;
                     for (int64_t i = 0; i < ROWS; i += 16) {
                         int64_t at = j * ROWS + i;
                         __mmask16 sees = between(i, key, high);
@@ -275,10 +285,10 @@ void attention_tiles_back_b16(const bf16 *dout, const bf16 *q, const bf16 *k, co
                         store16(ds + at, _mm512_maskz_mul_ps(sees, e, d));
                     }
                 }
-                pairs(ds, seen, ROWS, ds2);
-                product(kt + first, padded, ds2, ROWS, dqt, ROWS, dim, ROWS, seen, 0);
-                product(ds, ROWS, q2, dim, sum_k + first * dim, dim, seen, dim, ROWS, 1);
-                product(p, ROWS, g2, dim, sum_v + first * dim, dim, seen, dim, ROWS, 1);
+                pairs(ds, keys, ROWS, ds2);
+                product(kt + first, padded, ds2, ROWS, dqt, ROWS, dim, ROWS, keys, 0);
+                product(ds, ROWS, q2, dim, sum_k + first * dim, dim, keys, dim, ROWS, 1);
+                product(p, ROWS, g2, dim, sum_v + first * dim, dim, keys, dim, ROWS, 1);
                 turned_words((const word *)dqt, dim, ROWS, (word *)dqb);
                 for (int64_t i = 0; i < count; i++)
                     for (int64_t d = 0; d < dim; d += 16)

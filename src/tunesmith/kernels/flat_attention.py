@@ -3,6 +3,10 @@
     out_t = sum_j softmax_j(scale q_t . k_j) v_j     over j in t's own document with j <= t (and t - j < window)
     q [T, H, D]   k, v [T, K, D] with H a multiple of K   bounds [documents + 1] int64   out [T, H, D]
 
+A document may begin with what several branches share: then a row sees the shared beginning and its own branch up to
+itself. `see` [3, T] int64 says so, counted from the document's start: how much is shared, where the row's own part
+begins, and up to which row the row itself is seen.
+
 `flat_attention_reference` is the plain form. `flat_attention` calls `attention.c`: each head of each document is a unit
 of work on tables padded to whole register tiles, so that heads and documents of any size keep all cores busy. It
 keeps q, k, v, the output and one number per row and head, and computes in fp32 whatever the inputs; only where bf16 can
@@ -21,8 +25,18 @@ from tunesmith.kernels.fused import call, runs_natively
 from tunesmith.kernels.native import has_tiles
 
 
-def flat_attention_reference(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int = 0) -> Tensor:
+def no_branches(bounds: Tensor) -> Tensor:
+    """`see` of documents without branches."""
+    lengths = bounds.diff()
+    until = lengths.repeat_interleave(lengths)
+    return torch.stack([torch.zeros_like(until), torch.zeros_like(until), until])
+
+
+def flat_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int = 0, see: Tensor | None = None
+) -> Tensor:
     """The plain form, one document after the other; window 0 means none."""
+    shared, own, _ = no_branches(bounds) if see is None else see
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     edges, pieces = bounds.tolist(), []
@@ -30,6 +44,7 @@ def flat_attention_reference(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, sc
         place = torch.arange(end - start)
         apart = place[:, None] - place[None, :]
         seen = (apart >= 0) & ((apart < window) if window else torch.ones_like(apart, dtype=torch.bool))
+        seen &= (place >= own[start:end, None]) | (place < shared[start:end, None])
         scores = torch.einsum("thd,shd->hts", q[start:end], k[start:end]).float() * scale
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(v.dtype)
         pieces.append(torch.einsum("hts,shd->thd", weights, v[start:end]))
@@ -47,30 +62,36 @@ def _name(q: Tensor) -> str:
 
 class _FlatAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, see: Tensor, scale: float, window: int
+    ) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         out = torch.empty_like(q)
         log_sums = torch.empty(q.shape[1], q.shape[0])
         sizes = (len(bounds) - 1, q.shape[0], q.shape[1], k.shape[1], q.shape[2], window)
-        call(_name(q), q.dtype, q, k, v, out, log_sums, bounds, *sizes, scale)
-        ctx.save_for_backward(q, k, v, out, log_sums, bounds)
+        call(_name(q), q.dtype, q, k, v, out, log_sums, bounds, see, *sizes, scale)
+        ctx.save_for_backward(q, k, v, out, log_sums, bounds, see)
         ctx.sizes, ctx.scale = sizes, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, log_sums, bounds = ctx.saved_tensors
+        q, k, v, out, log_sums, bounds, see = ctx.saved_tensors
         dq = torch.empty_like(q)
         by_head = [torch.empty(q.shape) for _ in (k, v)]
         call(
-            f"{_name(q)}_back", q.dtype, grads[0].contiguous(), q, k, v, out, log_sums, dq, *by_head, bounds,
+            f"{_name(q)}_back", q.dtype, grads[0].contiguous(), q, k, v, out, log_sums, dq, *by_head, bounds, see,
             *ctx.sizes, ctx.scale,
         )  # fmt: skip
         tokens, groups, dim = k.shape
         dk, dv = (part.view(tokens, groups, -1, dim).sum(2).to(k.dtype) for part in by_head)
-        return dq, dk, dv, None, None, None
+        return dq, dk, dv, None, None, None, None
 
 
-def flat_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int = 0) -> Tensor:
-    """Same as `flat_attention_reference`, where `can_run` says so."""
-    return _FlatAttention.apply(q, k, v, bounds, scale, window)
+def flat_attention(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int = 0, see: Tensor | None = None
+) -> Tensor:
+    """Same as `flat_attention_reference`, where `can_run` says so. Branches come without a window."""
+    if see is None:
+        see = no_branches(bounds)
+    return _FlatAttention.apply(q, k, v, bounds, see.contiguous(), scale, window)

@@ -112,6 +112,56 @@
         }                                                                                                       \
     }
 
+/* y = gain * z + shift, row by row: z, y [rows, dim], gain and shift [dim]; no shift where `shifted` is 0. */
+#define GAIN(NAME, T)                                                                                            \
+    void gain_##NAME(const T *z, const float *gain, const float *shift, T *y, int64_t rows, int64_t dim,        \
+                     int64_t shifted) {                                                                         \
+        _Pragma("omp parallel for schedule(static) if (rows > 16)") for (int64_t r = 0; r < rows; r++) {        \
+            const T *zr = z + r * dim;                                                                          \
+            T *yr = y + r * dim;                                                                                \
+            if (shifted) {                                                                                      \
+                _Pragma("omp simd") for (int64_t i = 0; i < dim; i++)                                           \
+                    yr[i] = STORE_##NAME(LOAD_##NAME(zr[i]) * gain[i] + shift[i]);                              \
+            } else {                                                                                            \
+                _Pragma("omp simd") for (int64_t i = 0; i < dim; i++)                                           \
+                    yr[i] = STORE_##NAME(LOAD_##NAME(zr[i]) * gain[i]);                                         \
+            }                                                                                                   \
+        }                                                                                                       \
+    }                                                                                                           \
+    /* dz = dy * gain, sums[i] = sum over rows of dy * z: a strip of columns at a time, always in one order */  \
+    void gain_back_##NAME(const T *dy, const T *z, const float *gain, T *dz, float *sums, int64_t rows,         \
+                          int64_t dim) {                                                                        \
+        _Pragma("omp parallel for schedule(static)") for (int64_t from = 0; from < dim; from += STRIP) {        \
+            int64_t n = from + STRIP < dim ? STRIP : dim - from;                                                \
+            float sum[STRIP] = {0}, scale[STRIP];                                                               \
+            memcpy(scale, gain + from, sizeof(float) * n);                                                      \
+            for (int64_t r = 0; r < rows; r++) {                                                                \
+                const T *g = dy + r * dim + from, *v = z + r * dim + from;                                      \
+                T *to = dz + r * dim + from;                                                                    \
+                _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                           \
+                    float d = LOAD_##NAME(g[i]);                                                                \
+                    sum[i] += d * LOAD_##NAME(v[i]);                                                            \
+                    to[i] = STORE_##NAME(d * scale[i]);                                                         \
+                }                                                                                               \
+            }                                                                                                   \
+            memcpy(sums + from, sum, sizeof(float) * n);                                                        \
+        }                                                                                                       \
+    }
+#define STRIP 32
+
+/* p = w a^T: w [rows, dim], a [rank, dim], p [rows, rank]; the numbers of w are widened a row at a time. */
+#define THIN_PRODUCT(NAME, T)                                                                                    \
+    void thin_product_##NAME(const T *w, const float *a, float *p, int64_t rows, int64_t dim, int64_t rank) {   \
+        _Pragma("omp parallel for schedule(static)") for (int64_t r = 0; r < rows; r++) {                       \
+            for (int64_t j = 0; j < rank; j++) {                                                                \
+                float sum = 0.0f;                                                                               \
+                _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < dim; i++)                        \
+                    sum += LOAD_##NAME(w[r * dim + i]) * a[j * dim + i];                                        \
+                p[r * rank + j] = sum;                                                                          \
+            }                                                                                                   \
+        }                                                                                                       \
+    }
+
 RMS_NORM(f32, float)
 RMS_NORM(b16, bf16)
 SWIGLU(f32, float)
@@ -120,3 +170,7 @@ ROTARY(f32, float)
 ROTARY(b16, bf16)
 CROSS_ENTROPY(f32, float)
 CROSS_ENTROPY(b16, bf16)
+GAIN(f32, float)
+GAIN(b16, bf16)
+THIN_PRODUCT(f32, float)
+THIN_PRODUCT(b16, bf16)

@@ -1,10 +1,12 @@
 """The product of a frozen matrix and a low-rank change beside it.
 
-    y = base(x) + s (drop(x) A^T) B^T          x [N, in]  A [r, in]  B [out, r]  y [N, out]
+    z = base(x) + s (drop(x) A^T) B^T          x [N, in]  A [r, in]  B [out, r]  z [N, out]
+    y = z, or with a gain g [out]: g (z - b) + b, where b is the layer's bias
 
 `low_rank_reference` is the plain form that autograd differentiates. `low_rank` computes the same with a backward
-written by hand: it keeps x and the [N, r] product alone, asks the frozen weight for its numbers again, and skips the
-input's gradient where nobody below learns. A and B are cast to x's dtype, never x to theirs.
+written by hand: it keeps the [N, r] product, x only where A learns, and z only where the gain does; it asks the frozen
+weight for its numbers again, and skips the input's gradient where nobody below learns. A and B are cast to x's dtype,
+never x to theirs; the gain acts in fp32 or wider.
 """
 
 from __future__ import annotations
@@ -14,29 +16,57 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tunesmith.kernels.fused import call, runs_natively
+from tunesmith.kernels.gain import gain_back, gain_forward, gain_reference
+
 
 class Frozen(Protocol):
+    @property
+    def bias(self) -> Tensor | None: ...
+
     def output(self, x: Tensor) -> Tensor: ...
 
     def weight(self) -> Tensor: ...
 
 
-def low_rank_reference(x: Tensor, base: Frozen, A: Tensor, B: Tensor, scale: float, keep: Tensor | None) -> Tensor:
+def low_rank_reference(
+    x: Tensor, base: Frozen, A: Tensor, B: Tensor, scale: float, keep: Tensor | None, gain: Tensor | None = None
+) -> Tensor:
     """The plain form. `keep` is a dropout mask of x's shape, already divided by the keep probability."""
     x_in = x if keep is None else x * keep
     h = x_in @ A.to(x.dtype).T
-    return base.output(x) + (h @ B.to(x.dtype).T) * scale
+    z = base.output(x) + (h @ B.to(x.dtype).T) * scale
+    return z if gain is None else gain_reference(z, gain, base.bias)
+
+
+def _scaled(B: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """s B in `dtype`, multiplied in the wider of both."""
+    return (B.to(torch.promote_types(B.dtype, dtype)) * scale).to(dtype)
 
 
 class _LowRank(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, base: Frozen, A: Tensor, B: Tensor, scale: float, keep: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        base: Frozen,
+        A: Tensor,
+        B: Tensor,
+        scale: float,
+        keep: Tensor | None,
+        gain: Tensor | None,
+    ) -> Tensor:
         a = A.to(x.dtype)
-        sb = (B * scale).to(x.dtype)
+        sb = _scaled(B, scale, x.dtype)
         y = base.output(x)
         h = (x if keep is None else x * keep) @ a.T
-        y = torch.addmm(y, h, sb.T, out=y) if y.dim() == 2 else y + h @ sb.T
-        ctx.save_for_backward(x, h, a, sb, keep)
+        own = y.dim() == 2 and not y._is_view()  # a view may be of what somebody else holds
+        y = torch.addmm(y, h, sb.T, out=y) if own else y + h @ sb.T
+        z = y if gain is not None and ctx.needs_input_grad[6] else None
+        if gain is not None:
+            y = gain_forward(y, gain, base.bias)
+        want_a, want_b = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
+        ctx.save_for_backward(x if want_a else None, h if want_b else None, a, sb, keep, gain, z)
         ctx.base, ctx.scale = base, scale
         ctx.dtypes = (A.dtype, B.dtype)
         return y
@@ -44,9 +74,13 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
-        x, h, a, sb, keep = ctx.saved_tensors
+        x, h, a, sb, keep, gain, z = ctx.saved_tensors
         want_x, want_a, want_b = ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]
-        dx = da = db = None
+        dx = da = db = dgain = None
+        if z is not None:
+            dy, dgain = gain_back(dy, z, gain, ctx.base.bias)
+        elif gain is not None:
+            dy = gain_forward(dy, gain, None)
         if want_a or want_x:
             dh = dy @ sb
         if want_b:
@@ -60,17 +94,64 @@ class _LowRank(torch.autograd.Function):
                 dx.addmm_(dh, a)
             else:
                 dx += (dh @ a) * keep
-        return dx, None, da, db, None, None
+        return dx, None, da, db, None, None, dgain
 
 
-def low_rank(x: Tensor, base: Frozen, A: Tensor, B: Tensor, scale: float, keep: Tensor | None = None) -> Tensor:
+def low_rank(
+    x: Tensor,
+    base: Frozen,
+    A: Tensor,
+    B: Tensor,
+    scale: float,
+    keep: Tensor | None = None,
+    gain: Tensor | None = None,
+) -> Tensor:
     """y [..., out] for x [..., in]; same value and gradients as `low_rank_reference`."""
     flat = x.reshape(-1, x.shape[-1])
     if keep is not None:
         keep = keep.reshape(flat.shape)
-    if torch.is_grad_enabled() and (flat.requires_grad or A.requires_grad or B.requires_grad):
-        y = _LowRank.apply(flat, base, A, B, scale, keep)
+    learns = flat.requires_grad or A.requires_grad or B.requires_grad or (gain is not None and gain.requires_grad)
+    if torch.is_grad_enabled() and learns:
+        y = _LowRank.apply(flat, base, A, B, scale, keep, gain)
     else:
         y = base.output(flat)
-        y = y + ((flat if keep is None else flat * keep) @ A.to(flat.dtype).T) @ (B * scale).to(flat.dtype).T
+        y = y + ((flat if keep is None else flat * keep) @ A.to(flat.dtype).T) @ _scaled(B, scale, flat.dtype).T
+        if gain is not None:
+            y = gain_forward(y, gain, base.bias)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def row_norms_reference(weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """Euclidean norm of each row of W + s B A, [out], in the wider of fp32 and W's dtype."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return torch.addmm(weight.to(wide), B.to(wide), A.to(wide), alpha=scale).norm(dim=1)
+
+
+@torch.no_grad()
+def row_norms(weight: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """Same as `row_norms_reference` without making B A: |w + s b A|^2 = |w|^2 + 2 s b . (A w) + s^2 b (A A^T) b.
+
+    `squares` [out]: |w|^2 of each row, as `row_squares` gives it.
+    """
+    a, b = A.to(squares.dtype), B.to(squares.dtype)
+    cross = ((_thin_product(weight, a)) * b).sum(1)
+    own = ((b @ (a @ a.T)) * b).sum(1)
+    return (squares + 2 * scale * cross + scale**2 * own).clamp_(min=0).sqrt_()
+
+
+@torch.no_grad()
+def row_squares(weight: Tensor) -> Tensor:
+    """|w|^2 of each row of W [out, in], [out], in the wider of fp32 and W's dtype; some rows at a time."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    rows = max(1, (1 << 22) // weight.shape[1])
+    return torch.cat([part.to(wide).pow(2).sum(1) for part in weight.split(rows)])
+
+
+def _thin_product(weight: Tensor, a: Tensor) -> Tensor:
+    """W A^T [out, r] in A's dtype, with no wide copy of W where the compiled form runs."""
+    if weight.is_contiguous() and a.dtype == torch.float32 and runs_natively(weight):
+        product = torch.empty(weight.shape[0], a.shape[0])
+        call("thin_product", weight.dtype, weight, a.contiguous(), product, *weight.shape, a.shape[0])
+        return product
+    rows = max(1, (1 << 22) // weight.shape[1])
+    return torch.cat([part.to(a.dtype) @ a.T for part in weight.split(rows)])

@@ -23,7 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tunesmith.data.types import Segment
-from tunesmith.kernels.flat_attention import can_run, flat_attention
+from tunesmith.kernels.flat_attention import can_run, flat_attention, no_branches
 
 NAME = "tunesmith"
 _UNKNOWN = ("s_aux", "sinks", "position_bias", "indices", "block_indices")
@@ -50,8 +50,21 @@ class Layout:
 
     @cached_property
     def edges(self) -> Tensor:
-        """[documents + 1] int64 in host memory: where each document starts, and the end."""
-        return torch.tensor([segment.start for segment in self.segments] + [self.segments[-1].end])
+        """[documents + 1] int64 in host memory: where each document starts, and the end; branches are of one."""
+        roots = [segment.start for segment in self.segments if segment.parent is None]
+        return torch.tensor([*roots, self.segments[-1].end])
+
+    @cached_property
+    def see(self) -> Tensor:
+        """[3, tokens] int64 in host memory, as kernels/flat_attention.py wants it; branches follow what they share."""
+        see = no_branches(self.edges)
+        for segment in self.segments:
+            if segment.parent is not None:
+                parent = self.segments[segment.parent]
+                own = slice(segment.start, segment.end)
+                see[0, own], see[1, own] = len(parent), segment.start - parent.start
+                see[2, own] = segment.end - parent.start
+        return see
 
     @cached_property
     def boundaries(self) -> Tensor:
@@ -167,10 +180,9 @@ def flat(
         layout.asked.append((scale, window, softcap))
     if window is not None and layout.longest <= window and not layout.has_parents:
         window = None
-    plain_mask = softcap is None and not layout.has_parents
-    if plain_mask and can_run(q, k, v):
+    if softcap is None and not (layout.has_parents and window is not None) and can_run(q, k, v):
         q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-        return flat_attention(q, k, v, layout.edges, scale, window or 0).transpose(0, 1)
+        return flat_attention(q, k, v, layout.edges, scale, window or 0, layout.see).transpose(0, 1)
     simple = window is None and softcap is None and not layout.has_parents and q.shape[-1] == v.shape[-1]
     if simple and q.device.type == "cpu":
         return _FlatCPU.apply(q, k, v, layout.segments, scale)

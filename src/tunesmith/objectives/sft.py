@@ -24,9 +24,16 @@ from tunesmith.objectives.base import Loss, Step
 def targets_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """The shift by one: (positions [n] whose hidden states predict, target ids [n], weights [n])."""
     weights = batch.loss_weights.clone()
-    weights[[segment.start for segment in batch.segments]] = 0
+    weights[[segment.start for segment in batch.segments if segment.parent is None]] = 0
     learned = weights.nonzero().squeeze(-1)
-    return learned - 1, batch.token_ids[learned], weights[learned]
+    before = learned - 1
+    branches = [segment for segment in batch.segments if segment.parent is not None]
+    if branches:  # the first token of a branch is foretold where what it shares ends
+        place = torch.arange(-1, len(weights) - 1, device=weights.device)
+        ends = [batch.segments[segment.parent].end - 1 for segment in branches if segment.parent is not None]
+        place[[segment.start for segment in branches]] = torch.tensor(ends, device=weights.device)
+        before = place[learned]
+    return before, batch.token_ids[learned], weights[learned]
 
 
 def num_targets(example: Example) -> float:
@@ -45,17 +52,27 @@ class SFT:
         batch_size: int,
         seed: int,
         shuffle: bool = True,
+        share: bool = False,
     ) -> None:
-        self.train, self.held_out = train, held_out
+        """`share`: what rows of a micro-batch begin with in common is computed once; same numbers but for rounding."""
+        self.train, self.held_out, self.share = train, held_out, share
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.steps_per_epoch = math.ceil(len(train) / batch_size)
         self._done = 0
 
     def order(self, epoch: int) -> np.ndarray:
-        """The order of rows in one epoch: a function of seed and epoch alone."""
+        """The order of rows in one epoch: a function of seed and epoch alone. Groups stay together."""
         if not self.shuffle:
             return np.arange(len(self.train))
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.train))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train))
+        groups: dict[str, int] = {}
+        for row in order:
+            groups.setdefault(self._group(row), len(groups))
+        return np.array(sorted(order, key=lambda row: groups[self._group(row)]), dtype=order.dtype)
+
+    def _group(self, row: int) -> str:
+        group = self.train[row].group
+        return f"alone {row}" if group is None else f"group {group}"
 
     def steps(self, policy: Policy) -> Iterator[Step]:
         while True:
@@ -68,7 +85,7 @@ class SFT:
                 yield Step(examples, {"loss": sum(map(num_targets, examples))}, self._done / self.steps_per_epoch)
 
     def micro_batches(self, step: Step, max_tokens: int) -> list[Batch]:
-        return micro_batches(step.examples, max_tokens)
+        return micro_batches(step.examples, max_tokens, share=self.share)
 
     def loss(self, policy: Policy, batch: Batch) -> Loss:
         hidden = policy.hidden(batch)
@@ -83,7 +100,7 @@ class SFT:
         if not self.held_out:
             return {}
         total, weight = 0.0, sum(map(num_targets, self.held_out))
-        for batch in micro_batches(self.held_out, max_tokens):
+        for batch in micro_batches(self.held_out, max_tokens, share=self.share):
             total += self.loss(policy, batch.to(policy.device)).sums["loss"].item()
         loss = total / weight
         return {"loss": loss, "perplexity": math.exp(min(loss, 50.0))}

@@ -283,16 +283,8 @@ class Loop:
         """The rows of `batches` whose own loss is not finite (all of them, where none is alone)."""
         guilty = []
         for batch in batches:
-            for segment, origin in zip(batch.segments, batch.origins, strict=True):
-                own = slice(segment.start, segment.end)
-                alone = Batch(
-                    batch.token_ids[own],
-                    batch.loss_weights[own],
-                    batch.positions[own],
-                    (type(segment)(0, len(segment)),),
-                    (origin,),
-                )
-                sums = self.objective.loss(self.policy, alone.to(self.policy.device)).sums
+            for index, origin in enumerate(batch.origins):
+                sums = self.objective.loss(self.policy, batch.alone(index).to(self.policy.device)).sums
                 if not all(torch.isfinite(value).item() for value in sums.values()):
                     guilty.append(origin)
         return guilty or [origin for batch in batches for origin in batch.origins]
