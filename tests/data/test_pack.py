@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,8 +39,8 @@ def rows_of(batch: Batch) -> list[list[int]]:
             start = [] if segment.parent is None else [batch.segments[segment.parent]]
             parts = [batch.token_ids[part.start : part.end].tolist() for part in (*start, segment)]
             places = [batch.positions[part.start : part.end].tolist() for part in (*start, segment)]
-            assert sum(places, []) == list(range(sum(map(len, parts))))
-            rows.append(sum(parts, []))
+            assert functools.reduce(operator.iadd, places, []) == list(range(sum(map(len, parts))))
+            rows.append(functools.reduce(operator.iadd, parts, []))
     return rows
 
 
@@ -64,7 +67,7 @@ def test_every_row_can_be_read_back_and_every_weight_is_there(examples, max_toke
 
 def test_questions_on_one_text_read_it_once():
     texts = [[100 + i for i in range(60)], [300 + i for i in range(50)]]
-    examples = [example(text + [7, 8, 9, row], row) for row, text in enumerate([texts[0], texts[1]] * 5)]
+    examples = [example([*text, 7, 8, 9, row], row) for row, text in enumerate([texts[0], texts[1]] * 5)]
     assert len(collate(examples)) == 5 * (64 + 54)
     assert len(collate(examples, share=True)) == 63 + 53 + 10 * 1
     assert len(micro_batches(examples, 100, share=True)) == 2

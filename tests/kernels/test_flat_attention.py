@@ -112,9 +112,7 @@ def branches(trees: list[tuple[int, list[int]]]) -> tuple[torch.Tensor, torch.Te
 @needs_compiler
 @settings(max_examples=40, deadline=None)
 @given(
-    trees=st.lists(
-        st.tuples(st.integers(1, 70), st.lists(st.integers(1, 50), max_size=4)), min_size=1, max_size=3
-    ),
+    trees=st.lists(st.tuples(st.integers(1, 70), st.lists(st.integers(1, 50), max_size=4)), min_size=1, max_size=3),
     groups=st.integers(1, 2),
     dim=st.sampled_from([32, 64]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),

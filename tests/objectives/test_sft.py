@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -104,7 +106,7 @@ def test_rows_of_one_group_stay_together_in_an_order_of_their_own():
     for order in orders:
         assert sorted(order) == list(range(len(made)))
         groups = [made[row].group or f"alone {row}" for row in order]
-        assert sum(a != b for a, b in zip(groups, groups[1:], strict=False)) == len(set(groups)) - 1
+        assert sum(a != b for a, b in itertools.pairwise(groups)) == len(set(groups)) - 1
     assert not np.array_equal(orders[0], orders[1])
 
 

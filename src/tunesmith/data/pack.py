@@ -10,7 +10,6 @@ import torch
 
 from tunesmith.data.types import Batch, Example, Origin, Segment
 
-
 SHORTEST = 16
 """A common beginning of fewer tokens is not worth a segment of its own."""
 

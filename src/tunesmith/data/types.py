@@ -131,7 +131,7 @@ class Batch:
         own = self.segments[index]
         parts = [own] if own.parent is None else [self.segments[own.parent], own]
         take = torch.cat([torch.arange(part.start, part.end) for part in parts]).to(self.token_ids.device)
-        segments = (Segment(0, len(parts[0])),)
+        segments: tuple[Segment, ...] = (Segment(0, len(parts[0])),)
         if len(parts) == 2:
             segments = (*segments, Segment(len(parts[0]), len(take), 0))
         return Batch(
