@@ -389,3 +389,18 @@ def test_a_signal_ends_a_file_of_prompts_between_answers_and_the_rest_comes_late
     assert len(out.read_text().splitlines()) == 1
     assert "2 answered, 1 were there already" in invoke("generate", place / "whole", *words).stderr
     assert [json.loads(line)["prompt"] for line in out.read_text().splitlines()] == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize(("system", "is_told"), [("Say it back.", True), ("Say it {{ 'back' }}.", False)])
+def test_the_system_turn_that_every_row_had_is_asked_with(place, tmp_path, system, is_told):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"q": f"n{n}", "a": f"n{n}"}) + "\n" for n in range(8)))
+    values = recipe(place / "model", tmp_path / "rows.jsonl", tmp_path / "run")
+    values["data"] |= {"format": {"system": system, "prompt": "{{ q }}", "answer": "{{ a }}"}, "held_out": 2}
+    values["train"] |= {"epochs": 1}
+    run.train(from_dict(values), quiet=True)
+    done = invoke("generate", tmp_path / "run", "n1", "--max-new-tokens", 3)
+    given = invoke("generate", tmp_path / "run", "n1", "--max-new-tokens", 3, "--system", "Say it back.")
+    assert ("system turn, as in training" in done.stderr) == is_told
+    assert "system turn" not in given.stderr
+    if is_told:
+        assert done.stdout == given.stdout

@@ -21,7 +21,7 @@ from tunesmith.chat import run_chat
 from tunesmith.data.formats import convert
 from tunesmith.data.prepare import is_empty, prepare, told
 from tunesmith.data.problems import counted
-from tunesmith.data.settings import DataSettings
+from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.sources import read
 from tunesmith.data.split import split
 from tunesmith.data.types import Conversation, Message
@@ -81,6 +81,7 @@ def chat(
             trust_remote_code=trust_remote_code,
             say=progress.say,
         )
+        system = system or _own_system(source, progress.say)
     run_chat(session, params=Params(max_new_tokens, temperature), adapter=session.adapter, system=system)
 
 
@@ -105,6 +106,9 @@ def generate(
     target = out if file is None else out or file.with_suffix(".answers.jsonl")
     if target is not None:
         refuse_folder(target)
+    with Progress() as progress:
+        if system is None and (file is None or file.suffix.lower() == ".txt"):
+            system = _own_system(source, progress.say)
     if file is not None:
         recipe = recipe_of(source) or (recipe_of(adapter) if adapter and adapter != NO_ADAPTER else None)
         prompts = read_prompts(file, system, None if recipe is None else recipe.data)
@@ -140,6 +144,17 @@ def generate(
                 signal_number=signals.received,
                 fix=f"the same command answers the {len(prompts) - done.answered - done.already} that are missing",
             )
+
+
+def _own_system(source: str | Path, say: Callable[[str], object]) -> str | None:
+    """The system turn that a run's template put before every row, if it was the same for all: asked as trained."""
+    recipe = recipe_of(source)
+    form = None if recipe is None else recipe.data.format
+    text = form.system if isinstance(form, TemplateFormat) else None
+    if not text or any(mark in text for mark in ("{{", "{%", "{#")):
+        return None
+    say(f"system turn, as in training (--system says another): {text}")
+    return text
 
 
 def _weights(session: Session) -> str:
