@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, Union
 
 from pydantic import Field, SerializeAsAny, ValidationError, create_model, model_validator
 
@@ -147,7 +147,7 @@ def from_dict(
 def json_schema() -> dict[str, Any]:
     """The recipe's JSON schema, every method's record in it, for editors."""
     records: Any = tuple(module.Settings for module in METHODS.values())
-    union = Annotated[records, Field(discriminator="method")] if len(records) > 1 else records[0]
+    union = Annotated[Union[records], Field(discriminator="method")]  # noqa: UP007
     adapter: dict[str, Any] = {"adapter": (union, METHODS[DEFAULT_METHOD].Settings())}
     whole = create_model("Recipe", __base__=Recipe, **adapter)
     return whole.model_json_schema()
