@@ -81,7 +81,8 @@ def chat(
             trust_remote_code=trust_remote_code,
             say=progress.say,
         )
-        system = system or _own_system(source, progress.say)
+        if system is None:
+            system = _own_system(source, progress.say)
     run_chat(session, params=Params(max_new_tokens, temperature), adapter=session.adapter, system=system)
 
 

@@ -20,6 +20,20 @@ def inputs(lengths: list[int], heads: int, groups: int, dim: int, dtype: torch.d
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
 
+def compare(q, k, v, bounds, window: int, see: torch.Tensor | None = None) -> None:
+    """Value and gradients of the compiled form against the plain one in double."""
+    scale = q.shape[-1] ** -0.5
+    fast = flat_attention(q, k, v, bounds, scale, window, see)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    plain = flat_attention_reference(*wide, bounds, scale, window, see)
+    grad = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0)).to(q.dtype)
+    ours = torch.autograd.grad(fast, (q, k, v), grad)
+    theirs = torch.autograd.grad(plain, wide, grad.double())
+    tolerance = 1e-5 if q.dtype == torch.float32 else 2e-2
+    for mine, exact in zip((fast, *ours), (plain, *theirs), strict=True):
+        assert (mine.double() - exact).abs().max() <= tolerance * exact.abs().max().clamp(min=1.0)
+
+
 @needs_compiler
 @settings(max_examples=30, deadline=None)
 @given(
@@ -36,15 +50,7 @@ def test_equals_the_plain_form(
     q, k, v = inputs(lengths, groups * per_group, groups, dim, dtype)
     bounds = torch.tensor([0, *lengths]).cumsum(0)
     assert can_run(q, k, v)
-    fast = flat_attention(q, k, v, bounds, dim**-0.5, window)
-    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    plain = flat_attention_reference(*wide, bounds, dim**-0.5, window)
-    grad = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    ours = torch.autograd.grad(fast, (q, k, v), grad)
-    theirs = torch.autograd.grad(plain, wide, grad.double())
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    for mine, exact in zip((fast, *ours), (plain, *theirs), strict=True):
-        assert (mine.double() - exact).abs().max() <= tolerance * exact.abs().max().clamp(min=1.0)
+    compare(q, k, v, bounds, window)
 
 
 @needs_compiler
@@ -120,15 +126,7 @@ def branches(trees: list[tuple[int, list[int]]]) -> tuple[torch.Tensor, torch.Te
 def test_branches_see_what_they_share_and_themselves(trees, groups, dim, dtype):
     bounds, see = branches(trees)
     q, k, v = inputs([int(bounds[-1])], 2 * groups, groups, dim, dtype)
-    fast = flat_attention(q, k, v, bounds, dim**-0.5, 0, see)
-    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    plain = flat_attention_reference(*wide, bounds, dim**-0.5, 0, see)
-    grad = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    ours = torch.autograd.grad(fast, (q, k, v), grad)
-    theirs = torch.autograd.grad(plain, wide, grad.double())
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    for mine, exact in zip((fast, *ours), (plain, *theirs), strict=True):
-        assert (mine.double() - exact).abs().max() <= tolerance * exact.abs().max().clamp(min=1.0)
+    compare(q, k, v, bounds, 0, see)
 
 
 def test_the_plain_form_of_branches_is_each_branch_behind_what_it_shares():

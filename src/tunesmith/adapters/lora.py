@@ -78,7 +78,7 @@ class LoRA(Adapter):
         super().__init__()
         self.scale, self.dropout, self.is_embedding = settings.scale, settings.dropout, base.is_embedding
         self.lr_ratio = settings.lr_ratio
-        self.embedding_lr_ratio = settings.embedding_lr_ratio if base.is_embedding else 1.0
+        self.embedding_lr_ratio = settings.embedding_lr_ratio
         A, B = torch.zeros(settings.r, base.in_features), torch.zeros(base.out_features, settings.r)
         if generator is not None and base.is_embedding:
             B.normal_(generator=generator)
@@ -131,8 +131,9 @@ class LoRA(Adapter):
         return self._factors()
 
     def groups(self) -> dict[str, float]:
-        ratio = self.embedding_lr_ratio
-        return {name: ratio * (self.lr_ratio if name == "B" else 1.0) for name, _ in self.named_parameters()}
+        if self.is_embedding:
+            return {name: self.embedding_lr_ratio for name, _ in self.named_parameters()}
+        return {"B": self.lr_ratio}
 
     def stored(self) -> dict[str, Stored]:
         A = Stored([tensor for tensor in (self.A, self.A0) if tensor is not None], dim=0)
