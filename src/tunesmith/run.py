@@ -34,6 +34,7 @@ from tunesmith.session import Session, adapter_folder
 from tunesmith.train.budget import Budget
 from tunesmith.train.checkpoint import Checkpoints, Restored
 from tunesmith.train.loop import Job, Loop, train_mode
+from tunesmith.train.noise import NEFTune
 from tunesmith.train.optim import check_optimizer
 from tunesmith.train.signals import Signals, watched
 
@@ -177,6 +178,8 @@ def _model(
     progress.say(f"training {counts.trained:,} of {counts.total:,} parameters ({counts.share:.2%})")
     for line in _reached(adapter_set):
         progress.say(f"  {line}")
+    if recipe.train.neftune_alpha is not None:
+        policy.noise = NEFTune(recipe.train.neftune_alpha)
     if recipe.train.recompute:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
     train_mode(policy, recipe.train.recompute)

@@ -23,6 +23,7 @@ from tunesmith.objectives.sft import SFT
 from tunesmith.train.checkpoint import Checkpoints
 from tunesmith.train.loop import Job, Loop
 from tunesmith.train.mode import train_mode
+from tunesmith.train.noise import NEFTune
 from tunesmith.train.settings import TrainSettings
 from tunesmith.train.signals import Signals
 
@@ -88,6 +89,8 @@ def bench(
     policy.flat = policy.flat and flat
     switch.name = "a"
     options = TrainSettings(**{"learning_rate": 1e-2, "batch_size": 4, "warmup": 0.0, **settings})
+    if options.neftune_alpha is not None:
+        policy.noise = NEFTune(options.neftune_alpha)
     if options.recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     train_mode(policy, options.recompute)

@@ -6,7 +6,7 @@ the batch flat or padded is decided here once, at load, by trying it: two docume
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +48,8 @@ class Policy(nn.Module):
         self.switch = switch
         self.flat = flat
         self._backbone = (model.base_model,)
+        self.noise: nn.Module | None = None
+        """Called with the embedded tokens [..., d] and the length of each one's document [...]."""
 
     @property
     def device(self) -> torch.device:
@@ -59,6 +61,20 @@ class Policy(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states [T, d] of a flat batch, in its own order."""
         return self._flat(batch) if self.flat else self._padded(batch)
+
+    @contextmanager
+    def _noised(self, lengths: Tensor) -> Iterator[None]:
+        """What embeds the tokens adds `noise`, if there is any. lengths: as the tokens are shaped."""
+        noise = self.noise
+        if noise is None or not noise.training:
+            yield
+            return
+        embedding: Any = self.model.get_input_embeddings()
+        handle = embedding.register_forward_hook(lambda _, inputs, embedded: noise(embedded, lengths))
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def head(self) -> Head:
         """The output head with whatever adapter acts on it; differentiable in what is trained."""
@@ -78,14 +94,15 @@ class Policy(nn.Module):
             ids = nn.functional.pad(ids, (0, spare))
             positions = torch.cat([positions, torch.arange(spare, device=device)])
             segments = (*segments, Segment(tokens, tokens + spare))
-        output = self._backbone[0](
-            input_ids=ids[None],
-            # Any mask of four dimensions is taken as made: the layout says which token sees which.
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-            position_ids=positions[None],
-            use_cache=False,
-            layout=attention.Layout(segments, device),
-        )
+        with self._noised(document_lengths(segments)[None].to(device)):
+            output = self._backbone[0](
+                input_ids=ids[None],
+                # Any mask of four dimensions is taken as made: the layout says which token sees which.
+                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+                position_ids=positions[None],
+                use_cache=False,
+                layout=attention.Layout(segments, device),
+            )
         return output.last_hidden_state[0, :tokens]
 
     def _padded(self, batch: Batch) -> Tensor:
@@ -100,8 +117,19 @@ class Policy(nn.Module):
         for row, segment in enumerate(batch.segments):
             ids[row, : len(segment)] = batch.token_ids[segment.start : segment.end]
             mask[row, : len(segment)] = 1
-        output = self._backbone[0](input_ids=ids, attention_mask=mask, use_cache=False)
+        with self._noised(mask.sum(1, keepdim=True).expand_as(mask)):
+            output = self._backbone[0](input_ids=ids, attention_mask=mask, use_cache=False)
         return output.last_hidden_state[mask.bool()]
+
+
+def document_lengths(segments: Sequence[Segment]) -> Tensor:
+    """For each token of `segments`, how long its document is [T]; of what several share, the longest of them."""
+    lengths = [len(segment) for segment in segments]
+    for index, segment in enumerate(segments):
+        if segment.parent is not None:
+            lengths[index] += len(segments[segment.parent])
+            lengths[segment.parent] = max(lengths[segment.parent], lengths[index])
+    return torch.repeat_interleave(torch.tensor(lengths), torch.tensor([len(segment) for segment in segments]))
 
 
 def _spare_tokens(tokens: int, device: torch.device, dtype: torch.dtype) -> int:

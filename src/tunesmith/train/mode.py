@@ -1,4 +1,4 @@
-"""Who trains while a run trains: the adapters. The frozen base stays in evaluation mode, its own dropout off."""
+"""Who trains while a run trains: adapters and noise. The frozen base stays in evaluation mode, its own dropout off."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from tunesmith.models.policy import Policy
 
 
 def train_mode(policy: Policy, recompute: bool) -> None:
-    """Adapters learn, all else is in evaluation mode.
+    """Adapters learn and noise is on; all else is in evaluation mode.
 
     With `recompute` (and after `gradient_checkpointing_enable`), transformers' checkpointed blocks are told that they
     train, which is how they know to recompute, but what runs inside them is not.
     """
     policy.eval()
+    if policy.noise is not None:
+        policy.noise.train()
     blocks = 0
     for module in policy.modules():
         if isinstance(module, Adapter):

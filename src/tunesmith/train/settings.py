@@ -41,6 +41,8 @@ class TrainSettings(Settings):
     """AdamW's guard against division by zero."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Clip the gradient's norm; null: never."""
+    neftune_alpha: PositiveFloat | None = None
+    """NEFTune: uniform noise of alpha / sqrt(length x width) on the embeddings while training; null: none. Often 5."""
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     evaluate_every: PositiveInt | None = None
@@ -52,7 +54,7 @@ class TrainSettings(Settings):
     stop_after_no_gain: PositiveInt | None = None
     """Early stopping: evaluations in a row without a lower held-out loss; null: never."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the start, the order of the rows, the split and dropout."""
+    """Of the start, the order of the rows, the split, dropout and noise."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
