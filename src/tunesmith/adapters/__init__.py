@@ -1,6 +1,6 @@
 """Adapter methods: one file and one line each."""
 
-from tunesmith.adapters import dora, ia3, lora, lora_fa, vera
+from tunesmith.adapters import delta_lora, dora, ia3, lora, lora_fa, vera
 
 METHODS = {
     "lora": lora,
@@ -8,4 +8,5 @@ METHODS = {
     "lora-fa": lora_fa,
     "vera": vera,
     "ia3": ia3,
+    "delta-lora": delta_lora,
 }
