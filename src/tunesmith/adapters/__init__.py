@@ -1,6 +1,6 @@
 """Adapter methods: one file and one line each."""
 
-from tunesmith.adapters import delta_lora, dora, ia3, lora, lora_fa, vera
+from tunesmith.adapters import delta_lora, dora, ia3, lora, lora_fa, relora, vera
 
 METHODS = {
     "lora": lora,
@@ -9,4 +9,5 @@ METHODS = {
     "vera": vera,
     "ia3": ia3,
     "delta-lora": delta_lora,
+    "relora": relora,
 }
