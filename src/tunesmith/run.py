@@ -219,6 +219,7 @@ def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch) -> AdapterSet:
         fresh.added_tokens = recipe.model.add_tokens
         return fresh
     adapter_set = store.load(folder, loaded.model, switch, NAME, trainable=True)
+    check_method(adapter_set.settings, None, recipe.train.optimizer)  # another budget than its own is no matter
     _refuse_untrained_tokens(recipe, loaded, adapter_set)
     given = recipe.explicit().get("adapter", {})
     held = adapter_set.settings.model_dump(mode="json")

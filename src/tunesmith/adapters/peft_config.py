@@ -144,7 +144,7 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
         raise together(errors)
     chosen = {"targets": tuple(adapted), "train_in_full": tuple(in_full)}
     settings = method.Settings(**fields, **chosen)
-    layers = {}
+    layers: dict[str, AdapterSettings] = {}
     for path in adapted:
         own = dict(config)
         for key, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):

@@ -72,7 +72,8 @@ class ReLoRA(lora.LoRA):
         self.A1, self.B1 = torch.cat([self.A1, self.A.detach()]), torch.cat([self.B1, self.B.detach()], dim=1)
         out, in_ = self.B1.shape[0], self.A1.shape[1]
         if len(self.A1) > min(out, in_):
-            product = (self.B1.double() @ self.A1.double()).to(self.A1.dtype)
+            wide = torch.float32 if self.A1.device.type == "mps" else torch.float64
+            product = (self.B1.to(wide) @ self.A1.to(wide)).to(self.A1.dtype)
             eye = torch.eye(min(out, in_), dtype=product.dtype, device=product.device)
             self.A1, self.B1 = (eye, product) if in_ <= out else (product, eye)
         self.draw(None)
