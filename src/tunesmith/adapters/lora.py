@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from tunesmith.adapters.base import Adapter, Base, Stored
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.errors import AdapterError
+from tunesmith.kernels.dropout import keep_mask
 from tunesmith.kernels.gain import gained
 from tunesmith.kernels.low_rank import low_rank
 from tunesmith.settings import Contradiction
@@ -131,7 +132,7 @@ class LoRA(Adapter):
         """A mask for x: 0 where it is dropped out, 1 / (1 - dropout) elsewhere; None where nothing is."""
         if not self.training or self.dropout == 0:
             return None
-        return torch.empty_like(x).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
+        return keep_mask(x, self.dropout)
 
     def gain(self, base: Base) -> Tensor | None:
         """A factor [out] on the whole product; LoRA has none."""
