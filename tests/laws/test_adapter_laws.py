@@ -66,7 +66,7 @@ METHOD_BUILDS |= {
     "lora, olora": _of_method("lora", r=3, start="olora"),
 }
 BUILDS = dict(METHOD_BUILDS)
-BUILDS |= {"full": lambda base, seed: Full(base), "tokens": lambda base, seed: Tokens(base, [5, 0, 2])}
+BUILDS |= {"tokens": lambda base, seed: Tokens(base, [5, 0, 2])}
 CASES = [(method, kind) for method in BUILDS for kind in LAYERS if not (method == "tokens" and "conv1d" in kind)]
 
 

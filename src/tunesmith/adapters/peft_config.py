@@ -15,13 +15,13 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import AdapterSet
-from tunesmith.adapters.full import Full
+from tunesmith.adapters.full import PEFT_TYPE, Full
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy
 from tunesmith.errors import AdapterError, TunesmithError, together
 
-KNOWN_TYPES = ("LORA", "VERA")
-"""PEFT's peft_type of the methods that are read here."""
+KNOWN_TYPES = ("LORA", "VERA", PEFT_TYPE)
+"""The peft_type of the methods that are read here; the last is ours alone."""
 
 READ = {
     *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
@@ -232,7 +232,8 @@ def _target_modules(
         )
     if not found:
         errors.append(AdapterError("target_modules matches nothing in this model", found=str(targets)[:120]))
-    if config.get("ensure_weight_tying") and body.tied and {body.embedding, body.head} & set(found):
+    copied = config.get("peft_type") == PEFT_TYPE
+    if config.get("ensure_weight_tying") and body.tied and {body.embedding, body.head} & set(found) and not copied:
         errors.append(
             AdapterError("ensure_weight_tying of a low-rank change is not supported", fix="merge it with PEFT")
         )
