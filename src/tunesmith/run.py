@@ -34,7 +34,7 @@ from tunesmith.reporters import reporters
 from tunesmith.session import Session, adapter_folder
 from tunesmith.train.budget import Budget
 from tunesmith.train.checkpoint import Checkpoints, Restored
-from tunesmith.train.frozen import is_wanted, store_frozen
+from tunesmith.train.frozen import store_frozen
 from tunesmith.train.loop import Job, Loop, train_mode
 from tunesmith.train.noise import NEFTune
 from tunesmith.train.optim import check_optimizer
@@ -100,7 +100,8 @@ def train(
             objective.share = policy.flat
             how = "is computed once" if policy.flat else "is computed for each of them, since batches run padded"
             progress.say(f"what rows of one {recipe.data.group_by} begin with {how}")
-        _store(recipe, policy, adapter_set, prepared, budget, objective.steps_per_epoch, saved, progress)
+        before = None if saved is None else bool(saved.state.get("frozen"))
+        store_frozen(policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress)
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
         everyone: list[Listener] = [progress, run, *sinks, *listeners]
         loop = _loop(recipe, policy, adapter_set, tokenizer, objective, prepared, base, run, signals, everyone)
@@ -189,32 +190,6 @@ def _model(
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
     train_mode(policy, recipe.train.recompute)
     return loaded, policy, adapter_set
-
-
-def _store(
-    recipe: Recipe,
-    policy: Policy,
-    adapter_set: AdapterSet,
-    prepared: Prepared,
-    budget: Budget,
-    steps_per_epoch: int,
-    saved: Restored | None,
-    progress: Progress,
-) -> None:
-    """What the frozen blocks give, where the recipe wants it stored; a resumed run does as it did."""
-    asked = recipe.train.cache_frozen if saved is None else bool(saved.state.get("frozen"))
-    if asked is False or not (asked or is_wanted(budget, steps_per_epoch, adapter_set)):
-        return
-    said = store_frozen(
-        policy,
-        adapter_set,
-        [*prepared.train, *prepared.held_out],
-        cache_folder() / "frozen",
-        max_tokens=recipe.train.micro_batch_tokens,
-        is_must=bool(asked),
-        stage=progress.stage,
-    )
-    progress.say(said)
 
 
 def _reached(adapter_set: AdapterSet) -> list[str]:

@@ -22,7 +22,7 @@ class AdapterSettings(Settings):
     last_blocks: PositiveInt | None = None
     """Adapt only the last so many blocks."""
     train_in_full: tuple[str, ...] = ()
-    """Modules trained in full beside the adapter: embeddings, norms, head, rest (all that the targets leave), or names."""
+    """Modules trained in full beside the adapter: embeddings, norms, head, rest (all the targets leave), or names."""
 
     @model_validator(mode="after")
     def _targets_readable(self) -> Self:

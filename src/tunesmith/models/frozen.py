@@ -5,7 +5,7 @@ While a batch runs, the blocks below give way to stand-ins: the first hands out 
 on. The model's own code for masks, positions and kinds of layer runs as ever, with every block at its number. Whether a
 model can run so is found by trying: what learns must lie above, and hidden states must come out the same.
 
-A row is known by its tokens alone, so that batches, trees of rows that begin alike, and splits may be cut anew each time.
+A row is known by its tokens alone, so that batches, trees of rows that begin alike, and splits may be cut anew.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def _tried(policy: Policy, adapter_set: AdapterSet, frozen: int) -> Blocks | str
         return f"the blocks above do not run without those below ({type(error).__name__}: {error})".splitlines()[0]
     gap = attention.same_logits(found, wanted, policy.model.dtype)
     if gap > 1:
-        return f"the blocks above need more of those below than their output (hidden states differ {gap:.3g} times too much)"
+        return f"the blocks above need more of those below than their output (it differs {gap:.3g} times too much)"
     return blocks
 
 

@@ -1,4 +1,4 @@
-"""Stored hidden states on disk: one folder for each (model, dtype, blocks, rows), found again by whoever needs the same.
+"""Stored hidden states on disk: a folder for each (model, dtype, blocks, rows), found by whoever needs the same.
 
     frozen/<key>/states.bin     [N, d] in the model's dtype, row after row; memory-mapped
     frozen/<key>/facts.json     shape, dtype, sha256 of the states
@@ -58,7 +58,7 @@ def key(blocks: Blocks, rows: Iterable[bytes], max_tokens: int) -> str:
     for name, parameter in base_parameters(model).items():
         if not name.startswith(above):
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     for row in rows:
         digest.update(row)
     return digest.hexdigest()[:40]

@@ -46,8 +46,8 @@ class TrainSettings(Settings):
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     cache_frozen: bool | None = None
-    """Store on disk, once, what the blocks below adapter.last_blocks give for each row, and begin each pass there. null:
-    where rows come more than once and the disk has room."""
+    """Store on disk, once, what the blocks below adapter.last_blocks give for each row, and begin each pass there.
+    null: where rows come more than once and the disk has room."""
     evaluate_every: PositiveInt | None = None
     """Steps between evaluations on the held-out rows; null: ten times over the budget, and at the end."""
     save_every: PositiveInt | None = None
