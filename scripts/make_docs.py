@@ -42,7 +42,7 @@ def settings_page() -> str:
         if section == "adapter":
             parts.append(f"## {section}\n\nThese, and those of the method:\n\n{table(record)}")
             for name, module in METHODS.items():
-                parts.append(f"### adapter, method: {name}\n\n{own_table(module)}")
+                parts.append(f"### adapter, method: {name}\n\n{own_table(module, changed=True)}")
         else:
             parts.append(f"## {section}\n\n{table(record)}")
         if section == "data":
@@ -54,7 +54,7 @@ def settings_page() -> str:
 def method_page(name: str, module: ModuleType) -> str:
     header = (module.__doc__ or "").strip()
     title, _, body = header.partition("\n")
-    fields = ", ".join(f"`{field}`" for field in module.to_peft(module.Settings()))
+    chosen = {key: module.Settings.model_fields[key] for key in AdapterSettings.model_fields}
     return "\n".join(
         [
             f"# {title.rstrip('.')}\n\n{MADE}",
@@ -63,11 +63,22 @@ def method_page(name: str, module: ModuleType) -> str:
             f"```yaml\n{example(name, module)}```\n",
             f"{own_table(module)}",
             "Which layers, and what else is trained, is chosen as for every method:\n",
-            table(AdapterSettings),
+            table(module.Settings, chosen),
             "## In PEFT's files\n",
-            f"The maths stands in {fields} of `adapter_config.json`; see [adapters](adapters.md).\n",
+            in_peft(module),
         ]
     )
+
+
+def in_peft(module: ModuleType) -> str:
+    config = module.to_peft(module.Settings())
+    if config["peft_type"].startswith("TUNESMITH"):
+        return (
+            f"PEFT has no such method: the folder is of the type `{config['peft_type']}`, which PEFT refuses. "
+            "Tunesmith reads it; for other programs, [merge](adapters.md#merging).\n"
+        )
+    fields = ", ".join(f"`{field}`" for field in config)
+    return f"The maths stands in {fields} of `adapter_config.json`; see [adapters](adapters.md).\n"
 
 
 def example(name: str, module: ModuleType) -> str:
@@ -79,8 +90,12 @@ def example(name: str, module: ModuleType) -> str:
     return "\n".join(lines) + "\n"
 
 
-def own_table(module: ModuleType) -> str:
-    own = {k: v for k, v in module.Settings.model_fields.items() if k not in AdapterSettings.model_fields}
+def own_table(module: ModuleType, *, changed: bool = False) -> str:
+    """The method's own settings; `changed`: and those of all methods whose default is another here."""
+    common, fields = AdapterSettings.model_fields, module.Settings.model_fields
+    own = {key: field for key, field in fields.items() if key not in common}
+    if changed:
+        own |= {key: fields[key] for key, field in common.items() if fields[key].default != field.default}
     return table(module.Settings, own)
 
 
