@@ -27,6 +27,9 @@ from tunesmith.objectives.sft import SFT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 IDS = torch.randint(3, 90, (3, 9), generator=torch.Generator().manual_seed(1))
+ALL_WIDE = ("gpt2", "gpt_neox", "opt")
+"""These compute in fp64 throughout; the norms, routers or softmax of others go by way of fp32."""
+MIXTURES = ("mixtral", "qwen2_moe")
 TIED = ("llama-tied", "gpt2", "opt", "bloom", "gemma2")
 
 
@@ -58,7 +61,7 @@ def nudge(adapter_set, seed: int | None) -> None:
 
 def plain(arch: str, dtype: torch.dtype, adapter_set):
     """The model by transformers alone, with the weights of `adapter_set` written into it; all of them learn."""
-    model = tiny(arch, dtype=dtype, attn_implementation="eager")
+    model = tiny(arch, dtype=dtype, attn_implementation="eager" if arch in ("bloom", "gemma2") else "sdpa")
     own = dict(model.named_parameters())
     with torch.no_grad():
         for path, adapter in adapter_set.adapters.items():
@@ -68,10 +71,13 @@ def plain(arch: str, dtype: torch.dtype, adapter_set):
     return model.requires_grad_(True)
 
 
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_loss_and_gradients_are_those_of_transformers_alone(arch, dtype, close):
+def test_loss_and_gradients_are_those_of_transformers_alone(arch, dtype):
     """Row by row from full logits there, in one packed batch here; every weight of the model."""
+    if dtype == torch.float64 and arch in MIXTURES:
+        pytest.skip("torch's grouped product takes no fp64")
+    close = 1e-4 if dtype == torch.float32 else 1e-10 if arch in ALL_WIDE else 1e-6
     attention.register()
     model, switch, adapter_set = full(arch, dtype)
     attention.install(model)

@@ -104,6 +104,8 @@ def count_calls(policy):
 def test_loss_and_gradients_are_the_same_and_the_frozen_blocks_are_not_run(arch, method, dtype, close):
     if method == "head" and anatomy(tiny(arch)).tied:
         pytest.skip("the head is the embedding")
+    if dtype == torch.float64 and arch in ("mixtral", "qwen2_moe"):
+        pytest.skip("torch's grouped product takes no fp64")
     policy, adapter_set = built(arch, METHODS[method], dtype, fused=dtype == torch.float32)
     train_mode(policy, recompute=False)
     for flat in (True, False) if policy.flat else (False,):
@@ -192,20 +194,29 @@ def test_added_tokens_and_noise_lie_below():
     assert "NEFTune" in find(policy, adapter_set)
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_model_whose_later_blocks_want_more_than_hidden_states_is_found_by_trying(fails):
-    """The first block leaves something behind that the second adds, or cannot do without."""
+def test_a_model_whose_later_blocks_want_more_than_hidden_states_is_found_by_trying():
+    """The first block leaves something behind that the second adds."""
     policy, adapter_set = built("llama", METHODS["lora"])
     first, second = policy.model.model.layers
     left: list[torch.Tensor] = []
-
-    def add_it(_, inputs):
-        return (inputs[0] + left.pop(),) if left or fails else None
-
     first.mlp.register_forward_hook(lambda _, __, out: left.append(out))
-    second.mlp.register_forward_pre_hook(add_it)
-    reason = find(policy, adapter_set)
-    assert ("do not run without" if fails else "need more of those below") in reason
+    second.mlp.register_forward_pre_hook(lambda _, inputs: (inputs[0] + left.pop(),))
+    assert "need more of those below" in find(policy, adapter_set)
+    assert policy.stored is None
+
+
+def test_a_model_that_breaks_without_its_first_blocks_is_found_by_trying():
+    policy, adapter_set = built("llama", METHODS["lora"])
+    first, second = policy.model.model.layers
+
+    def ask(*_):
+        if policy.model.model.layers[0] is not first:
+            raise RuntimeError("the first block is not itself")
+
+    second.register_forward_pre_hook(ask)
+    assert "do not run without those below (RuntimeError: the first block" in find(policy, adapter_set)
+    assert policy.stored is None
+    assert policy.model.model.layers[0] is first
 
 
 def test_rows_are_known_by_their_tokens_whatever_the_split():

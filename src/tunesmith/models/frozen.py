@@ -199,6 +199,8 @@ def _tried(policy: Policy, adapter_set: AdapterSet, frozen: int) -> Blocks | str
         names = [digest(document.cpu().numpy()) for document in documents]
         starts = dict(zip(names, [0, *ends], strict=False))
         before, policy.stored = policy.stored, Activations(blocks, blocks.states(batch), starts)
+        # Whatever the blocks below leave behind elsewhere is now of other tokens.
+        blocks.states(flat_batch([document + 5 for document in documents]))
         try:
             found = policy.hidden(batch)
         finally:
