@@ -1,4 +1,4 @@
-"""Whole runs that store what their frozen blocks give: the same numbers, resumed bit for bit, nothing half on the disk."""
+"""Whole runs that store what their frozen blocks give: the same numbers, exact on resume, nothing half on the disk."""
 
 from __future__ import annotations
 
