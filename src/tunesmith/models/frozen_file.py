@@ -95,9 +95,7 @@ class Folder:
         """Whether the disk takes it; states that were not used for longest give way."""
         root = self.path.parent
         _clear_abandoned(root)
-        others = sorted(
-            (path for path in root.glob("[0-9a-f]*") if path != self.path), key=lambda path: path.stat().st_mtime
-        )
+        others = sorted((path for path in root.glob("[0-9a-f]*") if path != self.path), key=_used)
         while free_bytes(root) < 1.05 * self.num_bytes + 1e8:
             if not others:
                 return False
@@ -130,6 +128,13 @@ class Folder:
             )
         file.seek(start * self.shape[1] * self.dtype.itemsize)
         file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def _used(folder: Path) -> float:
+    """When it was used last; what went away meanwhile, never."""
+    with suppress(OSError):
+        return folder.stat().st_mtime
+    return 0.0
 
 
 def _clear_abandoned(root: Path) -> None:
