@@ -54,7 +54,7 @@ def settings_page() -> str:
 def method_page(name: str, module: ModuleType) -> str:
     header = (module.__doc__ or "").strip()
     title, _, body = header.partition("\n")
-    fields = ", ".join(f"`{field}`" for field in module.to_peft(module.Settings()))
+    chosen = {key: module.Settings.model_fields[key] for key in AdapterSettings.model_fields}
     return "\n".join(
         [
             f"# {title.rstrip('.')}\n\n{MADE}",
@@ -63,11 +63,22 @@ def method_page(name: str, module: ModuleType) -> str:
             f"```yaml\n{example(name, module)}```\n",
             f"{own_table(module)}",
             "Which layers, and what else is trained, is chosen as for every method:\n",
-            table(AdapterSettings),
+            table(module.Settings, chosen),
             "## In PEFT's files\n",
-            f"The maths stands in {fields} of `adapter_config.json`; see [adapters](adapters.md).\n",
+            in_peft(module),
         ]
     )
+
+
+def in_peft(module: ModuleType) -> str:
+    config = module.to_peft(module.Settings())
+    if config["peft_type"].startswith("TUNESMITH"):
+        return (
+            f"PEFT has no such method: the folder is of the type `{config['peft_type']}`, which PEFT refuses. "
+            "Tunesmith reads it; for other programs, [merge](adapters.md#merging).\n"
+        )
+    fields = ", ".join(f"`{field}`" for field in config)
+    return f"The maths stands in {fields} of `adapter_config.json`; see [adapters](adapters.md).\n"
 
 
 def example(name: str, module: ModuleType) -> str:

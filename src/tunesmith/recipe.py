@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self, Union
 from pydantic import Field, SerializeAsAny, ValidationError, create_model, model_validator
 
 from tunesmith.adapters import METHODS
-from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.adapters.settings import KINDS, AdapterSettings
 from tunesmith.data.settings import DataSettings, HeldOut
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.models.settings import ModelSettings
@@ -49,6 +49,17 @@ class Recipe(Settings):
                 raise Contradiction(
                     f"train.{name}", "has nothing to evaluate on", "hold rows out, for example data.held_out: 0.05"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _something_frozen(self) -> Self:
+        everywhere = self.adapter.targets in KINDS and self.adapter.last_blocks is None
+        if self.train.cache_frozen and everywhere and self.model.adapter is None:
+            raise Contradiction(
+                "train.cache_frozen",
+                "has no frozen block to store: all of them are adapted",
+                "set adapter.last_blocks, for example to 4",
+            )
         return self
 
     def explicit(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tunesmith.data.report import summary
 from tunesmith.data.templates import install
 from tunesmith.errors import CheckpointError, Interrupted, MachineError, RecipeError
 from tunesmith.events import Ended, Event, Listener
+from tunesmith.machine import cache_folder
 from tunesmith.models.load import Loaded, has_tokenizer, load_config, load_model, load_tokenizer, most_tokens
 from tunesmith.models.policy import Policy, probe
 from tunesmith.objectives.sft import SFT
@@ -34,6 +35,7 @@ from tunesmith.reporters import reporters
 from tunesmith.session import Session, adapter_folder
 from tunesmith.train.budget import Budget
 from tunesmith.train.checkpoint import Checkpoints, Restored
+from tunesmith.train.frozen import store_frozen
 from tunesmith.train.loop import Job, Loop, train_mode
 from tunesmith.train.noise import NEFTune
 from tunesmith.train.optim import check_optimizer
@@ -99,6 +101,8 @@ def train(
             objective.share = policy.flat
             how = "is computed once" if policy.flat else "is computed for each of them, since batches run padded"
             progress.say(f"what rows of one {recipe.data.group_by} begin with {how}")
+        before = None if saved is None else bool(saved.state.get("frozen"))
+        store_frozen(policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress)
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
         everyone: list[Listener] = [progress, run, *sinks, *listeners]
         loop = _loop(recipe, policy, adapter_set, tokenizer, objective, prepared, base, run, signals, everyone)
@@ -285,6 +289,7 @@ def _loop(
         "base": base.fingerprint,
         "dtype": str(policy.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "frozen": policy.stored is not None,
     }
     publish = _Publisher(run.folder)
     return Loop(

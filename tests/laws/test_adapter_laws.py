@@ -83,7 +83,7 @@ METHOD_BUILDS |= {
     "relora, multiplied out": _restarted(3, r=3),
 }
 BUILDS = dict(METHOD_BUILDS)
-BUILDS |= {"full": lambda base, seed: Full(base), "tokens": lambda base, seed: Tokens(base, [5, 0, 2])}
+BUILDS |= {"tokens": lambda base, seed: Tokens(base, [5, 0, 2])}
 CASES = [(method, kind) for method in BUILDS for kind in LAYERS if not (method == "tokens" and "conv1d" in kind)]
 
 

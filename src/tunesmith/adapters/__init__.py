@@ -1,6 +1,6 @@
 """Adapter methods: one file and one line each."""
 
-from tunesmith.adapters import delta_lora, dora, ia3, lora, lora_fa, relora, vera
+from tunesmith.adapters import delta_lora, dora, full, ia3, lora, lora_fa, relora, vera
 
 METHODS = {
     "lora": lora,
@@ -10,4 +10,5 @@ METHODS = {
     "ia3": ia3,
     "delta-lora": delta_lora,
     "relora": relora,
+    "full": full,
 }

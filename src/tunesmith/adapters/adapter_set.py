@@ -214,7 +214,10 @@ def make(
     for path, own in layer_settings.items():
         generator = None if seed is None else generator_of(seed, path)
         built[path] = METHODS[own.method].build(own, bases[path], generator, *more)  # type: ignore[attr-defined]
-    _build_in_full(body, targets.in_full, built, share_tied)
+    for path in targets.in_full:
+        built[path] = Full(base_of(body.modules[path]))
+    if share_tied:
+        _tie(body, built)
     _build_tokens(body, token_rows, built)
     order = [path for path in body.modules if path in built]
     adapters = {path: built[path].train(model.training) for path in order}
@@ -234,13 +237,11 @@ def _shared(settings: AdapterSettings, bases: Mapping[str, Base], seed: int | No
     return {letter: tensor.to(device) for letter, tensor in made.items()}
 
 
-def _build_in_full(body: Anatomy, paths: Sequence[str], built: dict[str, Adapter], share_tied: bool) -> None:
-    """A trained copy beside each of `paths`; embedding and head of a tied model share one."""
-    for path in sorted(paths, key=lambda path: path == body.head):
-        shared = None
-        if path == body.head and body.tied and share_tied and body.embedding in paths:
-            shared = built[body.embedding].get_parameter("weight")  # type: ignore[index]
-        built[path] = Full(base_of(body.modules[path]), shared)  # type: ignore[arg-type]
+def _tie(body: Anatomy, built: Mapping[str, Adapter]) -> None:
+    """Embedding and head of a tied model, both trained as copies, share one."""
+    first, second = (built.get(path or "") for path in (body.embedding, body.head))
+    if body.tied and isinstance(first, Full) and isinstance(second, Full):
+        second.tie(first)
 
 
 def _build_tokens(body: Anatomy, token_rows: Mapping[str, Sequence[int]], built: dict[str, Adapter]) -> None:

@@ -22,8 +22,8 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from tunesmith.adapters.base import Adapter, Base, Stored
-from tunesmith.adapters.settings import AdapterSettings, patterns_compile
-from tunesmith.adapters.targets import KINDS, Anatomy, matching
+from tunesmith.adapters.settings import KINDS, AdapterSettings, patterns_compile
+from tunesmith.adapters.targets import Anatomy, matching
 from tunesmith.errors import AdapterError
 from tunesmith.kernels.gain import gained
 

@@ -15,13 +15,15 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import AdapterSet, by_layer
-from tunesmith.adapters.full import Full
+from tunesmith.adapters.full import PEFT_TYPE, Full
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy
 from tunesmith.errors import AdapterError, TunesmithError, together
 
-KNOWN_TYPES = ("LORA", "VERA", "IA3")
-"""PEFT's peft_type of the methods that are read here."""
+KNOWN_TYPES = tuple(
+    dict.fromkeys(method.to_peft(method.Settings())["peft_type"] for method in METHODS.values())  # type: ignore[attr-defined]
+)
+"""The peft_type of the methods that are read here; PEFT knows most of them."""
 
 READ = {
     *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
@@ -238,7 +240,8 @@ def _target_modules(
         )
     if not found:
         errors.append(AdapterError("target_modules matches nothing in this model", found=str(targets)[:120]))
-    if config.get("ensure_weight_tying") and body.tied and {body.embedding, body.head} & set(found):
+    copied = config.get("peft_type") == PEFT_TYPE
+    if config.get("ensure_weight_tying") and body.tied and {body.embedding, body.head} & set(found) and not copied:
         errors.append(
             AdapterError("ensure_weight_tying of a low-rank change is not supported", fix="merge it with PEFT")
         )

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import PositiveInt, model_validator
 
 from tunesmith.settings import Contradiction, Settings
 
+KINDS = ("all-linear", "attention", "mlp", "key-value", "mlp-down")
+"""Words for `targets`."""
+
 
 class AdapterSettings(Settings):
+    whole: ClassVar[bool] = False
+    """The method trains copies of whole weights: a tied table is one copy, on both sides."""
+
     targets: str | tuple[str, ...] = "all-linear"
     """all-linear, attention, mlp, key-value, mlp-down, a list of such words or of layer names, or "re:" and a regular
     expression over full paths."""
     last_blocks: PositiveInt | None = None
     """Adapt only the last so many blocks."""
     train_in_full: tuple[str, ...] = ()
-    """Modules trained in full beside the adapter: embeddings, norms, head, or names."""
+    """Modules trained in full beside the adapter: embeddings, norms, head, rest (all the targets leave), or names."""
 
     @model_validator(mode="after")
     def _targets_readable(self) -> Self:

@@ -321,7 +321,7 @@ def _brought_tables(body: Anatomy, plan: Plan, left: dict[str, Tensor]) -> list[
     """
     brought = []
     for path in (body.embedding, body.head):
-        if path is None or path in plan.in_full:
+        if path is None or path in plan.in_full or (plan.settings.whole and path in plan.layers):
             continue
         own = body.modules[path].weight.detach()  # type: ignore[union-attr,operator]
         for key in _tables(path):

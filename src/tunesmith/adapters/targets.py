@@ -18,13 +18,11 @@ from transformers import PreTrainedModel
 
 from tunesmith.adapters.attach import Slot, layers
 from tunesmith.adapters.full import is_lookup
-from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.adapters.settings import KINDS, AdapterSettings
 from tunesmith.errors import AdapterError, TunesmithError, together
 from tunesmith.quant.dense import is_matrix, weight_shape
 
-KINDS = ("all-linear", "attention", "mlp", "key-value", "mlp-down")
-"""Words for `targets`."""
-PARTS = ("embeddings", "norms", "head")
+PARTS = ("embeddings", "norms", "head", "rest")
 """Words for `train_in_full`."""
 
 _ATTENTION = re.compile(r"attn|attention", re.I)
@@ -164,8 +162,10 @@ def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
                 fix=f"choose 1 to {len(body.blocks)}",
             )
         )
-    in_full = _modules_in_full(body, settings.train_in_full, errors)
     adapted = _matrices(body, settings.targets, errors)
+    if settings.whole and body.tied and {body.embedding, body.head} & set(adapted):
+        adapted = [path for path in body.matrices if path in {*adapted, body.embedding, body.head}]
+    in_full = _modules_in_full(body, settings, set(adapted), errors)
     named = not set([settings.targets] if isinstance(settings.targets, str) else settings.targets) <= set(KINDS)
     if settings.last_blocks is not None:
         first = len(body.blocks) - settings.last_blocks
@@ -238,26 +238,41 @@ def _refuse_stacks(target: str, stacks: list[str], errors: list[TunesmithError])
     return bool(stacks)
 
 
-def _modules_in_full(body: Anatomy, names: Iterable[str], errors: list[TunesmithError]) -> list[str]:
-    """Modules with parameters of their own that `names` reach; a container stands for all below it."""
+def _modules_in_full(
+    body: Anatomy, settings: AdapterSettings, adapted: set[str], errors: list[TunesmithError]
+) -> list[str]:
+    """Modules with parameters of their own that `train_in_full` reaches; a container stands for all below it."""
     owners = [path for path, module in body.modules.items() if any(True for _ in module.parameters(recurse=False))]
     chosen: set[str] = set()
-    for name in names:
+    for name in settings.train_in_full:
         if name == "embeddings":
             found = [body.embedding] if body.embedding else []
         elif name == "head":
             found = [body.head] if body.head else []
         elif name == "norms":
-            found = [path for path in owners if "norm" in type(body.modules[path]).__name__.lower()]
+            found = [path for path in owners if _is_norm(body, path)]
+        elif name == "rest":
+            found = [path for path in owners if path not in adapted]
+            if settings.last_blocks is not None:
+                found = [path for path in found if body.block_of(path) is not None or _follows_blocks(body, path)]
         else:
             tops = [path for path in body.modules if _ends(path, name)]
             found = [path for path in owners if any(path == top or path.startswith(top + ".") for top in tops)]
-        if not found:
+        if not found and name != "rest":
             errors.append(_unmatched("adapter.train_in_full", name, (*PARTS, *body.modules), body))
         chosen.update(found)
     if body.tied and chosen & {body.embedding, body.head}:
         chosen.update(path for path in (body.embedding, body.head) if path)
     return [path for path in owners if path in chosen]
+
+
+def _is_norm(body: Anatomy, path: str) -> bool:
+    return "norm" in type(body.modules[path]).__name__.lower()
+
+
+def _follows_blocks(body: Anatomy, path: str) -> bool:
+    """A norm behind the last block; one of the embeddings (BLOOM's) says so by its name."""
+    return _is_norm(body, path) and body.block_of(path) is None and "embed" not in path.rpartition(".")[2].lower()
 
 
 def _ends(path: str, name: str) -> bool:

@@ -7,9 +7,9 @@ the batch flat or padded is decided here once, at load, by trying it: two docume
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,18 @@ class Head:
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
+class Stored(Protocol):
+    """Hidden states that are known already (models/frozen.py)."""
+
+    def of(self, batch: Batch) -> Tensor | None:
+        """[T, d] for the tokens of `batch`, or None where one of its rows is not known."""
+        ...
+
+    def given(self, hidden: Tensor) -> AbstractContextManager[None]:
+        """Inside, the model takes `hidden`, shaped as it runs the batch, for the output of its lower blocks."""
+        ...
+
+
 class Policy(nn.Module):
     """`hidden(batch)` and `head()`; `flat` says whether batches run without padding."""
 
@@ -50,6 +62,8 @@ class Policy(nn.Module):
         self._backbone = (model.base_model,)
         self.noise: nn.Module | None = None
         """Called with the embedded tokens [..., d] and the length of each one's document [...]."""
+        self.stored: Stored | None = None
+        """What stands in for the lower blocks, on rows that it knows."""
 
     @property
     def device(self) -> torch.device:
@@ -61,6 +75,27 @@ class Policy(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states [T, d] of a flat batch, in its own order."""
         return self._flat(batch) if self.flat else self._padded(batch)
+
+    def as_run(self, states: Tensor, batch: Batch) -> Tensor:
+        """States [T, d] of `batch` laid out as the model runs it: [1, T + spare, d], or [B, L, d] with padding of 0."""
+        if self.flat:
+            spare = _spare_tokens(len(batch), states.device, self.model.dtype)
+            return nn.functional.pad(states, (0, 0, 0, spare))[None]
+        mask = _padding_mask(batch)
+        laid = states.new_zeros(*mask.shape, states.shape[-1])
+        laid[mask] = states
+        return laid
+
+    def from_run(self, laid: Tensor, batch: Batch) -> Tensor:
+        """The inverse of `as_run`: [T, d] in the batch's own order."""
+        return laid[0, : len(batch)] if self.flat else laid[_padding_mask(batch)]
+
+    def _known(self, batch: Batch) -> AbstractContextManager[None]:
+        """Stored states in place of the lower blocks, where all rows of `batch` have them."""
+        states = None if self.stored is None else self.stored.of(batch)
+        if self.stored is None or states is None:
+            return nullcontext()
+        return self.stored.given(self.as_run(states.to(self.device), batch))
 
     @contextmanager
     def _noised(self, lengths: Tensor) -> Iterator[None]:
@@ -94,7 +129,7 @@ class Policy(nn.Module):
             ids = nn.functional.pad(ids, (0, spare))
             positions = torch.cat([positions, torch.arange(spare, device=device)])
             segments = (*segments, Segment(tokens, tokens + spare))
-        with self._noised(document_lengths(segments)[None].to(device)):
+        with self._known(batch), self._noised(document_lengths(segments)[None].to(device)):
             output = self._backbone[0](
                 input_ids=ids[None],
                 # Any mask of four dimensions is taken as made: the layout says which token sees which.
@@ -103,7 +138,7 @@ class Policy(nn.Module):
                 use_cache=False,
                 layout=attention.Layout(segments, device),
             )
-        return output.last_hidden_state[0, :tokens]
+        return self.from_run(output.last_hidden_state, batch)
 
     def _padded(self, batch: Batch) -> Tensor:
         if any(segment.parent is not None for segment in batch.segments):
@@ -111,15 +146,12 @@ class Policy(nn.Module):
                 "this model cannot run two branches of one prompt in one row",
                 fix="use an objective's plain form, one row per branch",
             )
-        lengths = [len(segment) for segment in batch.segments]
-        ids = batch.token_ids.new_zeros(len(lengths), max(lengths))
-        mask = torch.zeros_like(ids)
-        for row, segment in enumerate(batch.segments):
-            ids[row, : len(segment)] = batch.token_ids[segment.start : segment.end]
-            mask[row, : len(segment)] = 1
-        with self._noised(mask.sum(1, keepdim=True).expand_as(mask)):
+        there = _padding_mask(batch)
+        ids, mask = batch.token_ids.new_zeros(there.shape), there.long()
+        ids[there] = batch.token_ids
+        with self._known(batch), self._noised(mask.sum(1, keepdim=True).expand_as(mask)):
             output = self._backbone[0](input_ids=ids, attention_mask=mask, use_cache=False)
-        return output.last_hidden_state[mask.bool()]
+        return self.from_run(output.last_hidden_state, batch)
 
 
 def document_lengths(segments: Sequence[Segment]) -> Tensor:
@@ -130,6 +162,12 @@ def document_lengths(segments: Sequence[Segment]) -> Tensor:
             lengths[index] += len(segments[segment.parent])
             lengths[segment.parent] = max(lengths[segment.parent], lengths[index])
     return torch.repeat_interleave(torch.tensor(lengths), torch.tensor([len(segment) for segment in segments]))
+
+
+def _padding_mask(batch: Batch) -> Tensor:
+    """[B, L] bool: where, a row to each segment, the tokens of `batch` stand; they lie to the left."""
+    lengths = torch.tensor([len(segment) for segment in batch.segments], device=batch.token_ids.device)
+    return torch.arange(int(lengths.max()), device=lengths.device)[None] < lengths[:, None]
 
 
 def _spare_tokens(tokens: int, device: torch.device, dtype: torch.dtype) -> int:

@@ -49,13 +49,18 @@ class Budget:
     """`num_steps` is None for a budget in minutes. `at` is always the run's own `Progress`."""
 
     def __init__(self, settings: TrainSettings, steps_per_epoch: int) -> None:
-        self.settings = settings
+        self.settings, self.steps_per_epoch = settings, steps_per_epoch
         self.num_steps = _planned_steps(settings, steps_per_epoch)
         if self.num_steps is not None and settings.warmup >= 1 and settings.warmup > self.num_steps:
             raise RecipeError(
                 f"train.warmup of {settings.warmup:g} steps is longer than the budget of {self.num_steps} steps",
                 fix="give a share of the budget (train.warmup=0.1), fewer steps, or a longer budget",
             )
+
+    @property
+    def repeats(self) -> bool:
+        """Whether rows are known to come more than once."""
+        return self.num_steps is not None and self.num_steps > self.steps_per_epoch
 
     def share(self, *, step: int, seconds: float) -> float:
         """Share of the budget that these make up."""

@@ -45,6 +45,9 @@ class TrainSettings(Settings):
     """NEFTune: uniform noise of alpha / sqrt(length x width) on the embeddings while training; null: none. Often 5."""
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    cache_frozen: bool | None = None
+    """Store on disk, once, what the blocks below adapter.last_blocks give for each row, and begin each pass there.
+    null: where rows come more than once and the disk has room."""
     evaluate_every: PositiveInt | None = None
     """Steps between evaluations on the held-out rows; null: ten times over the budget, and at the end."""
     save_every: PositiveInt | None = None
@@ -67,6 +70,16 @@ class TrainSettings(Settings):
             )
         if not given:  # frozen, and not counted among the settings that a person gave
             object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
+        return self
+
+    @model_validator(mode="after")
+    def _cache_holds(self) -> Self:
+        if self.cache_frozen and self.neftune_alpha is not None:
+            raise Contradiction(
+                "cache_frozen",
+                "has nothing that stays the same: neftune_alpha puts other noise below the frozen blocks each time",
+                "take one of them out",
+            )
         return self
 
     @model_validator(mode="after")
