@@ -71,8 +71,8 @@ def test_held_out_rows_of_a_folder_name_their_split(tmp_path):
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
     for held_out, found in ((f"{tmp_path}:test", "test"), (f"{tmp_path}", "train"), (f"{tmp_path}/test.jsonl", "test")):
-        for given in (held_out, HeldOut(file=held_out)):
-            assert [row["text"] for _, row in split(RAW, data(held_out=given), seed=0).held_out] == [found]
+        for way in (held_out, HeldOut(file=held_out)):
+            assert [row["text"] for _, row in split(RAW, data(held_out=way), seed=0).held_out] == [found]
     assert len(split(RAW, data(held_out=str(tmp_path), split="test"), seed=0).held_out) == 1
     with pytest.raises(DataError, match="a file has no splits"):
         split(RAW, data(held_out=f"{tmp_path}/test.jsonl:test"), seed=0)
@@ -190,7 +190,7 @@ def test_where_a_table_of_positions_binds_nobody_is_told_to_raise_max_length():
             prepare(data(overlong=overlong), TOKENIZER, seed=0, rows=rows, most_tokens=40)
         assert "raise" not in str(caught.value)
         assert "model with more positions" in caught.value.fix
-        with pytest.raises(DataError, match="raise data.max_length"):
+        with pytest.raises(DataError, match=r"raise data\.max_length"):
             prepare(data(overlong=overlong, max_length=40), TOKENIZER, seed=0, rows=rows, most_tokens=400)
 
 
