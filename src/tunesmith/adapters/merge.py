@@ -16,7 +16,6 @@ of the first comparison too. Costs four bytes for each weight more, twice, while
 from __future__ import annotations
 
 import copy
-import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -32,6 +31,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.adapters.adapter_set import AdapterSet
 from tunesmith.adapters.attach import detach, slots
 from tunesmith.adapters.base import Adapter
+from tunesmith.atomic import no_room
 from tunesmith.errors import AdapterError, MachineError
 from tunesmith.quant.dense import dense_weight
 
@@ -156,7 +156,7 @@ def merge_to_folder(
             folder.rmdir()
         half.replace(folder)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = no_room(error)
         raise MachineError(
             "the merged model cannot be written" + (": the disk is full" if full else f": {error.strerror or error}"),
             where=str(folder),
