@@ -68,8 +68,8 @@ class MergeReport:
     def __str__(self) -> str:
         return (
             f"merged = adapted: largest gap of a logit {self.proof:.2g} before rounding to {_name(self.dtype)}, "
-            f"{self.gap:.2g} after it (logits reach {self.largest_logit:.3g}), {self.lost:.1%} of what the adapter does "
-            f"lost, same next token at {self.agreement:.1%} of positions"
+            f"{self.gap:.2g} after it (logits reach {self.largest_logit:.3g}), which undoes {self.lost:.1%} of what "
+            f"the adapter does; same next token at {self.agreement:.1%} of positions"
         )
 
 
