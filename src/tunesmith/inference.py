@@ -215,9 +215,9 @@ def evaluate(
     aloud = functools.partial(print, file=sys.stderr)  # what a program's person should know, quiet or not
     settings, seed = _rows_of(source, data, recipe, limit)
     all_rows = data is not None
-    # whether there are rows at all is known before any weight is loaded
-    read(settings.train, split=settings.split, subset=settings.subset, limit=1)
-    items = []
+    if "loss" in wanted:  # whether there are rows at all is known before any weight is loaded
+        read(settings.train, split=settings.split, subset=settings.subset, limit=1)
+    items: list[Item] = []
     if of_answers:
         items = _items(settings, seed, all_rows, limit, gold, turns, aloud)
         _refuse_unscorable(items, of_answers, settings.train)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.problems import Problems, counted, listed, shown
 from tunesmith.data.quiet import quiet_datasets
@@ -61,7 +62,7 @@ def ending(path: Path) -> str:
     return "".join(suffixes if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> io.BufferedIOBase:
     """The bytes of a file, unpacked."""
     return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
