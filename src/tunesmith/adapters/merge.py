@@ -266,9 +266,7 @@ def _same_numbers(plain: nn.Module, unrounded: nn.Module, folder: Path) -> None:
             wrong.append(name)
             continue
         wide = torch.promote_types(exact.dtype, torch.float32)
-        limits = torch.finfo(stored.dtype)
-        half_unit = 0.5001 * limits.eps * exact.to(wide).abs().clamp_min(limits.smallest_normal)
-        if not ((stored.to(wide) - exact.to(wide)).abs() <= half_unit).all():
+        if not ((stored.to(wide) - exact.to(wide)).abs() <= _half_unit(exact.to(wide), stored.dtype)).all():
             wrong.append(name)
     if wrong:
         raise AdapterError(
@@ -277,6 +275,13 @@ def _same_numbers(plain: nn.Module, unrounded: nn.Module, folder: Path) -> None:
             found=", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
             fix="merge again, on another disk; where a number is too large for float16: --dtype bfloat16 or float32",
         )
+
+
+def _half_unit(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Half the distance of two neighbours in `dtype`, for each number of `x`; a hair more, for a second rounding."""
+    limits = torch.finfo(dtype)
+    exponent = torch.frexp(x.abs().clamp_min(limits.smallest_normal)).exponent
+    return torch.ldexp(torch.full_like(x, 0.5001 * limits.eps), exponent - 1)
 
 
 def _token_ids(
