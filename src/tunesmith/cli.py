@@ -247,7 +247,13 @@ def evaluate(
     recipe: Annotated[
         Path | None, typer.Option(help="Read rows as this recipe does, where SOURCE is no run.", show_default=False)
     ] = None,
-    score: Annotated[str, typer.Option(help=f"loss, or of answers: {SCORERS}.")] = "loss",
+    score: Annotated[
+        list[str] | None,
+        typer.Option(help=f"loss (the default), or of answers: {SCORERS}; give it again for more.", show_default=False),
+    ] = None,
+    turns: Annotated[
+        str, typer.Option(metavar="last|all", help="Which answers of a conversation, each after the true turns.")
+    ] = "last",
     gold: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Where the right answers stand; else each row's last answer.")
     ] = None,
@@ -268,7 +274,8 @@ def evaluate(
         source,
         data=data,
         recipe=recipe,
-        score=score,
+        score=score or "loss",
+        turns=turns,
         gold=gold,
         limit=limit,
         adapter=adapter,

@@ -18,7 +18,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, create_model, model
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.settings import KINDS, AdapterSettings
-from tunesmith.data.settings import DataSettings, HeldOut
+from tunesmith.data.settings import DataSettings, HeldOut, name_and_split
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.models.settings import ModelSettings
 from tunesmith.notation import Path, dotted, read, read_scalar, write_inline
@@ -29,7 +29,7 @@ from tunesmith.strict import near, parse, setting_names, unknown_key
 from tunesmith.train.settings import TrainSettings
 
 DEFAULT_METHOD = "lora"
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz")
 
 
 class Recipe(Settings):
@@ -349,13 +349,25 @@ class _Paths:
         )
         data = data.model_copy(update=self._changed("data", "train", data.train, DATA_SUFFIXES))
         if isinstance(data.held_out, str):
-            data = data.model_copy(update=self._changed("data", "held_out", data.held_out, DATA_SUFFIXES))
+            data = data.model_copy(update=self._of_its_own("held_out", data.held_out))
         elif isinstance(data.held_out, HeldOut):
-            file = self._changed("data", "file", data.held_out.file, DATA_SUFFIXES)
+            file = self._of_its_own("file", data.held_out.file)
             data = data.model_copy(update={"held_out": data.held_out.model_copy(update=file)} if file else {})
         if self.errors:
             raise together(self.errors)
         return recipe.model_copy(update={"model": model, "data": data})
+
+    def _of_its_own(self, key: str, text: str | None) -> dict[str, str]:
+        """The same for held-out rows, `path` or `path:split`."""
+        name, split = (text, None) if text is None or self._found(text) else name_and_split(text)
+        changed = self._changed("data", key, name, DATA_SUFFIXES)
+        return {key: path if split is None else f"{path}:{split}" for key, path in changed.items()}
+
+    def _tried(self, text: str) -> list[FilePath]:
+        return [folder / FilePath(text).expanduser() for folder in self.folders]
+
+    def _found(self, text: str) -> FilePath | None:
+        return next((path for path in self._tried(text) if path.exists()), None)
 
     def _changed(
         self, section: Literal["model", "data"], key: str, text: str | None, suffixes: tuple[str, ...]
@@ -363,18 +375,15 @@ class _Paths:
         """{key: absolute path} where `text` is a file or folder; {} where it is a hub id, a name or inline text."""
         if text is None or "://" in text or "\n" in text or "{" in text:
             return {}
-        wanted = FilePath(text).expanduser()
-        tried = [folder / wanted for folder in self.folders]
-        for path in tried:
-            if path.exists():
-                return {key: os.path.normpath(path)}
+        if found := self._found(text):
+            return {key: os.path.normpath(found)}
         if text.startswith((".", "/", "~")) or text.lower().endswith(suffixes or ("/",)) or text.count("/") > 1:
             full: Path = (section, "held_out", "file") if key == "file" else (section, key)
             self.errors.append(
                 RecipeError(
                     f"{dotted(full)}: there is no {text}",
                     where=self.tree.where(full),
-                    notes={"looked for": " and ".join(dict.fromkeys(os.path.normpath(path) for path in tried))},
+                    notes={"looked for": " and ".join(dict.fromkeys(map(os.path.normpath, self._tried(text))))},
                 )
             )
         return {}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tunesmith.data.templates import install
 from tunesmith.errors import CheckpointError, Interrupted, MachineError, RecipeError
 from tunesmith.events import Ended, Event, Listener
 from tunesmith.machine import cache_folder
-from tunesmith.models.load import Loaded, has_tokenizer, load_config, load_model, load_tokenizer, most_tokens
+from tunesmith.models.load import Loaded, has_tokenizer, load_config, load_model, load_tokenizer, made_for, most_tokens
 from tunesmith.models.policy import Policy, probe
 from tunesmith.objectives.sft import SFT
 from tunesmith.progress import Progress
@@ -85,9 +86,11 @@ def train(
         _told_how_to_go_on(run.folder, rows is not None),
     ):
         check_optimizer(recipe.train)
-        sinks = reporters(recipe.output.report_to, recipe.output.name or resolved.name, run.folder)
+        earlier = run.trackers() if resume else {}
+        sinks = reporters(recipe.output.report_to, recipe.output.name or resolved.name, run.folder, earlier)
         for sink in sinks:
             on_exit.enter_context(closing(sink))
+        run.remember_trackers(earlier | {sink.name: sink.run_id for sink in sinks if sink.run_id is not None})
         saved = _last_checkpoint(run, recipe, resume, progress)
         tokenizer, prepared = _read(recipe, trust_remote_code, progress, rows)
         for line in summary(prepared):
@@ -118,6 +121,9 @@ def train(
         ended = loop.run()
         progress.say(f"adapter: {run.folder / 'adapter'}")
     session = Session(loaded.model, tokenizer, prepared.renderer, policy.switch, name=recipe.model.name, adapter=NAME)
+    if _has_own_words(recipe):
+        bare = recipe.model.model_copy(update={"template": None, "add_tokens": ()})
+        session.base_tokenizer = partial(load_tokenizer, bare, trust_remote_code=trust_remote_code)
     session.stand(adapter_set)
     policy.switch.name = None
     _take_best(adapter_set, run.folder / "checkpoints", ended)
@@ -158,7 +164,14 @@ def _read(
         if recipe.model.template:
             install(recipe.model.template, tokenizer)
     with progress.stage("reading the data"):
-        prepared = prepare(recipe.data, tokenizer, seed=recipe.train.seed, rows=rows, most_tokens=most_tokens(config))
+        prepared = prepare(
+            recipe.data,
+            tokenizer,
+            seed=recipe.train.seed,
+            rows=rows,
+            most_tokens=most_tokens(config),
+            made_for=made_for(config),
+        )
     return tokenizer, prepared
 
 
@@ -211,6 +224,12 @@ def _reached(adapter_set: AdapterSet) -> list[str]:
 def _origin(recipe: Recipe) -> Path | None:
     """The adapter that training goes on from."""
     return None if recipe.model.adapter is None else adapter_folder(Path(recipe.model.adapter).expanduser())
+
+
+def _has_own_words(recipe: Recipe) -> bool:
+    """Whether the adapter has a template or tokens that the base has not."""
+    origin = _origin(recipe)
+    return bool(recipe.model.add_tokens or recipe.model.template or (origin and has_tokenizer(origin)))
 
 
 def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch) -> AdapterSet:
@@ -276,8 +295,7 @@ def _loop(
     signals: Signals,
     listeners: Sequence[Listener],
 ) -> Loop:
-    origin = _origin(recipe)
-    is_own = bool(recipe.model.add_tokens or recipe.model.template or (origin and has_tokenizer(origin)))
+    is_own = _has_own_words(recipe)
 
     def write(folder: Path) -> None:
         store.save(folder, adapter_set, base)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +32,7 @@ from tunesmith.adapters.peft_config import Plan
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy
 from tunesmith.adapters.tokens import Tokens
+from tunesmith.atomic import write_file
 from tunesmith.errors import AdapterError, MachineError, TunesmithError, together
 
 CONFIG, TENSORS, SIDE = "adapter_config.json", "adapter_model.safetensors", "tunesmith.json"
@@ -60,7 +60,7 @@ def save(folder: Path | str, adapter_set: AdapterSet, base: BaseIdentity) -> Pat
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in (*files.items(), (SIDE, _json(side))):
-            _write(folder / name, data)
+            write_file(folder / name, data)
     except OSError as error:
         raise MachineError(f"the adapter cannot be written: {error.strerror}", where=str(folder)) from error
     return folder
@@ -78,19 +78,6 @@ def _odd_layers(adapter_set: AdapterSet) -> dict[str, dict[str, Any]]:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All of it or nothing, under the name."""
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with half.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
 
 
 def _keys(adapter_set: AdapterSet) -> dict[str, Stored]:

@@ -218,6 +218,13 @@ def most_tokens(config: Any) -> int | None:
     return None if reckoned else getattr(text, "max_position_embeddings", None)
 
 
+def made_for(config: Any) -> int | None:
+    """Longest text that a model with rotary positions was made for: it goes on beyond, but was not trained there."""
+    text = config.get_text_config()
+    rotary = bool(getattr(text, "rope_parameters", None)) and not getattr(text, "alibi", False)
+    return getattr(text, "max_position_embeddings", None) if rotary else None
+
+
 def stored_dtype(settings: ModelSettings, *, trust_remote_code: bool = False) -> str:
     """The dtype in which the model's files hold it, where they say so and it is one of ours; else auto."""
     stored = load_config(settings, trust_remote_code=trust_remote_code).get_text_config().dtype
