@@ -9,6 +9,8 @@ A method is one file in this folder and one line in `METHODS` (adapters/__init__
     build(settings, base, generator)    -> Adapter for one layer; generator None: zeros, to be filled from a file
     to_peft(settings), from_peft(config)    its adapter_config.json, both ways; None for a config of another method
 
+and, where it cannot stand beside a base of few bits, `PLAIN_ONLY`, the reason in a sentence,
+
 and, where layers share tensors that do not learn, `shared(settings, shapes, generator) -> {letter: Tensor}`, which is
 handed to `build` as its last argument, and `SHARED`, the names of these tensors in a file.
 """
@@ -22,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tunesmith.quant.dense import dense_weight, storage_of, weight_shape
+from tunesmith.quant.dense import dense_weight, like, storage_of, weight_shape
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,6 @@ class Base:
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        storage = storage_of(layer)
-        if storage is None:
-            raise TypeError(f"no storage knows {type(layer).__name__}")
         self._layer = (layer,)
         self.out_features, self.in_features = weight_shape(layer)
         self.is_embedding = isinstance(layer, nn.Embedding)
@@ -77,11 +76,11 @@ class Base:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.weight().dtype
+        return like(self.layer).dtype
 
     @property
     def device(self) -> torch.device:
-        return self.weight().device
+        return like(self.layer).device
 
     def weight(self) -> Tensor:
         """Dense [out, in]. Ask again in the backward pass; keep no copy."""

@@ -4,6 +4,7 @@ Maths   y = module(x) with its parameters θ replaced by θ', cast to the frozen
 Shapes  θ' [as θ], fp32 or wider
 Init    θ' = θ: the first forward equals the base model
 Merge   θ' itself
+        Of a layer held in few bits: of its dequantised weight
 Departs the copy belongs to the adapter, so that the base stays as it was and many adapters can share it. Of an
         embedding only the rows that the batch names are cast, never the table
 """
@@ -18,18 +19,20 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters.base import Adapter, Base, Stored
+from tunesmith.quant.quantised import QuantisedLinear
 
 
 class Full(Adapter):
     def __init__(self, base: Base, shared: nn.Parameter | None = None) -> None:
         """`shared` is the copy of a tied weight, made for the other side of the tie."""
         super().__init__()
-        layer = base.layer
+        layer = base.layer.plain() if isinstance(base.layer, QuantisedLinear) else base.layer
         self.transposed = isinstance(layer, (Conv1D, nn.Embedding))
         for name, parameter in layer.named_parameters(recurse=False):
             wide = torch.promote_types(parameter.dtype, torch.float32)
             copy = nn.Parameter(parameter.detach().to(wide, copy=True))
             self.register_parameter(name, shared if shared is not None and name == "weight" else copy)
+        self._like = (layer.to("meta"),) if isinstance(base.layer, QuantisedLinear) else None
 
     def forward(self, x: Tensor, base: Base, *more: Any, **named: Any) -> Tensor:
         layer, dtype = base.layer, base.dtype
@@ -38,7 +41,7 @@ class Full(Adapter):
             y = F.embedding(x, self.get_parameter("weight"), padding_idx=layer.padding_idx).to(dtype)
             return y if base.output_scale is None else y * base.output_scale.to(dtype)
         cast = {name: parameter.to(dtype) for name, parameter in self.named_parameters()}
-        return torch.func.functional_call(layer, cast, (x, *more), named)
+        return torch.func.functional_call(layer if self._like is None else self._like[0], cast, (x, *more), named)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         own = self.get_parameter("weight")

@@ -20,10 +20,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters.adapter_set import AdapterSet
-from tunesmith.adapters.attach import detach, slots
+from tunesmith.adapters.attach import detach, replace, slots
 from tunesmith.adapters.base import Adapter
 from tunesmith.errors import AdapterError, MachineError
 from tunesmith.quant.dense import dense_weight
+from tunesmith.quant.quantised import QuantisedLinear, dequantise, storage_name
 
 BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest gap between logits that passes, as a share of the largest logit, by the dtype of the weights."""
@@ -45,21 +46,31 @@ class MergeReport:
     largest_logit: float
     agreement: float
     """Share of positions where both would say the same next token."""
+    storage: str = "plain"
+    """How the matrices were held that the adapter was beside."""
 
     @property
     def bound(self) -> float:
         return BOUNDS[self.dtype] * self.largest_logit
 
     def __str__(self) -> str:
+        seen = "" if self.storage == "plain" else f", from {self.storage} as the adapter saw it, written in {name_of(self.dtype)}"
         return (
             f"merged = adapted: largest gap of a logit {self.gap:.3g} (logits reach {self.largest_logit:.3g}), "
-            f"same next token at {self.agreement:.1%} of positions"
+            f"same next token at {self.agreement:.1%} of positions{seen}"
         )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @torch.no_grad()
 def merge(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedModel:
-    """A plain copy of `model` with `adapter_set` in its weights; what it does not touch is shared, not copied."""
+    """A plain copy of `model` with `adapter_set` in its weights; what it does not touch is shared, not copied.
+
+    Matrices held in few bits become dense ones of the dtype that products run in, those without an adapter too.
+    """
     keep = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     plain = copy.deepcopy(model, keep)
     merged = {
@@ -71,8 +82,8 @@ def merge(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedModel:
     tied = body.tied
     detach(plain)
     for path, layer in merged.items():
-        parent, _, leaf = path.rpartition(".")
-        setattr(plain.get_submodule(parent), leaf, layer)
+        replace(plain, path, layer)
+    dequantise(plain)
     if tied and body.embedding and body.head:
         _settle_tie(plain, body.embedding, body.head)
     return plain.requires_grad_(False)
@@ -81,8 +92,11 @@ def merge(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedModel:
 def _plain_layer(layer: nn.Module, adapter: Adapter | None) -> nn.Module:
     """A copy of `layer` (not of its tensors) that holds the merged ones."""
     assert adapter is not None
-    plain = copy.copy(layer)
-    plain._parameters = dict(layer._parameters)
+    if isinstance(layer, QuantisedLinear):
+        plain: nn.Module = layer.plain()
+    else:
+        plain = copy.copy(layer)
+        plain._parameters = dict(layer._parameters)
     own = adapter.replaces()
     if own is None:
         if not adapter.mergeable:
@@ -92,7 +106,7 @@ def _plain_layer(layer: nn.Module, adapter: Adapter | None) -> nn.Module:
         stored = weight.t() if isinstance(layer, (Conv1D, nn.Embedding)) else weight
         own = {"weight": stored} if bias is None else {"weight": stored, "bias": bias}
     for name, tensor in own.items():
-        dtype = layer.get_parameter(name).dtype
+        dtype = plain.get_parameter(name).dtype
         plain._parameters[name] = nn.Parameter(tensor.to(dtype).contiguous(), requires_grad=False)
     return plain
 
@@ -169,13 +183,13 @@ def _compare(
     finally:
         for module in learning:
             module.training = True
-    report = MergeReport(folder, dtype, gap, largest, same / positions)
+    report = MergeReport(folder, dtype, gap, largest, same / positions, storage_name(model))
     if not gap <= report.bound:
         raise AdapterError(
             "the merged model does not compute what the adapted one does; nothing was kept",
             where=str(folder),
             found=f"largest gap of a logit {gap:.3g}, same next token at {report.agreement:.1%} of positions",
-            expected=f"at most {report.bound:.3g} in {str(dtype).removeprefix('torch.')}",
+            expected=f"at most {report.bound:.3g} in {name_of(dtype)}",
             fix="merge in float32 (model.dtype=float32)",
         )
     return report

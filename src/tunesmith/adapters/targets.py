@@ -20,7 +20,7 @@ from tunesmith.adapters.attach import Slot, layers
 from tunesmith.adapters.full import is_lookup
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.errors import AdapterError, TunesmithError, together
-from tunesmith.quant.dense import is_matrix
+from tunesmith.quant.dense import is_matrix, weight_shape
 
 KINDS = ("all-linear", "attention", "mlp")
 """Words for `targets`."""
@@ -68,7 +68,10 @@ class Anatomy:
 
     def rows(self, path: str | None) -> int:
         """Tokens in the table of the embedding or head at `path`."""
-        return 0 if path is None else self.modules[path].get_parameter("weight").shape[0]
+        if path is None:
+            return 0
+        out, in_ = weight_shape(self.modules[path])
+        return in_ if path == self.embedding else out
 
     @cached_property
     def matrices(self) -> dict[str, nn.Module]:
@@ -126,7 +129,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     longest = max(outermost, key=lambda path: len(outermost[path]), default=None)
     blocks = () if longest is None else tuple(f"{longest}.{name}" for name, _ in outermost[longest].named_children())
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head is not None and embedding is not None and head.weight is embedding.weight
+    tied = head is not None and embedding is not None and getattr(head, "weight", None) is embedding.weight
     return Anatomy(modules, blocks, path_of(embedding), path_of(head), tied)
 
 
