@@ -41,6 +41,9 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest
 Base = Annotated[
     str | None, typer.Option(help="The base model, where the adapter's own note of it is not it.", show_default=False)
 ]
+Storage = Annotated[
+    str, typer.Option(help="How the base is held: auto (as when trained, or as its files are), plain, nf4, …, int8.")
+]
 OtherAdapter = Annotated[
     str | None, typer.Option(help="An adapter folder to put on SOURCE, or none: the base alone.", show_default=False)
 ]
@@ -176,6 +179,7 @@ def chat(
         list[str] | None, typer.Option(help="A further adapter, for /adapter NAME; give it again for more.")
     ] = None,
     base: Base = None,
+    storage: Storage = "auto",
     system: System = None,
     template: Template = None,
     max_new_tokens: MaxNewTokens = 512,
@@ -189,6 +193,7 @@ def chat(
         source,
         adapters=adapter or [],
         base=base,
+        storage=storage,
         system=system,
         template=template,
         max_new_tokens=max_new_tokens,
@@ -205,6 +210,7 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="Where the answers go (JSONL); else they are printed.")] = None,
     adapter: OtherAdapter = None,
     base: Base = None,
+    storage: Storage = "auto",
     system: System = None,
     template: Template = None,
     max_new_tokens: MaxNewTokens = 256,
@@ -227,6 +233,7 @@ def generate(
         out=out,
         adapter=adapter,
         base=base,
+        storage=storage,
         system=system,
         template=template,
         max_new_tokens=max_new_tokens,
@@ -251,6 +258,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Score only the first so many rows.")] = None,
     adapter: OtherAdapter = None,
     base: Base = None,
+    storage: Storage = "auto",
     max_new_tokens: MaxNewTokens = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered together.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -269,6 +277,7 @@ def evaluate(
         limit=limit,
         adapter=adapter,
         base=base,
+        storage=storage,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         as_json=as_json,

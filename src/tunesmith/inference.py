@@ -65,6 +65,7 @@ def chat(
     *,
     adapters: Sequence[str | Path] = (),
     base: str | None = None,
+    storage: str = "auto",
     system: str | None = None,
     template: str | None = None,
     max_new_tokens: int = 512,
@@ -76,6 +77,7 @@ def chat(
         session = open_session(
             str(source),
             base=base,
+            storage=storage,
             adapters=adapters,
             template=template,
             trust_remote_code=trust_remote_code,
@@ -94,6 +96,7 @@ def generate(
     out: Path | None = None,
     adapter: str | None = None,
     base: str | None = None,
+    storage: str = "auto",
     system: str | None = None,
     template: str | None = None,
     max_new_tokens: int = 256,
@@ -117,7 +120,13 @@ def generate(
         before = (Message("system", system),) if system else ()
         prompts = [Prompt(1, (*before, Message("user", prompt or "")))]
     with Progress() as progress:
-        session = _open(progress, source, adapter, base=base, template=template, trust_remote_code=trust_remote_code)
+        options: dict[str, Any] = {
+            "base": base,
+            "storage": storage,
+            "template": template,
+            "trust_remote_code": trust_remote_code,
+        }
+        session = _open(progress, source, adapter, **options)
         if target is None:
             for one in prompts:
                 session.stream(
@@ -191,6 +200,7 @@ def evaluate(
     limit: int | None = None,
     adapter: str | None = None,
     base: str | None = None,
+    storage: str = "auto",
     max_new_tokens: int = 256,
     batch_size: int = 16,
     as_json: bool = False,
@@ -223,6 +233,7 @@ def evaluate(
             source,
             adapter,
             base=base,
+            storage=storage,
             trust_remote_code=trust_remote_code,
             say=aloud,
             **_asked_as(source, recipe),

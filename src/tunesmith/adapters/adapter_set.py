@@ -176,7 +176,9 @@ def make(
     order = [path for path in body.modules if path in built]
     adapters = {path: built[path].train(model.training) for path in order}
     total = sum(parameter.numel() for parameter in base_parameters(model).values())
-    total += sum(math.prod(weight_shape(layer)) for layer in body.modules.values() if isinstance(layer, QuantisedLinear))
+    total += sum(
+        math.prod(weight_shape(layer)) for layer in body.modules.values() if isinstance(layer, QuantisedLinear)
+    )
     rows = {path: tuple(ids) for path, ids in token_rows.items()}
     return AdapterSet(name, settings, targets, body, adapters, layer_settings, rows, shared=shared, total=total)
 

@@ -32,16 +32,21 @@ class Full(Adapter):
             wide = torch.promote_types(parameter.dtype, torch.float32)
             copy = nn.Parameter(parameter.detach().to(wide, copy=True))
             self.register_parameter(name, shared if shared is not None and name == "weight" else copy)
-        self._like = (layer.to("meta"),) if isinstance(base.layer, QuantisedLinear) else None
 
     def forward(self, x: Tensor, base: Base, *more: Any, **named: Any) -> Tensor:
         layer, dtype = base.layer, base.dtype
+        if isinstance(layer, QuantisedLinear):
+            return F.linear(x, self.get_parameter("weight").to(dtype), self._bias(dtype))
         if base.is_embedding and is_lookup(layer):
             assert isinstance(layer, nn.Embedding)
             y = F.embedding(x, self.get_parameter("weight"), padding_idx=layer.padding_idx).to(dtype)
             return y if base.output_scale is None else y * base.output_scale.to(dtype)
         cast = {name: parameter.to(dtype) for name, parameter in self.named_parameters()}
-        return torch.func.functional_call(layer if self._like is None else self._like[0], cast, (x, *more), named)
+        return torch.func.functional_call(layer, cast, (x, *more), named)
+
+    def _bias(self, dtype: torch.dtype) -> Tensor | None:
+        bias = self._parameters.get("bias")
+        return None if bias is None else bias.to(dtype)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         own = self.get_parameter("weight")

@@ -54,7 +54,11 @@ class MergeReport:
         return BOUNDS[self.dtype] * self.largest_logit
 
     def __str__(self) -> str:
-        seen = "" if self.storage == "plain" else f", from {self.storage} as the adapter saw it, written in {name_of(self.dtype)}"
+        seen = (
+            ""
+            if self.storage == "plain"
+            else f", from {self.storage} as the adapter saw it, written in {name_of(self.dtype)}"
+        )
         return (
             f"merged = adapted: largest gap of a logit {self.gap:.3g} (logits reach {self.largest_logit:.3g}), "
             f"same next token at {self.agreement:.1%} of positions{seen}"

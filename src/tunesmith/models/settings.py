@@ -9,6 +9,9 @@ from pydantic import Field, field_validator
 
 from tunesmith.settings import Contradiction, Settings
 
+MADE = ("nf4", "nf4-double", "int8")
+"""Storages that are made while a plain checkpoint is read."""
+
 
 class ModelSettings(Settings):
     name: Annotated[str, Field(min_length=1)]

@@ -69,7 +69,9 @@ def refuse_without_matrices(storage: str, config: Any, name: str, trust_remote_c
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     head = model.get_output_embeddings()
-    if not any((type(layer) is nn.Linear or isinstance(layer, Conv1D)) and layer is not head for layer in model.modules()):
+    if not any(
+        (type(layer) is nn.Linear or isinstance(layer, Conv1D)) and layer is not head for layer in model.modules()
+    ):
         kinds = sorted({type(layer).__name__ for layer in model.modules() if isinstance(layer, nn.Linear)})
         raise ModelError(
             f"no matrix of {name} can be held in {storage}",

@@ -3,7 +3,7 @@
 A file holds a `QuantisedLinear` (quantised.py), its header (Paper, Maths, Bits, Name), and
 
     in_files(config)            the storage of a checkpoint with this `quantization_config`, None for another's
-    reading(storage, config)    what transformers is handed as `quantization_config`; an error where a package is missing
+    reading(storage, config)    the `quantization_config` for transformers; an error where a package is missing
     taken(layer, dtype)         a layer as transformers read it, in our class
 """
 

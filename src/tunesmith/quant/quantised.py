@@ -34,7 +34,7 @@ class _Product(torch.autograd.Function):
 
 
 class QuantisedLinear(nn.Module):
-    """W in buffers that a subclass names, b [out] a frozen parameter. Buffers keep their dtype whatever `.to` is told."""
+    """W in buffers that a subclass names, b [out] a frozen parameter. Buffers keep their dtype whatever `.to` says."""
 
     like: Tensor
     """Empty: its dtype is the one products run in, its device that of the layer."""
@@ -67,7 +67,7 @@ class QuantisedLinear(nn.Module):
         """A layer with the same numbers in 16 or 32 bits."""
         layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         layer.weight = nn.Parameter(self.dense(), requires_grad=False)
-        layer.bias = self.bias
+        layer.register_parameter("bias", self.bias)
         return layer.train(self.training)
 
     def held_bytes(self) -> int:
