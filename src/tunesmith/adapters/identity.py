@@ -126,6 +126,8 @@ def _digest(model: PreTrainedModel, as_bytes: Callable[[Tensor], bytes], matrice
             digest.update(_sample(getattr(layer, layer.FIXED), by_token).cpu().numpy().tobytes())
             continue
         parameter = own[name]
+        if not matrices and parameter.device.type != "meta" and not parameter.any():
+            continue  # biases of zero, which writers of quantised files add
         shape = tuple(parameter.shape[1:]) if by_token else tuple(parameter.shape)
         digest.update(f"{name}{shape}".encode())
         if parameter.device.type != "meta":

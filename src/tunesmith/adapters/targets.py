@@ -21,6 +21,7 @@ from tunesmith.adapters.full import is_lookup
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.errors import AdapterError, TunesmithError, together
 from tunesmith.quant.dense import is_matrix, weight_shape
+from tunesmith.quant.quantised import QuantisedLinear
 
 KINDS = ("all-linear", "attention", "mlp")
 """Words for `targets`."""
@@ -70,8 +71,8 @@ class Anatomy:
         """Tokens in the table of the embedding or head at `path`."""
         if path is None:
             return 0
-        out, in_ = weight_shape(self.modules[path])
-        return in_ if path == self.embedding else out
+        layer = self.modules[path]
+        return weight_shape(layer)[0] if isinstance(layer, QuantisedLinear) else layer.get_parameter("weight").shape[0]
 
     @cached_property
     def matrices(self) -> dict[str, nn.Module]:

@@ -10,6 +10,8 @@ integers on every machine.
 
 from __future__ import annotations
 
+import copy
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,15 +33,19 @@ def _held(config: Any) -> dict[str, Any] | None:
     return None
 
 
+def _reader(held: dict[str, Any]) -> ModuleType | None:
+    """The file of `quant/` that reads a checkpoint with this `quantization_config`."""
+    return next((module for module in QUANTISED.values() if module.in_files(held) is not None), None)  # type: ignore[attr-defined]
+
+
 def in_files(config: Any, name: str) -> str | None:
     """The storage of the files, None for plain ones; one that nobody here reads is refused by name."""
     held = _held(config)
     if held is None:
         return None
-    for module in dict.fromkeys(QUANTISED.values()):
-        storage = module.in_files(held)  # type: ignore[attr-defined]
-        if storage is not None:
-            return str(storage)
+    module = _reader(held)
+    if module is not None:
+        return str(module.in_files(held))
     raise ModelError(
         f"{name} is quantised in a way that is not read here",
         found=str(held.get("quant_method")),
@@ -59,7 +65,7 @@ def choose(wanted: str, config: Any, name: str) -> str:
             where="model.storage",
             found=wanted,
             expected=f"auto or plain{f' or {held}' if held in QUANTISED and held != 'gptq' else ''}",
-            fix="model.storage=auto",
+            fix="model.storage=auto or plain (on the command line --storage plain)",
         )
     return wanted
 
@@ -67,7 +73,7 @@ def choose(wanted: str, config: Any, name: str) -> str:
 def refuse_without_matrices(storage: str, config: Any, name: str, trust_remote_code: bool) -> None:
     """Some architectures have linear classes of their own, which transformers does not quantise. Builds no weight."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
     head = model.get_output_embeddings()
     if not any(
         (type(layer) is nn.Linear or isinstance(layer, Conv1D)) and layer is not head for layer in model.modules()
@@ -85,11 +91,9 @@ def reading(config: Any, storage: str, device: torch.device) -> dict[str, Any]:
     held = _held(config)
     if held is None and storage == "plain":
         return {}
-    form = in_files(config, "the checkpoint") if held is not None else storage
-    module = next(module for module in QUANTISED.values() if held is None or module.in_files(held))  # type: ignore[attr-defined]
-    if held is None:
-        module = QUANTISED[storage]
-    told = module.reading(form, held)  # type: ignore[attr-defined]
+    name = storage if held is None else in_files(config, "the checkpoint")
+    module = QUANTISED[storage] if held is None else _reader(held)
+    told = module.reading(name, held)  # type: ignore[union-attr]
     arguments: dict[str, Any] = {"dtype": "auto"}
     if isinstance(told, dict):
         config.quantization_config = told
