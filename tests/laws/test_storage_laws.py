@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import refusal
 from tunesmith.adapters.attach import Switch, attach, detach
+from tunesmith.adapters.base import base_of
 from tunesmith.adapters.full import Full
 from tunesmith.adapters.tokens import Tokens
 from tunesmith.quant import QUANTISED
@@ -94,8 +95,8 @@ def test_a_storage_costs_fewer_bytes_and_little_accuracy(storage):
     weight = torch.randn(128, 256)
     layer = MADE[storage](weight, None, torch.float32)
     bits = 8 * layer.held_bytes() / weight.numel()
-    most, gap = {"nf4": (4.6, 0.12), "nf4-double": (5, 0.12), "int8": (8.2, 0.01), "gptq": (7, 0.12)}[storage]
-    assert bits < most + 8 * 16 * 4 * 3 / weight.numel() + 8 * 4 * 300 / weight.numel()
+    most, gap = {"nf4": (4.6, 0.12), "nf4-double": (4.5, 0.12), "int8": (8.2, 0.01), "gptq": (9, 0.12)}[storage]
+    assert bits < most  # GPTQ in groups of 8 here; of 128, as files have them, half of that
     assert 0 < (layer.dense() - weight).norm() / weight.norm() < gap
 
 
@@ -115,13 +116,22 @@ def test_6_beside_few_bits_is_beside_their_dequantised_numbers(method, storage, 
 
 
 @cases
+def test_1_a_neutral_method_starts_as_the_quantised_base(method, storage, kind):
+    layer = layer_of(kind, storage)
+    adapter = BUILDS[method](base_of(layer), 0)
+    assert adapter.neutral
+    torch.testing.assert_close(adapter(input_of(), base_of(layer)), layer(input_of()), rtol=1e-5, atol=1e-5)
+
+
+@cases
 def test_2_merged_from_the_numbers_that_the_adapter_saw(method, storage, kind):
     _, slot, switch = beside(layer_of(kind, storage), method)
     x = input_of()
     weight, bias = slot.adapter("a").merged(dense_weight(slot.layer), slot.base.bias)
     with switch.set_to("a"):
         y = slot(x)
-    torch.testing.assert_close(y, x @ weight.T + (0 if bias is None else bias), rtol=2e-5, atol=2e-4)
+    wanted = x @ weight.T + (0 if bias is None else bias)
+    torch.testing.assert_close(y, wanted, rtol=1e-5, atol=2e-6 * wanted.abs().max().item())
     assert (y - slot.layer(x)).abs().max() > 0.1
 
 
@@ -202,7 +212,7 @@ def test_casting_changes_what_products_run_in_and_nothing_held(storage):
     assert like(layer).dtype == layer.bias.dtype == torch.bfloat16
     for name, buffer in layer.named_buffers():
         assert name == "like" or (buffer.dtype == before[name].dtype and torch.equal(buffer, before[name]))
-    torch.testing.assert_close(layer.dense(), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(layer.dense(), wanted, rtol=2**-7, atol=0)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
