@@ -150,8 +150,9 @@ def test_a_checkpoint_quantised_by_bitsandbytes_loads_as_such(model_folder, tmp_
 def test_a_missing_package_is_said_with_its_extra(model_folder, monkeypatch, package):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    settings = ModelSettings(name=str(model_folder), storage="nf4", device="cpu")
     with pytest.raises(MachineError, match=f"needs {package}") as error:
-        read(model_folder, storage="nf4")
+        settle(settings, load_config(settings))
     assert "tunesmith[bitsandbytes]" in str(error.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -227,6 +228,7 @@ def stored_dtype(settings: ModelSettings, *, trust_remote_code: bool = False) ->
 def settle(settings: ModelSettings, config: Any, *, trust_remote_code: bool = False) -> str:
     """The storage that the model's matrices will have; refused where it cannot be, before any weight is read."""
     storage = stored.choose(settings.storage, config, settings.name)
+    stored.reading(copy.deepcopy(config), storage, torch.device("cpu"))  # a package that is missing shows here
     if storage != "plain" and stored.in_files(config, settings.name) is None:
         stored.refuse_without_matrices(storage, config, settings.name, trust_remote_code)
     return storage
