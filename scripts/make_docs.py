@@ -186,15 +186,20 @@ def measured() -> str:
 def example(name: str, module: ModuleType) -> str:
     """The adapter section with the method's own settings at their defaults."""
     lines = ["adapter:", f"  method: {name}"]
-    for key, field in module.Settings.model_fields.items():
-        if key not in AdapterSettings.model_fields and key != "method":
+    for key, field in own_fields(module).items():
+        if key != "method":
             lines.append(f"  {key}: {json.dumps(field.default)}")
     return "\n".join(lines) + "\n"
 
 
 def own_table(module: ModuleType) -> str:
-    own = {k: v for k, v in module.Settings.model_fields.items() if k not in AdapterSettings.model_fields}
-    return table(module.Settings, own)
+    return table(module.Settings, own_fields(module))
+
+
+def own_fields(module: ModuleType) -> dict[str, Any]:
+    """The method's own settings, and those of every method where it has another default."""
+    every = AdapterSettings.model_fields
+    return {k: v for k, v in module.Settings.model_fields.items() if k not in every or v.default != every[k].default}
 
 
 def table(record: type[Settings], fields: Mapping[str, Any] | None = None) -> str:

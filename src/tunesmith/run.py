@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.adapters import identity, store
 from tunesmith.adapters.adapter_set import AdapterSet, add, refusal
+from tunesmith.adapters.adapter_set import check as check_method
 from tunesmith.adapters.attach import Switch
 from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.problems import counted
@@ -91,7 +92,9 @@ def train(
         for line in summary(prepared):
             progress.say(line)
         objective = _objective(recipe, prepared)
-        Budget(recipe.train, objective.steps_per_epoch)  # what is wrong with it shows before any weight is loaded
+        budget = Budget(recipe.train, objective.steps_per_epoch)  # what is wrong shows before any weight is loaded
+        if recipe.model.adapter is None:
+            check_method(recipe.adapter, budget.num_steps, recipe.train.optimizer)
         loaded, policy, adapter_set = _model(recipe, tokenizer, trust_remote_code, saved, progress)
         if recipe.data.group_by is not None:
             objective.share = policy.flat
@@ -230,6 +233,7 @@ def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch, say: Callable[[str]
         fresh.added_tokens = recipe.model.add_tokens
         return fresh
     adapter_set = store.load(folder, loaded.model, switch, NAME, trainable=True, say=say)
+    check_method(adapter_set.settings, None, recipe.train.optimizer)  # another budget than its own is no matter
     _refuse_untrained_tokens(recipe, loaded, adapter_set)
     given = recipe.explicit().get("adapter", {})
     held = adapter_set.settings.model_dump(mode="json")
@@ -300,7 +304,7 @@ def _loop(
     return Loop(
         policy,
         objective,
-        Job(adapter_set.parameters(), adapter_set.groups(), write),
+        Job.of(adapter_set, write),
         recipe.train,
         Checkpoints(run.checkpoints, recipe.train.keep_checkpoints),
         signals,
@@ -359,9 +363,8 @@ def _take_best(adapter_set: AdapterSet, checkpoints: Path, ended: Ended) -> None
     if ended.best_step is None or ended.best_step == ended.step:
         return
     saved = load_file(checkpoints / f"step-{ended.best_step:06d}" / "trainer.safetensors")
-    with torch.no_grad():
-        for name, parameter in adapter_set.parameters().items():
-            parameter.copy_(saved[f"weights/{name}"])
+    kind = "weights/"
+    adapter_set.load_state({key.removeprefix(kind): tensor for key, tensor in saved.items() if key.startswith(kind)})
 
 
 def _facts(recipe: Recipe, base: identity.BaseIdentity, prepared: Prepared, adapter_set: AdapterSet) -> dict[str, Any]:

@@ -59,11 +59,28 @@ def _of_method(name: str, **values):
     return build
 
 
+def _restarted(times: int, **values):
+    """ReLoRA that has merged so often already."""
+    build = _of_method("relora", **values)
+
+    def restarted(base, seed):
+        adapter = build(base, seed)
+        for _ in range(times):
+            adapter.restart()
+        return adapter
+
+    return restarted
+
+
 METHOD_BUILDS = {name: _of_method(name) for name in METHODS}
 METHOD_BUILDS |= {
     "lora, pissa": _of_method("lora", r=3, start="pissa"),
     "lora, pissa by iteration": _of_method("lora", r=3, start="pissa", svd_iterations=4, rank_stabilised=True),
     "lora, olora": _of_method("lora", r=3, start="olora"),
+    "ia3, feed-forward": _of_method("ia3", feedforward=("here",)),
+    "delta-lora, rank-stabilised": _of_method("delta-lora", r=3, update_ratio=2.0, rank_stabilised=True),
+    "relora, factors side by side": _restarted(2, r=3),
+    "relora, multiplied out": _restarted(3, r=3),
 }
 BUILDS = dict(METHOD_BUILDS)
 BUILDS |= {"full": lambda base, seed: Full(base), "tokens": lambda base, seed: Tokens(base, [5, 0, 2])}

@@ -106,7 +106,7 @@ def bench(
     loop = Loop(
         policy,
         made,
-        Job(adapter_set.parameters(), adapter_set.groups(), write),
+        Job.of(adapter_set, write),
         options,
         Checkpoints(folder / "checkpoints", options.keep_checkpoints),
         signals or Signals(),

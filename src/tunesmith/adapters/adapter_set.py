@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.attach import Switch, attach, layers, remove, slots
-from tunesmith.adapters.base import Adapter, Base, base_of
+from tunesmith.adapters.base import Adapter, Base, Request, base_of, lengthen
 from tunesmith.adapters.full import Full
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy, choose
@@ -102,15 +102,38 @@ class AdapterSet:
         """Copy `tensors` (as `state` gave them) in; all of them fit, or none is taken."""
         own = self.state()
         missing, unused = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-        bent = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+        grown = self._growing()
+        bent = [
+            name
+            for name in own.keys() & tensors.keys()
+            if not _fits(own[name].shape, tensors[name].shape, grown[name][1] if name in grown else None)
+        ]
         if missing or unused or bent:
             notes = {"missing": missing, "unused": unused, "misshapen": bent}
             raise AdapterError(
                 f"these tensors are not those of adapter {self.name}",
                 notes={word: ", ".join(names[:5]) for word, names in notes.items()},
             )
-        for name, tensor in own.items():
+        for name, (buffer, dim) in grown.items():
+            lengthen(buffer, dim, tensors[name].shape[dim])
+        for name, tensor in self.state().items():
             tensor.copy_(tensors[name])
+
+    def _growing(self) -> dict[str, tuple[Tensor, int]]:
+        """Buffers that grow while training, under the names of `state`, and along which dimension."""
+        return {
+            f"{path}.{name}": (adapter.get_buffer(name), dim)
+            for path, adapter in self.adapters.items()
+            for name, dim in adapter.growing.items()
+        }
+
+    def on_step(self, step: int, num_steps: int | None) -> Sequence[Request]:
+        """What the method does when `step` updates are done, and what it asks of the loop."""
+        hook = getattr(METHODS[self.settings.method], "on_step", None)  # type: ignore[attr-defined]
+        if hook is None:
+            return ()
+        requests: Sequence[Request] = hook({path: self.adapters[path] for path in self.layer_settings}, step, num_steps)
+        return requests
 
     def requires_grad(self, flag: bool) -> None:
         for parameter in self.parameters().values():
@@ -123,6 +146,29 @@ class AdapterSet:
 
     def eval(self) -> None:
         self.train(False)
+
+
+def _fits(own: torch.Size, given: torch.Size, growing: int | None) -> bool:
+    """Whether one shape is the other, but for its length along `growing`."""
+    if growing is None or len(own) != len(given):
+        return own == given
+    return all(one == other for dim, (one, other) in enumerate(zip(own, given, strict=True)) if dim != growing)
+
+
+def check(settings: AdapterSettings, num_steps: int | None, optimizer: str) -> None:
+    """Refuse a run that the method cannot serve. `num_steps` is None for a budget in minutes."""
+    hook = getattr(METHODS[settings.method], "check", None)  # type: ignore[attr-defined]
+    if hook is not None:
+        hook(settings, num_steps, optimizer)
+
+
+def by_layer(settings: AdapterSettings, body: Anatomy, paths: Sequence[str]) -> dict[str, AdapterSettings]:
+    """Each layer's own settings: the same for all, unless the method says otherwise."""
+    hook = getattr(METHODS[settings.method], "for_layers", None)  # type: ignore[attr-defined]
+    if hook is None:
+        return dict.fromkeys(paths, settings)
+    own: dict[str, AdapterSettings] = hook(settings, body, paths)
+    return own
 
 
 def add(
@@ -163,7 +209,7 @@ def make(
     if not name or "." in name:
         raise AdapterError(f"an adapter cannot be called {name!r}", fix="use letters, digits, - and _")
     body = anatomy(model)
-    layer_settings = layer_settings or dict.fromkeys(targets.adapted, settings)
+    layer_settings = layer_settings or by_layer(settings, body, targets.adapted)
     bases = {path: base_of(body.modules[path]) for path in layer_settings}
     shared = _shared(settings, bases, seed)
     more = [shared] if shared else []

@@ -98,7 +98,8 @@ class Slot(nn.Module):
             mine = torch.tensor([row == name for row in rows]).repeat_interleave(per_row)
             index = mine.nonzero().squeeze(1).to(x.device)
             adapter = self.adapters[name]  # type: ignore[index]
-            base = self.base if adapter.replaces() is not None else Precomputed(self.base, y[index])  # type: ignore[operator]
+            alone = adapter.replaces() is not None or adapter.changes_input  # type: ignore[operator]
+            base = self.base if alone else Precomputed(self.base, y[index])
             y[index] = adapter(x[index], base, *more, **named)
         return y
 

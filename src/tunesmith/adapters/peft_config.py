@@ -14,13 +14,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters import METHODS
-from tunesmith.adapters.adapter_set import AdapterSet
+from tunesmith.adapters.adapter_set import AdapterSet, by_layer
 from tunesmith.adapters.full import Full
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy
 from tunesmith.errors import AdapterError, TunesmithError, together
 
-KNOWN_TYPES = ("LORA", "VERA")
+KNOWN_TYPES = ("LORA", "VERA", "IA3")
 """PEFT's peft_type of the methods that are read here."""
 
 READ = {
@@ -28,12 +28,12 @@ READ = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
     *("trainable_token_indices", "ensure_weight_tying", "task_type", "bias", "init_lora_weights"),
     *("base_model_name_or_path", "revision", "use_dora"),
-    *("vera_dropout", "d_initial", "save_projection"),
+    *("vera_dropout", "d_initial", "save_projection", "feedforward_modules"),
 }
 INERT = {
     *("auto_mapping", "peft_version", "inference_mode", "fan_in_fan_out", "megatron_core", "qalora_group_size"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
-    *("projection_prng_key", "init_weights"),
+    *("projection_prng_key", "init_weights", "init_ia3_weights"),
 }
 """Say how the adapter was made or run, not what it computes."""
 REFUSED = {
@@ -72,10 +72,15 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
     """The config that makes PEFT build `adapter_set`'s layers and no others."""
     settings, body = adapter_set.settings, adapter_set.body
     method = METHODS[settings.method]  # type: ignore[attr-defined]
-    main = method.to_peft(settings)
     adapted, in_full = adapter_set.targets.adapted, adapter_set.targets.in_full
     tokens = {path: ids for path, ids in adapter_set.token_rows.items() if not (body.tied and path == body.head)}
-    per_layer = {path: method.to_peft(own) for path, own in adapter_set.layer_settings.items()}
+    per_layer = {
+        path: method.to_peft(adapter_set.adapters[path].in_file(own))
+        for path, own in adapter_set.layer_settings.items()
+    }
+    main = method.to_peft(settings)
+    if main not in per_layer.values():
+        main = next(iter(per_layer.values()))
     config = {
         "task_type": "CAUSAL_LM",
         "auto_mapping": None,
@@ -88,6 +93,7 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
         "layers_to_transform": None,
         "layers_pattern": None,
         **main,
+        **(method.peft_layers(adapter_set.layer_settings) if hasattr(method, "peft_layers") else {}),
     }
     of_lora = {
         "bias": "none",
@@ -138,14 +144,14 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
         raise together(errors)
     chosen = {"targets": tuple(adapted), "train_in_full": tuple(in_full)}
     settings = method.Settings(**fields, **chosen)
-    layers = {}
+    layers: dict[str, AdapterSettings] = {}
     for path in adapted:
         own = dict(config)
         for key, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
             found = _matching_key(config.get(pattern) or {}, path)
             if found is not None:
                 own[key] = config[pattern][found]
-        layers[path] = method.Settings(**method.from_peft(own), **chosen)
+        layers |= by_layer(method.Settings(**method.from_peft(own), **chosen), body, [path])
     share = bool(config.get("ensure_weight_tying")) and body.tied
     return Plan(settings, layers, tuple(in_full), rows, share, config.get("base_model_name_or_path"))
 

@@ -12,7 +12,8 @@ from tunesmith.settings import Contradiction, Settings
 
 class AdapterSettings(Settings):
     targets: str | tuple[str, ...] = "all-linear"
-    """all-linear, attention, mlp, a list of layer names, or "re:" and a regular expression over full paths."""
+    """all-linear, attention, mlp, key-value, mlp-down, a list of such words or of layer names, or "re:" and a regular
+    expression over full paths."""
     last_blocks: PositiveInt | None = None
     """Adapt only the last so many blocks."""
     train_in_full: tuple[str, ...] = ()
@@ -22,10 +23,15 @@ class AdapterSettings(Settings):
     def _targets_readable(self) -> Self:
         if not self.targets or (not isinstance(self.targets, str) and "" in self.targets):
             raise Contradiction("targets", "is empty", "name layers, or say all-linear")
-        for target in (self.targets,) if isinstance(self.targets, str) else self.targets:
-            if target.startswith("re:"):
-                try:
-                    re.compile(target[3:])
-                except re.error as error:
-                    raise Contradiction("targets", f"holds a broken regular expression: {error}") from error
+        patterns_compile("targets", self.targets)
         return self
+
+
+def patterns_compile(key: str, targets: str | tuple[str, ...]) -> None:
+    """Refuse a broken regular expression behind "re:"."""
+    for target in (targets,) if isinstance(targets, str) else targets:
+        if target.startswith("re:"):
+            try:
+                re.compile(target[3:])
+            except re.error as error:
+                raise Contradiction(key, f"holds a broken regular expression: {error}") from error

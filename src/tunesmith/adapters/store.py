@@ -294,7 +294,7 @@ def _build(
     layers = plan.layers
     if side is not None and "layer_settings" in side:
         odd = side["layer_settings"]
-        layers = {path: settings.model_copy(update=odd.get(path, {})) for path in layers}
+        layers = {path: _with_odd(settings, odd.get(path, {})) for path in layers}
     adapter_set = make(
         model,
         settings,
@@ -316,6 +316,11 @@ def _own_settings(side: dict[str, Any]) -> AdapterSettings:
         return METHODS[stored["method"]].Settings.model_validate(stored)
     except (KeyError, ValueError) as error:
         raise AdapterError(f"the settings in {SIDE} cannot be read: {error}") from error
+
+
+def _with_odd(settings: AdapterSettings, odd: dict[str, Any]) -> AdapterSettings:
+    """A layer's own settings, where they differ."""
+    return settings.model_validate(settings.model_dump(mode="json") | odd) if odd else settings
 
 
 def _brought_tables(body: Anatomy, plan: Plan, left: dict[str, Tensor]) -> list[str]:
@@ -354,7 +359,7 @@ def _fill(adapter_set: AdapterSet, plan: Plan, left: dict[str, Tensor]) -> None:
             errors.append(AdapterError(f"{key} is missing", expected=str(list(target.shape))))
         elif tensor is None:
             continue
-        elif tensor.shape != target.shape:
+        elif not target.fits(tensor.shape):
             errors.append(
                 AdapterError(f"{key} is misshapen", found=str(list(tensor.shape)), expected=str(list(target.shape)))
             )

@@ -23,7 +23,7 @@ from tunesmith.errors import AdapterError, TunesmithError, together
 from tunesmith.quant.dense import is_matrix, weight_shape
 from tunesmith.quant.quantised import QuantisedLinear
 
-KINDS = ("all-linear", "attention", "mlp")
+KINDS = ("all-linear", "attention", "mlp", "key-value", "mlp-down")
 """Words for `targets`."""
 PARTS = ("embeddings", "norms", "head")
 """Words for `train_in_full`."""
@@ -34,6 +34,7 @@ _ATTENTION_LEAF = re.compile(r"(q|k|v|o|qkv|out)_proj|query_key_value|query|key|
 _MLP_LEAF = re.compile(
     r"fc\d?|fc_(in|out)|c_fc|(gate|up|down|gate_up)_proj|dense_h_to_4h|dense_4h_to_h|linear\d|w\d|lin\d", re.I
 )
+_KEY_VALUE = re.compile(r"(k|v|kv|qkv)_proj|query_key_value|key|value|c_attn|w?qkv|wqkv|w?k|w?v", re.I)
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,28 @@ class Anatomy:
             return "attention"
         return "mlp" if _MLP_LEAF.fullmatch(leaf) else None
 
+    def is_of(self, path: str, kind: str) -> bool:
+        """Whether the matrix at `path`, inside a block, is meant by a word of `KINDS`."""
+        if kind == "all-linear":
+            return True
+        if kind == "key-value":
+            return self.kind(path) == "attention" and _KEY_VALUE.fullmatch(path.rpartition(".")[2]) is not None
+        return path in self._mlp_downs if kind == "mlp-down" else self.kind(path) == kind
+
+    @cached_property
+    def _mlp_downs(self) -> frozenset[str]:
+        """The last matrix of each MLP: it leads back to the width from which an earlier one beside it came."""
+        widths: dict[str, set[int]] = {}
+        last: dict[str, str] = {}
+        for path, module in self.matrices.items():
+            if self.kind(path) == "mlp":
+                out, in_ = weight_shape(module)
+                parent = path.rpartition(".")[0]
+                if out in widths.setdefault(parent, set()):
+                    last[parent] = path
+                widths[parent].add(in_)
+        return frozenset(last.values())
+
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
     """Look `model` over; slots count as the layers they hold."""
@@ -147,7 +170,7 @@ def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
         )
     in_full = _modules_in_full(body, settings.train_in_full, errors)
     adapted = _matrices(body, settings.targets, errors)
-    named = settings.targets not in KINDS
+    named = not set([settings.targets] if isinstance(settings.targets, str) else settings.targets) <= set(KINDS)
     if settings.last_blocks is not None:
         first = len(body.blocks) - settings.last_blocks
         adapted = [path for path in adapted if (body.block_of(path) or 0) >= first or body.block_of(path) is None]
@@ -175,24 +198,16 @@ def _matrices(body: Anatomy, targets: str | tuple[str, ...], errors: list[Tunesm
     """Paths that `targets` name, in the model's order."""
     chosen: set[str] = set()
     for target in (targets,) if isinstance(targets, str) else targets:
+        found = matching(body, target)
         if target in KINDS:
-            found = [
-                path
-                for path, module in body.matrices.items()
-                if body.block_of(path) is not None and not isinstance(module, nn.Embedding)
-            ]
-            found = [path for path in found if target == "all-linear" or body.kind(path) == target]
-            stacks = [path for path in body.stacks if body.kind(path) == target]
+            stacks = [path for path in body.stacks if body.kind(path) == target.removesuffix("-down")]
             if not found and _refuse_stacks(target, stacks, errors):
                 continue
         elif target.startswith("re:"):
-            pattern = re.compile(target[3:])
-            found = [path for path in body.matrices if pattern.fullmatch(path)]
-            stacks = [path for path in body.stacks if pattern.fullmatch(path)]
+            stacks = [path for path in body.stacks if re.fullmatch(target[3:], path)]
             if not found and _refuse_stacks(target, stacks, errors):
                 continue
         else:
-            found = [path for path in body.matrices if _ends(path, target)]
             stacks = [path for path in body.stacks if _ends(path, target) or _ends(path.rpartition(".")[0], target)]
             if _refuse_stacks(target, stacks, errors):
                 continue
@@ -200,6 +215,19 @@ def _matrices(body: Anatomy, targets: str | tuple[str, ...], errors: list[Tunesm
             errors.append(_unmatched("adapter.targets", target, (*KINDS, *body.matrices), body))
         chosen.update(found)
     return [path for path in body.matrices if path in chosen]
+
+
+def matching(body: Anatomy, target: str) -> list[str]:
+    """Paths of the matrices that one word or name means, in the model's order."""
+    if target in KINDS:
+        return [
+            path
+            for path, module in body.matrices.items()
+            if body.block_of(path) is not None and not isinstance(module, nn.Embedding) and body.is_of(path, target)
+        ]
+    if target.startswith("re:"):
+        return [path for path in body.matrices if re.fullmatch(target[3:], path)]
+    return [path for path in body.matrices if _ends(path, target)]
 
 
 def _refuse_stacks(target: str, stacks: list[str], errors: list[TunesmithError]) -> bool:

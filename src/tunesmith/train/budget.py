@@ -32,6 +32,17 @@ class Progress:
     no_gain: int = 0
     best_step: int | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
+    rewarm_from: int = 0
+    """Step after which the learning rate began to rise anew."""
+    rewarm_steps: int = 0
+    """Over how many steps it does; 0: it never did."""
+
+    @property
+    def rewarmed(self) -> float:
+        """What a renewed warm-up multiplies the learning rate of the step to come by."""
+        if not self.rewarm_steps:
+            return 1.0
+        return min(1.0, (self.step + 1 - self.rewarm_from) / self.rewarm_steps)
 
 
 class Budget:
@@ -70,10 +81,10 @@ class Budget:
         """Of the step to come."""
         settings = self.settings
         if self.still_warming(at):
-            return settings.learning_rate * (at.step + 1) / math.ceil(settings.warmup)
+            return settings.learning_rate * at.rewarmed * (at.step + 1) / math.ceil(settings.warmup)
         floor = settings.min_learning_rate / settings.learning_rate
         factor = multiplier(settings.schedule, self.spent(at), self._step_share(at), self._warmup(at), floor)
-        return settings.learning_rate * factor
+        return settings.learning_rate * at.rewarmed * factor
 
     def still_warming(self, at: Progress) -> bool:
         """Whether a warm-up that counts steps is not over."""
