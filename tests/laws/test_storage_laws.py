@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from quantised_layers import MADE, plain_of
-from test_adapter_laws import generator_of, moved
+from test_adapter_laws import BUILDS, moved
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
@@ -18,8 +18,6 @@ from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import refusal
 from tunesmith.adapters.attach import Switch, attach, detach
 from tunesmith.adapters.base import base_of
-from tunesmith.adapters.full import Full
-from tunesmith.adapters.tokens import Tokens
 from tunesmith.quant import QUANTISED
 from tunesmith.quant.dense import dense_weight, like, weight_shape
 from tunesmith.quant.quantised import dequantise, storage_name
@@ -42,36 +40,19 @@ def input_of(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(3, TOKENS, IN, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
-def _of_method(name: str, **values):
-    method = METHODS[name]
-    settings = method.Settings(**values)
-
-    def build(base, seed):
-        shared = getattr(method, "shared", lambda *_: None)(settings, [(OUT, IN + 3)], generator_of(seed, "shared"))
-        return method.build(settings, base, generator_of(seed, "here"), *([shared] if shared else []))
-
-    return build
-
-
-BUILDS = {name: _of_method(name) for name in METHODS}
-BUILDS |= {
-    "lora, pissa": _of_method("lora", r=3, start="pissa"),
-    "lora, olora": _of_method("lora", r=3, start="olora"),
-    "full": lambda base, seed: Full(base),
-    "tokens": lambda base, seed: Tokens(base, [5, 0, 2]),
-}
 CASES = [
     (method, storage, kind)
     for method in BUILDS
     for storage in STORAGES
     for kind in KINDS
-    if method not in METHODS or refusal(METHODS[method].Settings(), storage) is None
+    if (name := method.partition(",")[0]) not in METHODS or refusal(METHODS[name].Settings(), storage) is None
 ]
 cases = pytest.mark.parametrize(("method", "storage", "kind"), CASES)
 
 
 def beside(layer: nn.Module, method: str, names: tuple[str, ...] = ("a",)):
     model = nn.ModuleDict({"layer": layer})
+    torch.manual_seed(3)  # a restart of ReLoRA draws from torch's own generator
     switch = Switch()
     slot = attach(model, ["layer"], switch)["layer"]
     for seed, name in enumerate(names):
