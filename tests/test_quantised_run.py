@@ -20,6 +20,10 @@ from tunesmith.recipe import from_dict
 from tunesmith.session import find_source, open_session
 
 
+SOON = {"delta-lora": {"start_step": 1}, "relora": {"restart_every": 2}}
+"""What a short run needs, so that all of a method happens in it."""
+
+
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     """Folders of one model: plain, in GPTQ; and its rows."""
@@ -33,7 +37,7 @@ def values(bases, folder, storage: str, method: str = "lora", **train) -> dict:
     base = bases["gptq" if storage == "gptq" else "plain"]
     made = recipe(base, bases["rows"], folder, **train)
     made["model"]["storage"] = "auto" if storage == "gptq" else storage
-    made["adapter"] = {"method": method}
+    made["adapter"] = {"method": method, **SOON.get(method, {})}
     return made
 
 

@@ -131,6 +131,9 @@ def _forget(model: PreTrainedModel) -> None:
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.remove_quantization_config(model)
+    known: Any = getattr(model, "_weight_conversions", None) or []
+    kept = [one for one in known if not any(hasattr(step, "hf_quantizer") for step in getattr(one, "operations", ()))]
+    vars(model)["_weight_conversions"] = kept  # what it would undo when saving
     for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
         vars(model).pop(name, None)
     for config in (model.config, model.config.get_text_config()):
