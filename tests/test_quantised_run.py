@@ -19,7 +19,7 @@ from tunesmith.quant.quantised import storage_name
 from tunesmith.recipe import from_dict
 from tunesmith.session import find_source, open_session
 
-SOON = {"delta-lora": {"start_step": 1}, "relora": {"restart_every": 2}}
+SOON = {"delta-lora": {"start_step": 1}, "relora": {"restart_every": 2, "rewarm": 1}}
 """What a short run needs, so that all of a method happens in it."""
 
 
