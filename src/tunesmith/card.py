@@ -3,6 +3,7 @@
 Made from the run folder alone. The names of `summary.json` that it knows beside the loop's own:
 
     base_model, base_digest     hub id or folder name of the base, and the digest of its weights
+    base_storage                how its matrices were held: plain, nf4 …
     trained_parameters, total_parameters
     rows, held_out_rows, dropped_rows, truncated_rows, learned_tokens_per_epoch
     data_digest                 of the training file(s)
@@ -70,6 +71,7 @@ def _training(recipe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]
     share = f"{trained:,} of {total:,} ({trained / total:.2%})" if trained and total else None
     return {
         "method": f"{adapter['method']} ({letters})",
+        "base held in": summary.get("base_storage"),
         "objective": recipe["objective"]["kind"],
         "weights trained": share,
         "budget": f"{budget}; {summary['step']} steps done, ended: {summary['reason']}",

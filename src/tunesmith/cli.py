@@ -42,6 +42,9 @@ NumBeams = Annotated[int, typer.Option(min=1, help="Above 1: the most probable w
 Base = Annotated[
     str | None, typer.Option(help="The base model, where the adapter's own note of it is not it.", show_default=False)
 ]
+Storage = Annotated[
+    str, typer.Option(help="How the base is held: auto (as when trained, or as its files are), plain, nf4, …, int8.")
+]
 OtherAdapter = Annotated[
     str | None, typer.Option(help="An adapter folder to put on SOURCE, or none: the base alone.", show_default=False)
 ]
@@ -177,6 +180,7 @@ def chat(
         list[str] | None, typer.Option(help="A further adapter, for /adapter NAME; give it again for more.")
     ] = None,
     base: Base = None,
+    storage: Storage = "auto",
     system: System = None,
     template: Template = None,
     max_new_tokens: MaxNewTokens = 512,
@@ -190,6 +194,7 @@ def chat(
         source,
         adapters=adapter or [],
         base=base,
+        storage=storage,
         system=system,
         template=template,
         max_new_tokens=max_new_tokens,
@@ -206,6 +211,7 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="Where the answers go (JSONL); else they are printed.")] = None,
     adapter: OtherAdapter = None,
     base: Base = None,
+    storage: Storage = "auto",
     system: System = None,
     template: Template = None,
     max_new_tokens: MaxNewTokens = 256,
@@ -229,6 +235,7 @@ def generate(
         out=out,
         adapter=adapter,
         base=base,
+        storage=storage,
         system=system,
         template=template,
         max_new_tokens=max_new_tokens,
@@ -260,6 +267,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Score only the first so many rows.")] = None,
     adapter: OtherAdapter = None,
     base: Base = None,
+    storage: Storage = "auto",
     max_new_tokens: MaxNewTokens = 256,
     num_beams: NumBeams = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered together.")] = 16,
@@ -280,6 +288,7 @@ def evaluate(
         limit=limit,
         adapter=adapter,
         base=base,
+        storage=storage,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         batch_size=batch_size,

@@ -67,6 +67,7 @@ def chat(
     *,
     adapters: Sequence[str | Path] = (),
     base: str | None = None,
+    storage: str = "auto",
     system: str | None = None,
     template: str | None = None,
     max_new_tokens: int = 512,
@@ -78,6 +79,7 @@ def chat(
         session = open_session(
             str(source),
             base=base,
+            storage=storage,
             adapters=adapters,
             template=template,
             trust_remote_code=trust_remote_code,
@@ -96,6 +98,7 @@ def generate(
     out: Path | None = None,
     adapter: str | None = None,
     base: str | None = None,
+    storage: str = "auto",
     system: str | None = None,
     template: str | None = None,
     max_new_tokens: int = 256,
@@ -121,7 +124,13 @@ def generate(
         before = (Message("system", system),) if system else ()
         prompts = [Prompt(1, (*before, Message("user", prompt or "")))]
     with Progress() as progress:
-        session = _open(progress, source, adapter, base=base, template=template, trust_remote_code=trust_remote_code)
+        options: dict[str, Any] = {
+            "base": base,
+            "storage": storage,
+            "template": template,
+            "trust_remote_code": trust_remote_code,
+        }
+        session = _open(progress, source, adapter, **options)
         if target is None:
             for one in prompts:
                 if num_beams > 1:  # which answer it is shows at its end
@@ -207,6 +216,7 @@ def evaluate(
     limit: int | None = None,
     adapter: str | None = None,
     base: str | None = None,
+    storage: str = "auto",
     max_new_tokens: int = 256,
     num_beams: int = 1,
     batch_size: int = 16,
@@ -242,6 +252,7 @@ def evaluate(
             source,
             adapter,
             base=base,
+            storage=storage,
             trust_remote_code=trust_remote_code,
             say=aloud,
             **_asked_as(source, recipe),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.adapters import identity, store
-from tunesmith.adapters.adapter_set import AdapterSet, add
+from tunesmith.adapters.adapter_set import AdapterSet, add, refusal
 from tunesmith.adapters.adapter_set import check as check_method
 from tunesmith.adapters.attach import Switch
 from tunesmith.data.prepare import Prepared, prepare
@@ -26,8 +26,18 @@ from tunesmith.data.templates import install
 from tunesmith.errors import CheckpointError, Interrupted, MachineError, RecipeError
 from tunesmith.events import Ended, Event, Listener
 from tunesmith.machine import cache_folder
-from tunesmith.models.load import Loaded, has_tokenizer, load_config, load_model, load_tokenizer, made_for, most_tokens
+from tunesmith.models.load import (
+    Loaded,
+    has_tokenizer,
+    load_config,
+    load_model,
+    load_tokenizer,
+    made_for,
+    most_tokens,
+    settle,
+)
 from tunesmith.models.policy import Policy, probe
+from tunesmith.models.stored import described
 from tunesmith.objectives.sft import SFT
 from tunesmith.progress import Progress
 from tunesmith.recipe import Recipe, Resolved, from_dict
@@ -160,6 +170,7 @@ def _read(
     """Tokenizer and rows: everything that can be wrong with the data shows before any weight is loaded."""
     with progress.stage("loading the tokenizer"):
         config = load_config(recipe.model, trust_remote_code=trust_remote_code)
+        _refuse_pair(recipe, settle(recipe.model, config, trust_remote_code=trust_remote_code))
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code, folder=_origin(recipe))
         if recipe.model.template:
             install(recipe.model.template, tokenizer)
@@ -175,6 +186,16 @@ def _read(
     return tokenizer, prepared
 
 
+def _refuse_pair(recipe: Recipe, storage: str) -> None:
+    """A method that cannot stand beside the base's storage is refused before any weight is read."""
+    reason = refusal(recipe.adapter, storage)
+    if reason is not None:
+        raise RecipeError(
+            f"adapter.method {recipe.adapter.method} does not go with a base in {storage}: {reason}",  # type: ignore[attr-defined]
+            fix="model.storage=plain, or another method (docs/storages.md has the table)",
+        )
+
+
 def _model(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
@@ -187,7 +208,7 @@ def _model(
     with progress.stage("loading the model"):
         loaded = load_model(recipe.model, tokenizer, trust_remote_code=trust_remote_code, dtype=dtype)
     switch = Switch()
-    adapter_set = _adapter(recipe, loaded, switch)
+    adapter_set = _adapter(recipe, loaded, switch, progress.say)
     counts = adapter_set.counts()
     policy, reason = probe(loaded.model, switch)
     switch.name = NAME
@@ -195,6 +216,8 @@ def _model(
     progress.say(
         f"{type(loaded.model).__name__} in {str(loaded.dtype).removeprefix('torch.')} on {loaded.model.device}, {how}"
     )
+    if few_bits := described(loaded.model):
+        progress.say(few_bits)
     progress.say(f"training {counts.trained:,} of {counts.total:,} parameters ({counts.share:.2%})")
     for line in _reached(adapter_set):
         progress.say(f"  {line}")
@@ -232,7 +255,7 @@ def _has_own_words(recipe: Recipe) -> bool:
     return bool(recipe.model.add_tokens or recipe.model.template or (origin and has_tokenizer(origin)))
 
 
-def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch) -> AdapterSet:
+def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch, say: Callable[[str], object]) -> AdapterSet:
     """A fresh adapter, or the one that training goes on from."""
     folder = _origin(recipe)
     if folder is None:
@@ -241,7 +264,7 @@ def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch) -> AdapterSet:
         )
         fresh.added_tokens = recipe.model.add_tokens
         return fresh
-    adapter_set = store.load(folder, loaded.model, switch, NAME, trainable=True)
+    adapter_set = store.load(folder, loaded.model, switch, NAME, trainable=True, say=say)
     check_method(adapter_set.settings, None, recipe.train.optimizer)  # another budget than its own is no matter
     _refuse_untrained_tokens(recipe, loaded, adapter_set)
     given = recipe.explicit().get("adapter", {})
@@ -381,6 +404,7 @@ def _facts(recipe: Recipe, base: identity.BaseIdentity, prepared: Prepared, adap
     return {
         "base_model": base.name,
         "base_digest": base.fingerprint,
+        "base_storage": base.storage,
         "trained_parameters": counts.trained,
         "total_parameters": counts.total,
         "rows": rows.kept,

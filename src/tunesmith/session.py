@@ -25,7 +25,7 @@ from tunesmith.errors import AdapterError, ModelError
 from tunesmith.models.load import has_tokenizer, load_model, load_tokenizer, stored_dtype
 from tunesmith.models.session import Params, Words
 from tunesmith.models.session import Session as BaseSession
-from tunesmith.models.settings import ModelSettings
+from tunesmith.models.settings import MADE, ModelSettings
 from tunesmith.recipe import Recipe, load
 from tunesmith.train.checkpoint import Checkpoints
 
@@ -48,11 +48,18 @@ class Session(BaseSession):
         self.sets[adapter_set.name] = adapter_set
         self.adapters.append(adapter_set.name)
 
-    def load_adapter(self, folder: str | Path, name: str | None = None, *, same_base: bool = False) -> str:
+    def load_adapter(
+        self,
+        folder: str | Path,
+        name: str | None = None,
+        *,
+        same_base: bool = False,
+    ) -> str:
         """Put an adapter of a folder beside the others; returns its name. Reads that folder's files alone.
 
         One that was trained with another template or other tokens than the session's is asked with its own, and that
-        is said. `same_base`: PEFT's note in it names another base, but this is the same.
+        is said, and where the base is held otherwise than when the adapter was trained. `same_base`: PEFT's note in it
+        names another base, but this is the same.
         """
         path = adapter_folder(Path(folder))
         words = self._own_words(path)
@@ -64,7 +71,7 @@ class Session(BaseSession):
 
     def _place(self, path: Path, name: str | None = None, same_base: bool = False) -> str:
         called = name or unused_name(path, self.sets)
-        self.stand(store.load(path, self.model, self.switch, called, same_base=same_base))
+        self.stand(store.load(path, self.model, self.switch, called, same_base=same_base, say=self.say))
         return called
 
     def _own_words(self, path: Path) -> Words | None:
@@ -194,7 +201,7 @@ def find_source(source: str, base: str | None = None, say: Callable[[str], objec
     if base is not None:
         settings = ModelSettings(name=base) if settings is None else _on_another(settings, base)
     if settings is None:
-        settings = ModelSettings(name=_base_in_config(adapter))
+        settings = ModelSettings.model_validate({"name": _base_in_config(adapter), "storage": _storage_noted(adapter)})
     settings = _still_there(settings, adapter)
     system_turn = "keep" if recipe is None else recipe.data.system_turn
     return Source(settings.model_copy(update={"adapter": None}), adapter, system_turn)
@@ -243,6 +250,13 @@ def _base_in_config(adapter: Path) -> str:
     return str(name)
 
 
+def _storage_noted(adapter: Path) -> str:
+    """The storage that an adapter of ours was trained beside, where it is one to ask for; else auto."""
+    side = adapter / store.SIDE
+    noted = json.loads(side.read_text()).get("base", {}).get("storage") if side.is_file() else None
+    return noted if noted in MADE else "auto"
+
+
 def open_session(
     source: str,
     *,
@@ -250,6 +264,7 @@ def open_session(
     adapters: Sequence[str | Path] = (),
     device: str = "auto",
     dtype: str = "auto",
+    storage: str = "auto",
     template: str | None = None,
     system_turn: Literal["keep", "into-user"] | None = None,
     trust_remote_code: bool = False,
@@ -258,10 +273,10 @@ def open_session(
     """Load what `source` names, and further `adapters` beside it. The source's own adapter answers first.
 
     Prompts are written with the source's tokenizer and template; where the source is a bare base, with those of the
-    first adapter. A further adapter with others is asked with its own. `device` and `dtype` other than auto go before
-    what a run's recipe says; "stored": the dtype of the base's files. `template` and `system_turn` replace what the
-    source says of them. `say` gets what one should know of it: that a run has not ended and its best checkpoint stands
-    in.
+    first adapter. A further adapter with others is asked with its own. `device`, `dtype` and `storage` other than auto
+    go before what a run's recipe says; dtype "stored": that of the base's files. `template` and `system_turn` replace
+    what the source says of them. `say` gets what one should know of it: that a run has not ended and its best
+    checkpoint stands in, that a base is held otherwise.
     """
     found = find_source(source, base, say)
     folders = [standing_adapter(Path(folder).expanduser(), say) for folder in adapters]
@@ -272,7 +287,9 @@ def open_session(
     settings = found.model
     if dtype == "stored":
         dtype = stored_dtype(settings, trust_remote_code=trust_remote_code)
-    given = {"device": device, "dtype": dtype, "template": template}
+    if storage not in ("auto", "plain", *MADE):
+        raise ModelError(f"there is no storage {storage}", expected=", ".join(("auto", "plain", *MADE)))
+    given = {"device": device, "dtype": dtype, "storage": storage, "template": template}
     settings = settings.model_copy(update={key: value for key, value in given.items() if value not in ("auto", None)})
     tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code, folder=written_for)
     if settings.template:

@@ -10,7 +10,7 @@ import workshop
 RECIPES = sorted((workshop.ROOT / "recipes").glob("*.yaml"))
 SMALLER = {name: ["adapter.last_blocks=1"] for name in ("chat_identity", "last_blocks")}
 SMALLER |= {"base_model_template": ["data.limit=40"]}
-SMALLER |= {name: ["data.limit=40", "data.held_out=4"] for name in ("alpaca", "function_calling", "squad")}
+SMALLER |= {name: ["data.limit=40", "data.held_out=4"] for name in ("alpaca", "function_calling", "qlora", "squad")}
 SMALLER |= {"plain_text": ["data.limit=4", "data.max_length=256"]}
 
 

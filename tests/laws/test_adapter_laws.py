@@ -53,7 +53,8 @@ def _of_method(name: str, **values):
     settings = method.Settings(**values)
 
     def build(base, seed):
-        shared = getattr(method, "shared", lambda *_: None)(settings, [(OUT, IN + 3)], generator_of(seed, "shared"))
+        shapes = [(base.out_features, base.in_features + 3)]
+        shared = getattr(method, "shared", lambda *_: None)(settings, shapes, generator_of(seed, "shared"))
         return method.build(settings, base, generator_of(seed, "here"), *([shared] if shared else []))
 
     return build

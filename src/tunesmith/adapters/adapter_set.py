@@ -9,6 +9,7 @@ unload(model, name)                        out again; layers without adapters st
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,8 @@ from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy, choose
 from tunesmith.adapters.tokens import Tokens
 from tunesmith.errors import AdapterError
+from tunesmith.quant.dense import weight_shape
+from tunesmith.quant.quantised import QuantisedLinear
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,9 @@ def make(
     order = [path for path in body.modules if path in built]
     adapters = {path: built[path].train(model.training) for path in order}
     total = sum(parameter.numel() for parameter in base_parameters(model).values())
+    total += sum(
+        math.prod(weight_shape(layer)) for layer in body.modules.values() if isinstance(layer, QuantisedLinear)
+    )
     rows = {path: tuple(ids) for path, ids in token_rows.items()}
     return AdapterSet(name, settings, targets, body, adapters, layer_settings, rows, shared=shared, total=total)
 
@@ -261,6 +267,12 @@ def _build_tokens(body: Anatomy, token_rows: Mapping[str, Sequence[int]], built:
         shared = built[path].get_parameter("rows")  # type: ignore[assignment]
 
 
+def refusal(settings: AdapterSettings, storage: str) -> str | None:
+    """Why the method cannot stand beside matrices in `storage`; None where it can."""
+    wants_plain: str | None = getattr(METHODS[settings.method], "PLAIN_ONLY", None)  # type: ignore[attr-defined]
+    return None if storage == "plain" else wants_plain
+
+
 def place(model: PreTrainedModel, switch: Switch, adapter_set: AdapterSet) -> None:
     """Stand `adapter_set` in the model's slots, making those that are not there yet."""
     name = adapter_set.name
@@ -279,7 +291,8 @@ def unload(model: PreTrainedModel, name: str) -> None:
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's own parameters by name, tied ones once, as if no adapter were attached."""
+    """The model's own parameters by name, tied ones once, as if no adapter were attached. What is held in few bits is
+    no parameter."""
     named: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for path, module in layers(model):

@@ -17,6 +17,7 @@ and, where a method needs them:
     peft_layers(layer_settings) -> fields of adapter_config.json that name layers
     check(settings, num_steps, optimizer)    refuses a run that the method cannot serve, before any weight is loaded;
                                         `num_steps` is None for a budget in minutes
+    PLAIN_ONLY    why it cannot stand beside a base of few bits, in a sentence: the pair is refused
     on_step(adapters, step, num_steps) -> requests    called within every optimizer step, when `step` updates are done.
                                         It may change tensors of `adapters` (by path), and draws from torch's own
                                         generator. What only the loop can do it returns: `ResetMoments`, `Rewarm`
@@ -35,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.adapters.settings import AdapterSettings
-from tunesmith.quant.dense import dense_weight, storage_of, weight_shape
+from tunesmith.quant.dense import dense_weight, like, storage_of, weight_shape
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,6 @@ class Base:
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        storage = storage_of(layer)
-        if storage is None:
-            raise TypeError(f"no storage knows {type(layer).__name__}")
         self._layer = (layer,)
         self.out_features, self.in_features = weight_shape(layer)
         self.is_embedding = isinstance(layer, nn.Embedding)
@@ -129,11 +127,11 @@ class Base:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.weight().dtype
+        return like(self.layer).dtype
 
     @property
     def device(self) -> torch.device:
-        return self.weight().device
+        return like(self.layer).device
 
     def weight(self) -> Tensor:
         """Dense [out, in]. Ask again in the backward pass; keep no copy."""

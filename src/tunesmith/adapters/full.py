@@ -6,6 +6,7 @@ Maths   y = module(x) with its parameters θ replaced by θ', cast to the frozen
 Shapes  θ' [as θ], fp32 or wider
 Init    θ' = θ: the first forward equals the base model
 Merge   θ' itself
+        Of a layer held in few bits: of its dequantised weight
 Departs the copy belongs to the adapter, so that the base stays as it was and many adapters can share it. That takes
         memory: for each trained number the frozen one (2 or 4 bytes), the copy (4), its gradient (4) and AdamW's two
         moments (8). Of an embedding only the rows that the batch names are cast, never the table
@@ -24,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.adapters.base import Adapter, Base, Stored
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.errors import AdapterError
+from tunesmith.quant.quantised import QuantisedLinear
 from tunesmith.settings import Contradiction
 
 PEFT_TYPE = "TUNESMITH_FULL"
@@ -56,7 +58,7 @@ class Settings(AdapterSettings):
 class Full(Adapter):
     def __init__(self, base: Base) -> None:
         super().__init__()
-        layer = base.layer
+        layer = base.layer.plain() if isinstance(base.layer, QuantisedLinear) else base.layer
         self.transposed = isinstance(layer, (Conv1D, nn.Embedding))
         for name, parameter in layer.named_parameters(recurse=False):
             if not parameter.is_floating_point():
@@ -74,12 +76,18 @@ class Full(Adapter):
 
     def forward(self, x: Tensor, base: Base, *more: Any, **named: Any) -> Tensor:
         layer, dtype = base.layer, base.dtype
+        if isinstance(layer, QuantisedLinear):
+            return F.linear(x, self.get_parameter("weight").to(dtype), self._bias(dtype))
         if base.is_embedding and is_lookup(layer):
             assert isinstance(layer, nn.Embedding)
             y = F.embedding(x, self.get_parameter("weight"), padding_idx=layer.padding_idx).to(dtype)
             return y if base.output_scale is None else y * base.output_scale.to(dtype)
         cast = {name: parameter.to(dtype) for name, parameter in self.named_parameters()}
         return torch.func.functional_call(layer, cast, (x, *more), named)
+
+    def _bias(self, dtype: torch.dtype) -> Tensor | None:
+        bias = self._parameters.get("bias")
+        return None if bias is None else bias.to(dtype)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         own = self.get_parameter("weight")

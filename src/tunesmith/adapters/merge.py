@@ -31,11 +31,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters.adapter_set import AdapterSet
-from tunesmith.adapters.attach import detach, slots
+from tunesmith.adapters.attach import detach, replace, slots
 from tunesmith.adapters.base import Adapter
 from tunesmith.atomic import no_room
 from tunesmith.errors import AdapterError, MachineError
 from tunesmith.quant.dense import dense_weight
+from tunesmith.quant.quantised import QuantisedLinear, dequantise, quantised_layers, storage_name
 
 EXACT = {torch.float64: 1e-9, torch.float32: 3e-5}
 """Largest gap of a logit between adapted and merged, unrounded, as a share of the largest: noise of the arithmetic."""
@@ -64,12 +65,19 @@ class MergeReport:
     largest_logit: float
     agreement: float
     """Share of positions where the adapted and the stored model would say the same next token."""
+    storage: str = "plain"
+    """How the matrices were held that the adapter was beside."""
 
     def __str__(self) -> str:
+        seen = (
+            ""
+            if self.storage == "plain"
+            else f", from {self.storage} as the adapter saw it, written in {_name(self.dtype)}"
+        )
         return (
             f"merged = adapted: largest gap of a logit {self.proof:.2g} before rounding to {_name(self.dtype)}, "
             f"{self.gap:.2g} after it (logits reach {self.largest_logit:.3g}), which undoes {self.lost:.1%} of what "
-            f"the adapter does; same next token at {self.agreement:.1%} of positions"
+            f"the adapter does; same next token at {self.agreement:.1%} of positions{seen}"
         )
 
 
@@ -79,7 +87,10 @@ def _name(dtype: torch.dtype) -> str:
 
 @torch.no_grad()
 def merge(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedModel:
-    """A plain copy of `model` with `adapter_set` in its weights; what it does not touch is shared, not copied."""
+    """A plain copy of `model` with `adapter_set` in its weights; what it does not touch is shared, not copied.
+
+    Matrices held in few bits become dense ones of the dtype that products run in, those without an adapter too.
+    """
     keep = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     plain = copy.deepcopy(model, keep)
     merged = {
@@ -91,8 +102,8 @@ def merge(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedModel:
     tied = body.tied
     detach(plain)
     for path, layer in merged.items():
-        parent, _, leaf = path.rpartition(".")
-        setattr(plain.get_submodule(parent), leaf, layer)
+        replace(plain, path, layer)
+    dequantise(plain)
     if tied and body.embedding and body.head:
         _settle_tie(plain, body.embedding, body.head)
     return plain.requires_grad_(False)
@@ -101,8 +112,11 @@ def merge(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedModel:
 def _plain_layer(layer: nn.Module, adapter: Adapter | None) -> nn.Module:
     """A copy of `layer` (not of its tensors) that holds the merged ones."""
     assert adapter is not None
-    plain = copy.copy(layer)
-    plain._parameters = dict(layer._parameters)
+    if isinstance(layer, QuantisedLinear):
+        plain: nn.Module = layer.plain()
+    else:
+        plain = copy.copy(layer)
+        plain._parameters = dict(layer._parameters)
     own = adapter.replaces()
     if own is None:
         if not adapter.mergeable:
@@ -112,7 +126,7 @@ def _plain_layer(layer: nn.Module, adapter: Adapter | None) -> nn.Module:
         stored = weight.t() if isinstance(layer, (Conv1D, nn.Embedding)) else weight
         own = {"weight": stored} if bias is None else {"weight": stored, "bias": bias}
     for name, tensor in own.items():
-        dtype = layer.get_parameter(name).dtype
+        dtype = plain.get_parameter(name).dtype
         plain._parameters[name] = nn.Parameter(tensor.to(dtype).contiguous(), requires_grad=False)
     return plain
 
@@ -198,7 +212,7 @@ def _compare(
             got = _logits(plain, prompts)
     same = (got.argmax(-1) == wanted.argmax(-1)).double().mean().item()
     lost = _size(got - wanted) / max(_size(base - wanted), torch.finfo(wanted.dtype).tiny)
-    report = MergeReport(folder, dtype, proof, _gap(got, wanted), lost, largest, same)
+    report = MergeReport(folder, dtype, proof, _gap(got, wanted), lost, largest, same, storage_name(model))
     if not (lost <= MOST_LOST or report.gap <= bound):
         raise AdapterError(
             f"rounded to {_name(dtype)}, the merged model has lost what the adapter does; nothing was kept",
@@ -240,19 +254,25 @@ def _answering(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _widened(model: nn.Module) -> Iterator[None]:
-    """Weights in fp32 where they are narrower, then bit for bit as they were."""
+    """Weights in fp32 where they are narrower, then bit for bit as they were. What is held in few bits stays so, and
+    gives the numbers that it gave."""
     narrow = [
         (tensor, tensor.dtype)
         for tensor in (*model.parameters(), *model.buffers())
         if tensor.is_floating_point() and tensor.element_size() < 4
     ]
+    quantised = [layer for _, layer in quantised_layers(model)]
     try:
+        for layer in quantised:
+            layer.rounded = layer.like.dtype
         for tensor, _ in narrow:
             tensor.data = tensor.data.float()
         yield
     finally:
         for tensor, dtype in narrow:
             tensor.data = tensor.data.to(dtype)
+        for layer in quantised:
+            layer.rounded = None
 
 
 def _same_numbers(plain: nn.Module, unrounded: nn.Module, folder: Path) -> None:

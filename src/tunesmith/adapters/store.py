@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,15 @@ from tunesmith.adapters import METHODS, peft_config
 from tunesmith.adapters.adapter_set import AdapterSet, make, place
 from tunesmith.adapters.attach import Switch, slots
 from tunesmith.adapters.base import Stored
-from tunesmith.adapters.identity import BaseIdentity, is_same, public_name
+from tunesmith.adapters.identity import BaseIdentity, held_otherwise, is_same, public_name
 from tunesmith.adapters.peft_config import Plan
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy
 from tunesmith.adapters.tokens import Tokens
 from tunesmith.atomic import write_file
 from tunesmith.errors import AdapterError, MachineError, TunesmithError, together
+from tunesmith.quant.dense import dense_weight
+from tunesmith.quant.quantised import storage_name
 
 CONFIG, TENSORS, SIDE = "adapter_config.json", "adapter_model.safetensors", "tunesmith.json"
 PREFIX = "base_model.model."
@@ -102,16 +105,22 @@ def load(
     *,
     trainable: bool = False,
     same_base: bool = False,
+    say: Callable[[str], object] = warnings.warn,
 ) -> AdapterSet:
     """Read an adapter, ours or PEFT's, prove that it is whole and of this base, and place it in `model` as `name`.
 
     `trainable`: training goes on from it, and it alone learns. `same_base`: PEFT's folder names another base model,
-    but the caller knows that this is the same.
+    but the caller knows that this is the same. `say` is told where the base is held otherwise than in training.
     """
     folder = _folder(folder)
     try:
         config, side = _read(folder)
         _check_base(config, side, model, same_base)
+        if side is not None and (then := held_otherwise(side.get("base", {}), model)) is not None:
+            say(
+                f"{name} was trained beside this base held in {then}; here it is {storage_name(model)}: the weights "
+                "differ by what rounding to few bits costs, and so will answers"
+            )
         tensors = _tensors(folder)
         body = anatomy(model)
         plan = peft_config.read(config, body)
@@ -310,7 +319,8 @@ def _brought_tables(body: Anatomy, plan: Plan, left: dict[str, Tensor]) -> list[
     for path in (body.embedding, body.head):
         if path is None or path in plan.in_full or (plan.settings.whole and path in plan.layers):
             continue
-        own = body.modules[path].weight.detach()  # type: ignore[union-attr,operator]
+        dense = dense_weight(body.modules[path]).detach()
+        own = dense.t() if path == body.embedding else dense
         for key in _tables(path):
             if key not in left:
                 continue

@@ -21,6 +21,7 @@ from tunesmith.adapters.full import is_lookup
 from tunesmith.adapters.settings import KINDS, AdapterSettings
 from tunesmith.errors import AdapterError, TunesmithError, together
 from tunesmith.quant.dense import is_matrix, weight_shape
+from tunesmith.quant.quantised import QuantisedLinear
 
 PARTS = ("embeddings", "norms", "head", "rest")
 """Words for `train_in_full`."""
@@ -67,7 +68,10 @@ class Anatomy:
 
     def rows(self, path: str | None) -> int:
         """Tokens in the table of the embedding or head at `path`."""
-        return 0 if path is None else self.modules[path].get_parameter("weight").shape[0]
+        if path is None:
+            return 0
+        layer = self.modules[path]
+        return weight_shape(layer)[0] if isinstance(layer, QuantisedLinear) else layer.get_parameter("weight").shape[0]
 
     @cached_property
     def matrices(self) -> dict[str, nn.Module]:
@@ -147,7 +151,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     longest = max(outermost, key=lambda path: len(outermost[path]), default=None)
     blocks = () if longest is None else tuple(f"{longest}.{name}" for name, _ in outermost[longest].named_children())
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head is not None and embedding is not None and head.weight is embedding.weight
+    tied = head is not None and embedding is not None and getattr(head, "weight", None) is embedding.weight
     return Anatomy(modules, blocks, path_of(embedding), path_of(head), tied)
 
 

@@ -19,6 +19,7 @@ from tunesmith.adapters.attach import Slot, Switch
 from tunesmith.data.types import Batch, Segment
 from tunesmith.errors import ModelError
 from tunesmith.models import attention
+from tunesmith.quant.dense import dense_weight, storage_of
 
 WINDOW = 12
 """Tokens to which the probe shortens sliding windows."""
@@ -186,7 +187,8 @@ def head_of(model: PreTrainedModel, adapter_name: str | None) -> Head:
     layer: Any = model.get_output_embeddings()
     if layer is None:
         raise ModelError(f"{type(model).__name__} has no output head", fix="use a causal language model")
-    weight, bias = layer.weight, getattr(layer, "bias", None)
+    own = layer.layer if isinstance(layer, Slot) else layer
+    weight, bias = own.weight if storage_of(own) is None else dense_weight(own), getattr(own, "bias", None)
     if isinstance(layer, Slot):
         adapter = layer.adapter(adapter_name)
         if adapter is not None:
