@@ -214,9 +214,9 @@ def evaluate(
         read(settings.train, split=settings.split, subset=settings.subset, limit=1)
         items = []
     else:
-        items = _items(settings, seed, all_rows, limit, gold, aloud)
-        _refuse_unscorable(items, score, settings.train)
-        items = _calls_apart(items) if score == "tool_call" else items
+        items = items_of(settings, seed, all_rows, limit, gold, aloud)
+        refuse_unscorable(items, score, settings.train)
+        items = calls_apart(items) if score == "tool_call" else items
     with Progress(quiet=as_json) as progress:
         session = _open(
             progress,
@@ -295,7 +295,7 @@ def _held_out_loss(
     return {**metrics, "rows": len(examples), "learned_tokens": sum(example.num_learned for example in examples)}
 
 
-def _items(
+def items_of(
     settings: DataSettings,
     seed: int,
     all_rows: bool,
@@ -326,7 +326,7 @@ def _ends_in_answer(row: Conversation) -> bool:
     return row.messages[-1].role == "assistant" and not is_empty(row)
 
 
-def _calls_apart(items: list[Item]) -> list[Item]:
+def calls_apart(items: list[Item]) -> list[Item]:
     """Where some answers are calls and others talk: told apart, as any talk at all is right where no call is wanted."""
     wanted = [bool(parse_calls(item.gold) if isinstance(item.gold, str) else item.gold) for item in items]
     if all(wanted) or not any(wanted):
@@ -335,7 +335,7 @@ def _calls_apart(items: list[Item]) -> list[Item]:
     return [replace(item, part=parts[call]) for item, call in zip(items, wanted, strict=True)]
 
 
-def _refuse_unscorable(items: Sequence[Item], score: str, where: str) -> None:
+def refuse_unscorable(items: Sequence[Item], score: str, where: str) -> None:
     """What a scorer reads of a row stands there before anything is answered."""
     if score == "sql" and any("databases" not in item.row for item in items):
         raise DataError(
