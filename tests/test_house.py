@@ -13,6 +13,7 @@ LAYERS: list[set[str]] = [
     {"__main__"},
     {"cli"},
     {"demo", "__init__"},
+    {"compare"},
     {"run", "inference"},
     {"chat", "evaluate", "answer_file"},
     {"session"},

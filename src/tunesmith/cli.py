@@ -278,6 +278,41 @@ def evaluate(
 
 
 @verb
+def compare(
+    study: Annotated[
+        Path | None, typer.Argument(metavar="STUDY", help="A YAML study; none with --quick.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings on top of the study's.", show_default=False),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small study of the demo's data and model, in minutes.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Write the report and print nothing.")] = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Compare ways of training on the same rows: quality, time, memory, with a verdict."""
+    from tunesmith.errors import RecipeError
+
+    if quick == (study is not None):
+        fix = "--quick has a study of its own" if quick else "name a study, or --quick"
+        raise RecipeError("one study is compared", where="command line", fix=fix)
+    if quick:
+        from tunesmith.demo.study import compare_quickly
+
+        compare_quickly(overrides or [], quiet=quiet)
+        return
+    import shlex
+
+    from tunesmith.compare.main import compare as run
+
+    assert study is not None
+    command = shlex.join(["tunesmith", "compare", str(study), *(overrides or [])])
+    run(study, overrides or [], trust_remote_code=trust_remote_code, quiet=quiet, command=command)
+
+
+@verb
 def merge(
     source: Annotated[Path, typer.Argument(help="A run folder or an adapter folder.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],

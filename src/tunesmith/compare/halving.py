@@ -1,8 +1,8 @@
 """Successive halving over a grid of learning rates: the same trials, of the same budgets, for every arm.
 
-Jamieson & Talwalkar 2016, arXiv:1502.07943. Of n rates the better half goes on to a round of twice the budget, until one
-is left: 4 rates are 4 trials of a quarter of the budget, then 2 of half of it. A trial is a run of its own with a whole
-schedule, so that rates are judged as they will be used.
+Jamieson & Talwalkar 2016, arXiv:1502.07943. Of n rates the better half goes on to a round of twice the budget, until
+one is left: 4 rates are 4 trials of a quarter of the budget, then 2 of half of it. A trial is a run of its own with a
+whole schedule, so that rates are judged as they will be used.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from tunesmith.compare.verdict import HELD_OUT, LEVEL, LOSS, Measure, best, scor
 
 Items = Mapping[int, float]
 """A cell's score by item; one item 0 for a figure of the whole run."""
+COSTS = ("train_seconds", "tokens_per_second", "peak_memory_bytes", "trained_parameters", "step", "num_tokens")
 ONCE = -1
 """Stands for the seed of what no seed changes."""
 
@@ -162,6 +163,12 @@ def _estimate(by_seed: Mapping[int, Items]) -> Any:
     return estimate([[values[item] for item in items] for values in by_seed.values()])
 
 
+def _figures(by_seed: Mapping[int, Items]) -> dict[str, Any]:
+    """The estimate, and the mean of each seed."""
+    means = {str(seed): float(np.mean(list(values.values()))) for seed, values in by_seed.items()}
+    return asdict(_estimate(by_seed)) | {"by_seed": means}
+
+
 def _row(ran: Ran, name: str, tables: Mapping[str, Any], measures: Sequence[Measure]) -> dict[str, Any]:
     """One row of the table: figures with intervals, costs as means over the seeds."""
     cells = done_of(ran, name)
@@ -173,7 +180,7 @@ def _row(ran: Ran, name: str, tables: Mapping[str, Any], measures: Sequence[Meas
         "seeds": [done.seed for done in cells if done.failed is None],
         "failed": {str(done.seed): done.failed for done in cells if done.failed is not None},
         "folders": {str(done.seed): str(done.folder) for done in cells},
-        "figures": {m.key: asdict(_estimate(tables[m.key])) for m in measures if tables.get(m.key)},
+        "figures": {m.key: _figures(tables[m.key]) for m in measures if tables.get(m.key)},
         "learning_rate": ran.recipes.get(name, {}).get("train", {}).get("learning_rate"),
         "trials": [] if chosen is None else [asdict(trial) for trial in chosen.trials],
         "evaluation_seconds": _mean([_evaluation(s, m) for s, m in zip(summaries, measured, strict=True)]),
@@ -236,11 +243,9 @@ def _price(ran: Ran, chosen: Any, train_seconds: float | None) -> dict[str, Any]
 
 def _notes(ran: Ran, rows: Mapping[str, Any]) -> list[str]:
     """What the reader of the table must know besides."""
-    notes = [
-        f"{name}, seed {seed}, failed: {why.splitlines()[0]}"
-        for name, row in rows.items()
-        for seed, why in row["failed"].items()
-    ]
+    notes = []
+    for name, row in rows.items():
+        notes += [f"{name}, seed {seed}, failed: {why.splitlines()[0]}" for seed, why in row["failed"].items()]
     tuned = [name for name, row in rows.items() if row["tuned"]]
     unlike = {}
     for seed in ran.study.settings.seeds:
@@ -266,12 +271,7 @@ def _notes(ran: Ran, rows: Mapping[str, Any]) -> list[str]:
     for name, row in rows.items():
         if row["answers_cut"]:
             notes.append(f"{name}: {row['answers_cut']:.0f} answers met the limit of tokens (test.max_new_tokens).")
-    commits = {
-        (_read(Path(f) / "environment.json")).get("commit")
-        for row in rows.values()
-        if row["tuned"]
-        for f in row["folders"].values()
-    }
-    if len(commits - {None}) > 1:
+    folders = [Path(folder) for row in rows.values() if row["tuned"] for folder in row["folders"].values()]
+    if len({_read(folder / "environment.json").get("commit") for folder in folders} - {None}) > 1:
         notes.append("Cells were made by different versions of Tunesmith; a fresh folder makes them all anew.")
     return notes

@@ -7,8 +7,8 @@ Variance    Var(mean d) = σ_u²/S + σ_v²/I + σ_e²/(S I), parted by two-way 
             V_seed = MS_seed/(S I), which holds σ_u² and σ_e², with S-1 degrees of freedom
             V_item = max(0, MS_item - MS_rest)/(S I), what items add beyond that, with I-1
 Interval    half-width² = t²(S-1) V_seed + t²(I-1) V_item (Cochran 1964, "Approximate significance levels of the
-            Behrens-Fisher test"): each part by its own t, never narrower than the t-interval over the seeds. A bootstrap
-            over three or five seeds is far too narrow: it takes its spread from the seeds that there are.
+            Behrens-Fisher test"): each part by its own t, never narrower than the t-interval over the seeds. A
+            bootstrap over three or five seeds is far too narrow: it knows no other seeds than these.
 Holm        1979: of several comparisons, the smallest p times their number, the next times one less, and so on
 
 Shapes      x [seeds, items] or, for a figure that a whole run has (a loss), [seeds, 1]

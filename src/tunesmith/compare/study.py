@@ -14,7 +14,7 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +152,7 @@ class _Grid:
         name = f"{shots}-shot" + ("" if seed is None else f"-seed{seed}") + f"-{mark[:10]}"
         folder = self.study.folder / "bases" / name
         order = self._order(one, measure=True)
-        order = Order(
-            **{**asdict(order), "name": f"base-{name}", "folder": str(folder), "train": False, "shots": shots}
-        )
+        order = replace(order, name=f"base-{name}", folder=str(folder), train=False, shots=shots)
         title = prompted(shots) + ("" if seed is None else f", seed {seed}")
         failed = self._do(order, title, 0.0)
         self.ran.done.append(Done(prompted(shots), seed, folder, failed))

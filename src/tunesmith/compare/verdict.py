@@ -71,7 +71,7 @@ def what_it_takes(found: Difference, measure: Measure, comparisons: int) -> str:
     reach = quantile(max(found.items - 1, 1), LEVEL / comparisons) + quantile(10_000, 0.4)
     rows = math.ceil(found.items * found.item_variance * (reach / found.value) ** 2)
     if rows > found.items:
-        return f"more seeds alone would not tell: there are {found.items} rows in the test, and it would take {rows:,} or more"
+        return f"more seeds alone would not tell: the test has {found.items} rows, and it would take {rows:,} or more"
     return f"more than {MOST_SEEDS} more seeds would be needed: a difference that small hardly matters"
 
 
