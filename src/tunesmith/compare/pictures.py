@@ -62,9 +62,7 @@ def _figures(found: Mapping[str, Any]) -> bytes | None:
             axes.plot([value], [place], "D", color=own[name], markersize=6.5, markeredgecolor="white")
         _clip(axes, found, measure)
         better = "more is better" if measure.higher_is_better else "less is better"
-        axes.set_title(
-            f"{measure.title}{', %' if measure.points else ''}  ({better})", loc="left", fontsize=9, color=INK
-        )
+        axes.set_title(f"{_titled(measure)}  ({better})", loc="left", fontsize=9, color=INK)
         axes.grid(axis="x", color="#e6e9ed", linewidth=0.8)
         axes.set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
@@ -145,11 +143,7 @@ def _cost(found: Mapping[str, Any]) -> bytes | None:
         return None
     figure, panels = _panels(2, 11, 4.4)
     scale = 100 if measure.points else 1
-    axes_of = (
-        ("train_seconds", "seconds of training", 1.0),
-        ("peak_memory_bytes", "peak memory while training, GB", 1e-9),
-    )
-    for axes, (key, label, unit) in zip(panels, axes_of, strict=True):
+    for axes, (key, label, unit) in zip(panels, AXES, strict=True):
         points = {
             name: (unit * row[key], scale * row["figures"][measure.key]["value"])
             for name, row in rows.items()
@@ -169,7 +163,7 @@ def _cost(found: Mapping[str, Any]) -> bytes | None:
                 axes.plot([x], [y], "o", markersize=14, markerfacecolor="none", markeredgecolor=INK, zorder=3)
         _room(axes, points)
         axes.set_xlabel(label, fontsize=9, color=INK)
-        axes.set_ylabel(f"{measure.title}{', %' if measure.points else ''}", fontsize=9, color=INK)
+        axes.set_ylabel(_titled(measure), fontsize=9, color=INK)
         axes.grid(color="#e6e9ed", linewidth=0.8)
         if not measure.higher_is_better:
             axes.invert_yaxis()

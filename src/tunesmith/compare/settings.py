@@ -5,6 +5,7 @@ study = load("study.yaml", ["seeds=[0, 1]"]) -> Study: strict, every fault at on
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,7 +157,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Study:
 
 def from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str = "study") -> Study:
     """The study in plain nested values; relative paths start at the current folder."""
-    return _study(dict(values), overrides, name, "study", FilePath(), {})
+    return _study(copy.deepcopy(dict(values)), overrides, name, "study", FilePath(), {})
 
 
 def json_schema() -> dict[str, Any]:
