@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import studies
@@ -152,9 +153,9 @@ def test_a_cell_is_known_by_what_decides_its_weights(folder):
 
 def test_the_test_s_rows_are_taken_out_of_the_training(folder):
     planned = plan(settings.from_dict(studies.values(folder)))
-    train, test = (open(path).read().splitlines() for path in (planned.train_rows, planned.wanted.test))
+    train, test = (Path(path).read_text().splitlines() for path in (planned.train_rows, planned.wanted.test))
     assert len(test) == 10
-    assert sorted(train + test) == sorted(json.dumps(json.loads(line)) for line in open(folder / "rows.jsonl"))
+    assert sorted(train + test) == sorted((folder / "rows.jsonl").read_text().splitlines())
 
 
 def test_the_schema_knows_every_setting_and_the_recipe():

@@ -1,4 +1,4 @@
-"""Whole studies of a tiny model: end to end, broken off and gone on with, a failing cell, and what is not done again."""
+"""Whole studies of a tiny model: end to end, broken off and gone on with, failing cells, and what is not done again."""
 
 from __future__ import annotations
 

@@ -56,10 +56,12 @@ def _figures(found: Mapping[str, Any]) -> bytes | None:
             scale = 100 if measure.points else 1
             seeds = [scale * value for value in figures["by_seed"].values()]
             axes.plot(seeds, [place] * len(seeds), "o", color=own[name], alpha=0.35, markersize=5, markeredgewidth=0)
-            value, low, high = (scale * figures[key] for key in ("value", "low", "high"))
-            if len(seeds) > 1:
-                axes.plot([low, high], [place, place], color=own[name], linewidth=2)
-            axes.plot([value], [place], "D", color=own[name], markersize=6.5, markeredgecolor="white")
+            if figures["low"] is not None and figures["high"] is not None:  # one seed has no interval
+                interval = [scale * figures["low"], scale * figures["high"]]
+                axes.plot(interval, [place, place], color=own[name], linewidth=2)
+            axes.plot(
+                [scale * figures["value"]], [place], "D", color=own[name], markersize=6.5, markeredgecolor="white"
+            )
         _clip(axes, found, measure)
         better = "more is better" if measure.higher_is_better else "less is better"
         axes.set_title(f"{_titled(measure)}  ({better})", loc="left", fontsize=9, color=INK)

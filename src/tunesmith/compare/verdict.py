@@ -57,7 +57,9 @@ def verdict(ours: str, theirs: str, measure: Measure, found: Difference, adjuste
     if adjusted <= LEVEL:
         better = (found.value > 0) == measure.higher_is_better
         return f"{ours} is {'better' if better else 'worse'} than {theirs}: {said} {interval}"
-    return f"cannot tell {ours} from {theirs}: {said} {interval}; {what_it_takes(found, measure, comparisons)}"
+    alone = ", which among so many comparisons may be chance" if found.low > 0 or found.high < 0 else ""
+    more = what_it_takes(found, measure, comparisons)
+    return f"cannot tell {ours} from {theirs}: {said} {interval}{alone}; {more}"
 
 
 def what_it_takes(found: Difference, measure: Measure, comparisons: int) -> str:
