@@ -70,6 +70,7 @@ def arms_of(study: Study) -> list[Arm]:
     settings = study.settings
     _refuse_what_is_the_study_s(study)
     named: dict[str, dict[str, Any]] = {name: dict(changes or {}) for name, changes in settings.arms.items()}
+    shared = [(key, value, study.where("shared", key)) for key, value in settings.shared.items()]
     arms = []
     for name, changes in (named or {"": {}}).items():
         own = [(key, value, study.where("arms", name, key)) for key, value in changes.items()]
@@ -78,7 +79,7 @@ def arms_of(study: Study) -> list[Arm]:
             words = [name] if name else []
             words += [_said(key, value) for key, value in varied.items()]
             more = [(key, value, study.where("vary", key)) for key, value in varied.items()]
-            arms.append(Arm(", ".join(words), (*own, *more)))
+            arms.append(Arm(", ".join(words), (*shared, *own, *more)))
     slugs: dict[str, str] = {}
     for arm in arms:
         if arm.slug.lower() in slugs:
@@ -100,13 +101,17 @@ def _said(key: str, value: Any) -> str:
 def _refuse_what_is_the_study_s(study: Study) -> None:
     errors: list[TunesmithError] = []
     said = [(key, study.where("arms", name, key)) for name, own in study.settings.arms.items() for key in own or {}]
-    said += [(key, study.where("vary", key)) for key in study.settings.vary]
+    said += [(key, study.where(part, key)) for part in ("vary", "shared") for key in getattr(study.settings, part)]
     for key, where in said:
         if key in LEFT_TO_THE_STUDY:
             own = LEFT_TO_THE_STUDY[key]
             fix = f"say it by the study's {own}" if own else "take it out"
             errors.append(RecipeError(f"{key} is not an arm's to choose", where=where, fix=fix))
-        elif key == "train.learning_rate" and study.settings.learning_rates != "fixed":
+        elif (
+            key == "train.learning_rate"
+            and key not in study.settings.shared
+            and study.settings.learning_rates != "fixed"
+        ):
             errors.append(
                 RecipeError(
                     f"{key} is given beside learning_rates, which tries them for every arm alike",

@@ -65,6 +65,8 @@ class StudySettings(Settings):
 
     recipe: str | dict[str, Any]
     """The recipe that all arms share: a file, or its sections written here."""
+    shared: dict[str, Any] = {}
+    """Settings of every arm on top of the recipe's, as section.key or as a section in whole."""
     arms: dict[str, dict[str, Any] | None] = {}
     """What is compared, by name: each with the settings that it has otherwise, as section.key or as a section in whole.
     """
@@ -213,16 +215,14 @@ def _override(values: dict[str, Any], text: str, lines: dict[Path, str]) -> None
         raise RecipeError(
             f"{dotted(path)} is not a setting of a study", where="command line", notes={"did you mean": meant}
         )
+    if path[0] == "shared" and len(path) > 1:
+        path = ("shared", ".".join(path[1:]))
     inner = values
     for part in path[:-1]:
         if not isinstance(inner.get(part), dict):
             if part == "recipe":
-                raise RecipeError(
-                    "the study's recipe is a file",
-                    where="command line",
-                    found=text,
-                    fix="write the setting under every arm, or the recipe into the study",
-                )
+                fix = f"give it for every arm: shared.{text.removeprefix('recipe.')}"
+                raise RecipeError("the study's recipe is a file", where="command line", found=text, fix=fix)
             inner[part] = {}
         inner = inner[part]
     inner[path[-1]] = read_scalar(value)
