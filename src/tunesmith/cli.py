@@ -295,19 +295,18 @@ def compare(
     """Compare ways of training on the same rows: quality, time, memory, with a verdict."""
     from tunesmith.errors import RecipeError
 
-    if quick == (study is not None):
-        fix = "--quick has a study of its own" if quick else "name a study, or --quick"
-        raise RecipeError("one study is compared", where="command line", fix=fix)
     if quick:
         from tunesmith.demo.study import compare_quickly
 
-        compare_quickly(overrides or [], quiet=quiet)
+        first = [] if study is None else [str(study)]
+        compare_quickly([*first, *(overrides or [])], quiet=quiet)
         return
+    if study is None:
+        raise RecipeError("there is no study", where="command line", fix="name a study's file, or give --quick")
     import shlex
 
     from tunesmith.compare.main import compare as run
 
-    assert study is not None
     command = shlex.join(["tunesmith", "compare", str(study), *(overrides or [])])
     run(study, overrides or [], trust_remote_code=trust_remote_code, quiet=quiet, command=command)
 

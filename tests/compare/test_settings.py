@@ -72,7 +72,6 @@ def test_what_is_wrong_with_an_arm_is_said_at_its_line(folder, new, said):
         ("seeds: [0]", "seeds: [0]\nbaseline: lor", "did you mean: lora"),
         ("seeds: [0]", "seeds: [0]\nlearning_rates: [0.1]", "learning_rates is no choice"),
         ("seeds: [0]", "seeds: [0]\nlearning_rates: [0.1, 1]\ntuning_seed: 0", "tuning_seed is one of the seeds"),
-        ("held_out: 6}", "held_out: null}\nlearning_rates: [0.1, 1]", "learning_rates has no rows to choose by"),
         ("  rows: 10", "  rows: 10\n  score: f2", "no scorer is called f2"),
         ("  rows: 10", "  rows: nowhere.jsonl", "test.rows: there is no nowhere.jsonl"),
         ("prompting: []", "prompting: []\nforget: {text: gone.txt}", "forget.text: there is no gone.txt"),
@@ -83,6 +82,19 @@ def test_what_is_wrong_with_an_arm_is_said_at_its_line(folder, new, said):
 )
 def test_faults_of_a_study(folder, old, new, said):
     assert said in fault(folder, old, new)
+
+
+def test_learning_rates_need_rows_to_choose_by(folder):
+    given = ["recipe.data.held_out=", "recipe.train.evaluate_every=", "learning_rates=[0.1, 1]"]
+    with pytest.raises(RecipeError, match="learning_rates has no rows to choose by"):
+        plan(settings.load(written(folder, studies.YAML), given))
+
+
+def test_a_rate_of_an_arm_s_own_beside_the_grid(folder):
+    said = fault(
+        folder, "adapter.method: dora", "train.learning_rate: 1}\nlearning_rates: [0.1, 1]\nforget: {text: text.txt"
+    )
+    assert "train.learning_rate is given beside learning_rates" in said
 
 
 def test_a_score_that_the_rows_do_not_fit_is_said_before_any_model_loads(folder, monkeypatch):

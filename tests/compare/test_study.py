@@ -79,7 +79,7 @@ def test_the_reported_loss_is_that_of_evaluate_on_the_same_rows(whole):
     row = found.results["arms"]["dora"]
     for seed in ("0", "1"):
         said = inference.evaluate(row["folders"][seed], data=str(found.folder / "data" / "test.jsonl"), as_json=True)
-        assert row["figures"]["loss"]["by_seed"][seed] == pytest.approx(said["loss"], rel=1e-5)
+        assert row["figures"]["loss"]["by_seed"][seed] == pytest.approx(said["loss"], rel=1e-4)
         scored = inference.evaluate(
             row["folders"][seed],
             data=str(found.folder / "data" / "test.jsonl"),

@@ -146,16 +146,15 @@ def _test_rows(study: Study, arms: Sequence[Arm], resolved: Sequence[Resolved]) 
 
 def _read_all(resolved: Sequence[Resolved], wanted: Wanted, shots: int, trust_remote_code: bool) -> None:
     """Reads training and test rows once for each way in which arms read them, and tries the scores on them."""
-    seen: set[str] = set()
+    num_rows: dict[str, int] = {}
     for one in resolved:
         recipe = one.recipe
         key = digest([recipe.model.model_dump(mode="json"), recipe.data.model_dump(mode="json")])
-        if key not in seen:
-            seen.add(key)
+        if key not in num_rows:
             with Progress(quiet=True) as quiet:
                 _, prepared = read_rows(recipe, trust_remote_code, quiet)
-            rows = len(prepared.train)
+            num_rows[key] = len(prepared.train)
             if wanted.scores:
                 test_items(recipe, wanted, lambda text: None)
             shots_of(recipe, shots)
-        Budget(recipe.train, math.ceil(rows / recipe.train.batch_size))
+        Budget(recipe.train, math.ceil(num_rows[key] / recipe.train.batch_size))

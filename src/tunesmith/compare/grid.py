@@ -101,8 +101,8 @@ def _said(key: str, value: Any) -> str:
 def _refuse_what_is_the_study_s(study: Study) -> None:
     errors: list[TunesmithError] = []
     said = [(key, study.where("arms", name, key)) for name, own in study.settings.arms.items() for key in own or {}]
-    said += [(key, study.where(part, key)) for part in ("vary", "shared") for key in getattr(study.settings, part)]
-    for key, where in said:
+    said += [(key, study.where("vary", key)) for key in study.settings.vary]
+    for key, where in [*said, *((key, study.where("shared", key)) for key in study.settings.shared)]:
         if key in LEFT_TO_THE_STUDY:
             own = LEFT_TO_THE_STUDY[key]
             fix = f"say it by the study's {own}" if own else "take it out"

@@ -135,9 +135,11 @@ def loss_by_row(
     totals: dict[int, list[float]] = {}
     with session.switch.set_to(adapter):
         for example in examples:
+            weight = num_targets(example)
+            if not weight:
+                continue
             part = SFT([example], [example], batch_size=1, seed=0)
             loss = part.evaluate(policy, max(most, len(example)))["loss"]
-            weight = num_targets(example)
             row = totals.setdefault(example.origin.row, [0.0, 0.0])
             row[0] += loss * weight
             row[1] += weight

@@ -52,7 +52,6 @@ class Ran:
     chosen: dict[str, Chosen | None] = field(default_factory=dict)
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Each arm's resolved recipe (of its first seed), as plain values."""
-    command: str = ""
 
 
 def run_cells(
@@ -71,7 +70,12 @@ def run_cells(
         with progress.stage("checking the study"):
             planned = plan(study, trust_remote_code=trust_remote_code, say=progress.say)
         with watched() as signals, signals.deferred():
-            return _Grid(study, planned, runner, progress, signals, trust_remote_code, command).run()
+            grid = _Grid(study, planned, runner, progress, signals, trust_remote_code)
+            try:
+                return grid.run()
+            except Interrupted as error:
+                again = command or f"tunesmith compare {shlex.quote(study.source)}"
+                raise error.to_do(f"{again} goes on from there") from None
     finally:
         os.close(lock)
 
@@ -85,11 +89,10 @@ class _Grid:
         progress: Progress,
         signals: Signals,
         trust_remote_code: bool,
-        command: str,
     ) -> None:
         self.study, self.plan, self.runner, self.progress = study, planned, runner, progress
         self.signals, self.trust_remote_code = signals, trust_remote_code
-        self.ran = Ran(study, planned, command=command)
+        self.ran = Ran(study, planned)
         settings = study.settings
         self.rates: Sequence[float] = () if settings.learning_rates == "fixed" else settings.learning_rates
         self.seeds = settings.seeds
@@ -209,11 +212,8 @@ class _Grid:
     def _stop_if_asked(self) -> None:
         number = self.signals.received
         if number is not None:
-            raise Interrupted(
-                f"the study was stopped after {max(0, self.number - 1)} of {self.total} cells",
-                signal_number=number,
-                fix=(self.ran.command or f"tunesmith compare {shlex.quote(self.study.source)}") + " goes on from there",
-            )
+            done = max(0, self.number - 1)
+            raise Interrupted(f"the study was stopped after {done} of {self.total} cells", signal_number=number)
 
 
 def prompted(shots: int) -> str:
