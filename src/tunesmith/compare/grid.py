@@ -100,18 +100,16 @@ def _said(key: str, value: Any) -> str:
 
 def _refuse_what_is_the_study_s(study: Study) -> None:
     errors: list[TunesmithError] = []
-    said = [(key, study.where("arms", name, key)) for name, own in study.settings.arms.items() for key in own or {}]
-    said += [(key, study.where("vary", key)) for key in study.settings.vary]
-    for key, where in [*said, *((key, study.where("shared", key)) for key in study.settings.shared)]:
+    own = [(key, study.where("arms", name, key)) for name, given in study.settings.arms.items() for key in given or {}]
+    own += [(key, study.where("vary", key)) for key in study.settings.vary]
+    shared = [(key, study.where("shared", key)) for key in study.settings.shared]
+    for key, where in [*own, *shared]:
         if key in LEFT_TO_THE_STUDY:
-            own = LEFT_TO_THE_STUDY[key]
-            fix = f"say it by the study's {own}" if own else "take it out"
+            theirs = LEFT_TO_THE_STUDY[key]
+            fix = f"say it by the study's {theirs}" if theirs else "take it out"
             errors.append(RecipeError(f"{key} is not an arm's to choose", where=where, fix=fix))
-        elif (
-            key == "train.learning_rate"
-            and key not in study.settings.shared
-            and study.settings.learning_rates != "fixed"
-        ):
+    for key, where in own:
+        if key == "train.learning_rate" and study.settings.learning_rates != "fixed":
             errors.append(
                 RecipeError(
                     f"{key} is given beside learning_rates, which tries them for every arm alike",
