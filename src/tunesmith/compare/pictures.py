@@ -55,7 +55,9 @@ def _figures(found: Mapping[str, Any]) -> bytes | None:
                 continue
             scale = 100 if measure.points else 1
             seeds = [scale * value for value in figures["by_seed"].values()]
-            axes.plot(seeds, [place] * len(seeds), "o", color=own[name], alpha=0.35, markersize=5, markeredgewidth=0)
+            axes.plot(
+                seeds, [place + 0.22] * len(seeds), "o", color=own[name], alpha=0.35, markersize=5, markeredgewidth=0
+            )
             if figures["low"] is not None and figures["high"] is not None:  # one seed has no interval
                 interval = [scale * figures["low"], scale * figures["high"]]
                 axes.plot(interval, [place, place], color=own[name], linewidth=2)
@@ -170,7 +172,7 @@ def _cost(found: Mapping[str, Any]) -> bytes | None:
         if not measure.higher_is_better:
             axes.invert_yaxis()
     panels[0].set_title(
-        "better is up and to the left; ringed: nothing is both cheaper and better", loc="left", fontsize=9
+        "better is up and to the left; ringed: by the means, nothing is both cheaper and better", loc="left", fontsize=9
     )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from tunesmith.compare.grid import differing
 from tunesmith.compare.stats import Difference, difference, estimate, holm
 from tunesmith.compare.study import Done, Ran, prompted
 from tunesmith.compare.verdict import HELD_OUT, LEVEL, LOSS, Measure, best, score, verdict
+from tunesmith.score.intervals import wilson
 
 Items = Mapping[int, float]
 """A cell's score by item; one item 0 for a figure of the whole run."""
@@ -163,10 +165,18 @@ def _estimate(by_seed: Mapping[int, Items]) -> Any:
     return estimate([[values[item] for item in items] for values in by_seed.values()])
 
 
-def _figures(by_seed: Mapping[int, Items]) -> dict[str, Any]:
-    """The estimate, and the mean of each seed."""
+def _figures(by_seed: Mapping[int, Items], measure: Measure) -> dict[str, Any]:
+    """The estimate, and the mean of each seed. Shares stay between 0 and 1; where every row is right, or none, there is no
+    noise to see, and Wilson's interval over the rows stands in."""
+    found = _estimate(by_seed)
+    low, high = found.low, found.high
+    if measure.points and low == high and found.value in (0.0, 1.0):
+        share = wilson(round(found.value * found.items), found.items)
+        low, high = share.low, share.high
+    elif measure.points and math.isfinite(low):
+        low, high = max(0.0, low), min(1.0, high)
     means = {str(seed): float(np.mean(list(values.values()))) for seed, values in by_seed.items()}
-    return asdict(_estimate(by_seed)) | {"by_seed": means}
+    return asdict(found) | {"low": low, "high": high, "by_seed": means}
 
 
 def _row(ran: Ran, name: str, tables: Mapping[str, Any], measures: Sequence[Measure]) -> dict[str, Any]:
@@ -180,7 +190,7 @@ def _row(ran: Ran, name: str, tables: Mapping[str, Any], measures: Sequence[Meas
         "seeds": [done.seed for done in cells if done.failed is None],
         "failed": {str(done.seed): done.failed for done in cells if done.failed is not None},
         "folders": {str(done.seed): str(done.folder) for done in cells},
-        "figures": {m.key: _figures(tables[m.key]) for m in measures if tables.get(m.key)},
+        "figures": {m.key: _figures(tables[m.key], m) for m in measures if tables.get(m.key)},
         "learning_rate": ran.recipes.get(name, {}).get("train", {}).get("learning_rate"),
         "trials": [] if chosen is None else [asdict(trial) for trial in chosen.trials],
         "evaluation_seconds": _mean([_evaluation(s, m) for s, m in zip(summaries, measured, strict=True)]),
@@ -268,9 +278,9 @@ def _notes(ran: Ran, rows: Mapping[str, Any]) -> list[str]:
     for name, chosen in ran.chosen.items():
         if chosen is not None and chosen.at_the_edge:
             notes.append(f"{name}: the best learning rate, {chosen.learning_rate:g}, lies at an end of the grid.")
-    for name, row in rows.items():
-        if row["answers_cut"]:
-            notes.append(f"{name}: {row['answers_cut']:.0f} answers met the limit of tokens (test.max_new_tokens).")
+    cut = [f"{name} {row['answers_cut']:.0f}" for name, row in rows.items() if row["answers_cut"]]
+    if cut:
+        notes.append(f"Answers that met the limit of tokens (test.max_new_tokens): {'; '.join(cut)}.")
     folders = [Path(folder) for row in rows.values() if row["tuned"] for folder in row["folders"].values()]
     if len({_read(folder / "environment.json").get("commit") for folder in folders} - {None}) > 1:
         notes.append("Cells were made by different versions of Tunesmith; a fresh folder makes them all anew.")

@@ -31,7 +31,7 @@ COSTS = (
     ("tokens_per_second", lambda value: f"{value:,.0f}"),
     ("peak_memory_bytes", size),
     ("trained_parameters", lambda value: f"{value:,.0f}"),
-    ("adapter_bytes", size),
+    ("adapter_bytes", lambda value: size(value) if value >= 1e6 else f"{value / 1e3:.0f} kB"),
     ("price", lambda value: f"{value:.4g}"),
 )
 
