@@ -166,8 +166,8 @@ def _estimate(by_seed: Mapping[int, Items]) -> Any:
 
 
 def _figures(by_seed: Mapping[int, Items], measure: Measure) -> dict[str, Any]:
-    """The estimate, and the mean of each seed. Shares stay between 0 and 1; where every row is right, or none, there is no
-    noise to see, and Wilson's interval over the rows stands in."""
+    """The estimate, and the mean of each seed. Shares stay between 0 and 1; where every row is right, or none, there is
+    no noise to see, and Wilson's interval over the rows stands in."""
     found = _estimate(by_seed)
     low, high = found.low, found.high
     if measure.points and low == high and found.value in (0.0, 1.0):
