@@ -33,11 +33,11 @@ def make(folder):
     return folder
 
 
-def values(folder, **changes):
+def values(home, **changes):
     """Two arms, two seeds, four steps; ten rows are the test's."""
     recipe = {
-        "model": {"name": str(folder / "model"), "dtype": "float32", "device": "cpu"},
-        "data": {"train": str(folder / "rows.jsonl"), "held_out": 6},
+        "model": {"name": str(home / "model"), "dtype": "float32", "device": "cpu"},
+        "data": {"train": str(home / "rows.jsonl"), "held_out": 6},
         "adapter": {"r": 2},
         "train": {"steps": 4, "batch_size": 2, "learning_rate": 0.01, "evaluate_every": 2},
     }
@@ -46,10 +46,10 @@ def values(folder, **changes):
         "arms": {"lora": {}, "dora": {"adapter.method": "dora"}},
         "seeds": [0, 1],
         "test": {"rows": 10, "score": ["f1", "exact"], "max_new_tokens": 6},
-        "forget": {"text": str(folder / "text.txt")},
+        "forget": {"text": str(home / "text.txt")},
         "prompting": [0, 2],
         "price_per_hour": 1.5,
-        "folder": str(folder / "study"),
+        "folder": str(home / "study"),
         **changes,
     }
 

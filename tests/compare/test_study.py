@@ -78,10 +78,11 @@ def test_the_reported_loss_is_that_of_evaluate_on_the_same_rows(whole):
     found, _, _ = whole
     row = found.results["arms"]["dora"]
     for seed in ("0", "1"):
-        said = inference.evaluate(row["folders"][seed], data=str(found.folder / "data" / "test.jsonl"), as_json=True)
+        run = found.folder / row["folders"][seed]
+        said = inference.evaluate(run, data=str(found.folder / "data" / "test.jsonl"), as_json=True)
         assert row["figures"]["loss"]["by_seed"][seed] == pytest.approx(said["loss"], rel=1e-4)
         scored = inference.evaluate(
-            row["folders"][seed],
+            run,
             data=str(found.folder / "data" / "test.jsonl"),
             score="f1",
             max_new_tokens=6,
@@ -96,8 +97,8 @@ def test_forgetting_is_the_loss_on_the_text_less_the_base_s(whole, folder):
     found, _, _ = whole
     row = found.results["arms"]["lora"]
     text = str(folder / "text.txt")
-    after = [inference.evaluate(row["folders"][seed], data=text, as_json=True) for seed in ("0", "1")]
-    base = inference.evaluate(row["folders"]["0"], data=text, adapter="none", as_json=True)
+    after = [inference.evaluate(found.folder / row["folders"][seed], data=text, as_json=True) for seed in ("0", "1")]
+    base = inference.evaluate(found.folder / row["folders"]["0"], data=text, adapter="none", as_json=True)
     assert row["forgetting"]["before"] == pytest.approx(base["loss"], rel=1e-4)
     assert row["forgetting"]["after"] == pytest.approx(sum(one["loss"] for one in after) / 2, rel=1e-4)
 
@@ -142,6 +143,7 @@ def test_every_file_of_the_report_is_there_and_holds_the_numbers(whole):
         assert verdict.replace("'", "&#x27;")[1:] in page
         assert verdict[1:] in text
     assert "adapter.method" in page
+    assert str(found.folder) not in page + text + found.files["json"].read_text()
     assert (found.folder / "cost.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -38,8 +38,8 @@ details { margin: .6rem 0; } summary { cursor: pointer; }
 """
 
 
-def page(found: Mapping[str, Any], pictures: Mapping[str, bytes], titles: Mapping[str, str]) -> str:
-    """The whole page; `pictures` are PNGs by name, `titles` what stands above them."""
+def page(found: Mapping[str, Any], folder: Path, pictures: Mapping[str, bytes], titles: Mapping[str, str]) -> str:
+    """The whole page of the study in `folder`; `pictures` are PNGs by name, `titles` what stands above them."""
     sections = [
         f"<h1>{escape(found['study'])}</h1>",
         f"<p class='small'>{escape(found['made'][:16].replace('T', ' '))}, baseline {escape(found['baseline'])}</p>",
@@ -53,7 +53,7 @@ def page(found: Mapping[str, Any], pictures: Mapping[str, bytes], titles: Mappin
         data = base64.b64encode(picture).decode()
         title = escape(titles[name])
         sections += [f"<h2>{title}</h2>", f"<img alt='{title}' src='data:image/png;base64,{data}'>"]
-    sections += [_comparisons(found), _items(found), _samples(found), _trials(found), _settings(found)]
+    sections += [_comparisons(found), _items(found, folder), _samples(found, folder), _trials(found), _settings(found)]
     body = "\n".join(section for section in sections if section)
     return (
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
@@ -89,19 +89,19 @@ def _comparisons(found: Mapping[str, Any]) -> str:
     return f"<h2>Differences to the baseline</h2><p class='small'>{escape(text)}</p>" + _table(titles, rows)
 
 
-def _answers(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _answers(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """The answers of an arm's first seed that did not fail."""
-    for folder in row["folders"].values():
-        path = Path(folder) / "answers.jsonl"
+    for run in row["folders"].values():
+        path = folder / run / "answers.jsonl"
         if path.is_file():
             return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return []
 
 
-def _items(found: Mapping[str, Any]) -> str:
+def _items(found: Mapping[str, Any], folder: Path) -> str:
     """For each arm, the rows that it won and lost against the baseline by the most."""
     measure = primary(found)
-    questions = _answers(found["arms"][found["baseline"]])
+    questions = _answers(found["arms"][found["baseline"]], folder)
     parts = []
     for one in found["comparisons"]:
         change = one["rows"].get("change", {}) if one["measure"] == measure.key else {}
@@ -130,9 +130,9 @@ def _cut(text: Any) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
-def _samples(found: Mapping[str, Any]) -> str:
+def _samples(found: Mapping[str, Any], folder: Path) -> str:
     """The same questions, every arm's answer side by side; those on which the arms differ come first."""
-    answers = {name: _answers(row) for name, row in found["arms"].items()}
+    answers = {name: _answers(row, folder) for name, row in found["arms"].items()}
     answers = {name: own for name, own in answers.items() if own}
     if not answers:
         return ""

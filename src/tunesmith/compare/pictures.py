@@ -15,11 +15,11 @@ GREY = "#9aa4ae"
 AXES = (("train_seconds", "seconds of training", 1.0), ("peak_memory_bytes", "peak memory while training, GB", 1e-9))
 
 
-def draw(found: Mapping[str, Any]) -> dict[str, bytes]:
-    """Name -> PNG, of the pictures for which there is something to draw."""
+def draw(found: Mapping[str, Any], folder: Path) -> dict[str, bytes]:
+    """Name -> PNG, of the pictures for which there is something to draw; `folder` is the study's."""
     pictures: dict[str, Callable[[Mapping[str, Any]], bytes | None]] = {
         "figures": _figures,
-        "curves": _curves,
+        "curves": lambda found: _curves(found, folder),
         "cost": _cost,
         "rows": _rows,
     }
@@ -93,11 +93,11 @@ def _seeds(row: Mapping[str, Any], measure: Measure) -> list[float]:
     return list(row["figures"].get(measure.key, {}).get("by_seed", {}).values())
 
 
-def _curves(found: Mapping[str, Any]) -> bytes | None:
+def _curves(found: Mapping[str, Any], folder: Path) -> bytes | None:
     """Training loss (smoothed) and held-out loss; a thin line for each seed, a thick one for their mean."""
     own = colours(found)
     curves = {
-        name: [read_metrics(Path(folder) / "metrics.jsonl") for folder in row["folders"].values()]
+        name: [read_metrics(folder / run / "metrics.jsonl") for run in row["folders"].values()]
         for name, row in found["arms"].items()
         if row["tuned"]
     }
@@ -226,6 +226,7 @@ def _rows(found: Mapping[str, Any]) -> bytes | None:
     axes.set_yticks(range(len(told)), [one["arm"] for one in told])
     axes.set_ylim(len(told) - 0.5, -0.5)
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     title = f"{'rows' if measure.key != LOSS.key else 'rows of lower and higher loss'}: worse (left) and better (right)"
     axes.set_title(f"{title} than {found['baseline']}, by {measure.title}", loc="left", fontsize=9.5, color=INK)
     return _png(figure)

@@ -25,14 +25,14 @@ TITLES = {
 
 def write_report(found: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     """Everything into `folder`; returns the files by kind."""
-    pictures = draw(found)
+    pictures = draw(found, folder)
     files = {"json": folder / "results.json", "markdown": folder / "report.md", "html": folder / "report.html"}
     for name, picture in pictures.items():
         files[name] = folder / f"{name}.png"
         write_file(files[name], picture)
     write_json(files["json"], found)
     write_file(files["markdown"], markdown(found, {f"{name}.png": TITLES[name] for name in pictures}))
-    write_file(files["html"], page(found, pictures, TITLES))
+    write_file(files["html"], page(found, folder, pictures, TITLES))
     return files
 
 

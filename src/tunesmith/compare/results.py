@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith import machine
+from tunesmith.card import public
 from tunesmith.compare.grid import differing
 from tunesmith.compare.stats import Difference, difference, estimate, holm
 from tunesmith.compare.study import Done, Ran, prompted
@@ -41,8 +43,7 @@ def results(ran: Ran) -> dict[str, Any]:
         "study": study.name,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "source": Path(study.source).name,
-        "folder": str(study.folder),
-        "settings": settings.model_dump(mode="json"),
+        "settings": _public(settings.model_dump(mode="json")),
         "measures": [asdict(measure) for measure in measures],
         "primary": primary.key,
         "baseline": ran.plan.baseline,
@@ -50,10 +51,19 @@ def results(ran: Ran) -> dict[str, Any]:
         "comparisons": comparisons,
         "best": _best([arm.name for arm in ran.plan.arms], tables, primary),
         "notes": _notes(ran, rows),
-        "differences": differing(ran.recipes) if len(ran.recipes) > 1 else {},
-        "recipe": ran.recipes.get(ran.plan.baseline, {}),
+        "differences": _public(differing(ran.recipes)) if len(ran.recipes) > 1 else {},
+        "recipe": _public(ran.recipes.get(ran.plan.baseline, {})),
         "machine": machine.describe(),
     }
+
+
+def _public(value: Any) -> Any:
+    """Of absolute paths the last part: a report is read by strangers."""
+    if isinstance(value, dict):
+        return {key: _public(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(inner) for inner in value]
+    return public(value) if isinstance(value, str) else value
 
 
 def done_of(ran: Ran, arm: str) -> list[Done]:
@@ -189,7 +199,7 @@ def _row(ran: Ran, name: str, tables: Mapping[str, Any], measures: Sequence[Meas
         "tuned": name in {arm.name for arm in ran.plan.arms},
         "seeds": [done.seed for done in cells if done.failed is None],
         "failed": {str(done.seed): done.failed for done in cells if done.failed is not None},
-        "folders": {str(done.seed): str(done.folder) for done in cells},
+        "folders": {str(done.seed): os.path.relpath(done.folder, ran.study.folder) for done in cells},
         "figures": {m.key: _figures(tables[m.key], m) for m in measures if tables.get(m.key)},
         "learning_rate": ran.recipes.get(name, {}).get("train", {}).get("learning_rate"),
         "trials": [] if chosen is None else [asdict(trial) for trial in chosen.trials],
@@ -281,7 +291,7 @@ def _notes(ran: Ran, rows: Mapping[str, Any]) -> list[str]:
     cut = [f"{name} {row['answers_cut']:.0f}" for name, row in rows.items() if row["answers_cut"]]
     if cut:
         notes.append(f"Answers that met the limit of tokens (test.max_new_tokens): {'; '.join(cut)}.")
-    folders = [Path(folder) for row in rows.values() if row["tuned"] for folder in row["folders"].values()]
+    folders = [ran.study.folder / folder for row in rows.values() if row["tuned"] for folder in row["folders"].values()]
     if len({_read(folder / "environment.json").get("commit") for folder in folders} - {None}) > 1:
         notes.append("Cells were made by different versions of Tunesmith; a fresh folder makes them all anew.")
     return notes
