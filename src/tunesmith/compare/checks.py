@@ -6,12 +6,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.atomic import write_file
 from tunesmith.compare.grid import Arm, arms_of, digest, resolve, taken_out
-from tunesmith.compare.measure import Wanted, shots_of, test_items
+from tunesmith.compare.measure import Wanted, has_answers, shots_of, test_items
 from tunesmith.compare.settings import Study, baseline_of
 from tunesmith.data.sources import read
 from tunesmith.data.split import as_held_out, split
@@ -65,6 +65,15 @@ def plan(study: Study, *, trust_remote_code: bool = False, say: Say = lambda tex
     own: list[Change] = [] if train_rows is None else taken_out(study, train_rows)
     own.append(("train.seed", settings.seeds[0], f"{study.source}, seeds"))
     _read_all([resolve(study, arm, own) for arm in arms], wanted, max(settings.prompting, default=0), trust_remote_code)
+    if not has_answers(resolved[0].recipe, wanted):
+        if not wanted.scores:
+            raise RecipeError(
+                "the test's rows hold no answer, and no score is asked for: nothing would be measured",
+                where=study.where("test"),
+                fix="give test.score, and test.gold with the column of the right answers",
+            )
+        say("the test's rows hold no answers of their own: their loss is not measured")
+        wanted = replace(wanted, loss=False)
     if train_rows is not None:
         say(f"the test's rows are out of the training's: {test}")
     return Plan(tuple(arms), baseline, wanted, train_rows)

@@ -43,6 +43,8 @@ class Wanted:
     """What to measure: plain values, since they travel to another process."""
 
     test: str
+    loss: bool = True
+    """Rows that are questions alone, with the right answer in a column, have no loss."""
     limit: int | None = None
     scores: tuple[str, ...] = ()
     gold: str | None = None
@@ -72,6 +74,13 @@ def test_items(recipe: Recipe, wanted: Wanted, say: Say) -> list[Item]:
     return items
 
 
+def has_answers(recipe: Recipe, wanted: Wanted) -> bool:
+    """Whether any row of the test holds an answer that a loss could be taken of."""
+    data = test_data(recipe, wanted)
+    rows = convert(read(data.train, limit=data.limit), data.format, data.columns).rows
+    return any(not isinstance(row, Conversation) or any(turn.is_learned for turn in row.messages) for row in rows)
+
+
 def test_data(recipe: Recipe, wanted: Wanted) -> DataSettings:
     """The test's rows, read as the recipe reads its own."""
     changes = {"train": wanted.test, "held_out": None, "limit": wanted.limit, "group_by": None}
@@ -96,6 +105,7 @@ def measure(
     found: dict[str, Any] = {"fingerprint": wanted.fingerprint, "shots": shots, "seconds": {}}
     if shots == 0:
         policy, _ = probe(session.model, session.switch)
+    if shots == 0 and wanted.loss:
         most = most_tokens(session.model.config)
         say("loss on the test rows")
         prepared = prepare(test_data(recipe, wanted), session.tokenizer, seed=recipe.train.seed, most_tokens=most)
@@ -103,9 +113,9 @@ def measure(
         found["loss"] = loss_by_row(session, policy, prepared.train, session.adapter)
         found["left_out"] = prepared.counts.read - prepared.counts.kept
         found["seconds"]["loss"] = time.perf_counter() - begun
-        if wanted.forget is not None:
-            say("loss on general text")
-            found["forget"] = forgetting(session, policy, recipe, wanted, forgets)
+    if shots == 0 and wanted.forget is not None:
+        say("loss on general text")
+        found["forget"] = forgetting(session, policy, recipe, wanted, forgets)
     if wanted.scores:
         items = test_items(recipe, wanted, say)
         shown = shots_of(recipe, shots)

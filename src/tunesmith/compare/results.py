@@ -257,8 +257,10 @@ def _price(ran: Ran, chosen: Any, train_seconds: float | None) -> dict[str, Any]
     rate = ran.study.settings.price_per_hour
     if rate is None or train_seconds is None:
         return {}
-    tuning = 0.0 if chosen is None else sum(trial.share for trial in chosen.trials) * train_seconds
-    return {"price": rate * train_seconds / 3600, "price_with_tuning": rate * (train_seconds + tuning) / 3600}
+    price = {"price": rate * train_seconds / 3600}
+    if chosen is not None:  # a trial of a quarter of the budget is a quarter of a run
+        price["price_with_trials"] = price["price"] * (1 + sum(trial.share for trial in chosen.trials))
+    return price
 
 
 def _notes(ran: Ran, rows: Mapping[str, Any]) -> list[str]:
@@ -267,7 +269,7 @@ def _notes(ran: Ran, rows: Mapping[str, Any]) -> list[str]:
     for name, row in rows.items():
         notes += [f"{name}, seed {seed}, failed: {why.splitlines()[0]}" for seed, why in row["failed"].items()]
     tuned = [name for name, row in rows.items() if row["tuned"]]
-    unlike = {}
+    unlike: dict[str, Any] = {}
     for seed in ran.study.settings.seeds:
         seen = {}
         for name in tuned:

@@ -82,7 +82,9 @@ class StudySettings(Settings):
     tuning_seed: Seed = 1000
     """Seed of the trials of learning rates; none of `seeds`."""
     test: TestSettings
+    """What is reported."""
     forget: ForgetSettings | None = None
+    """General text; null: what tuning makes the model forget is not measured."""
     prompting: tuple[NonNegativeInt, ...] = (0,)
     """The base without tuning, as rows of the table: 0 asks plainly, 3 shows three rows of training first."""
     price_per_hour: NonNegativeFloat | None = None

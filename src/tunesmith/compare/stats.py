@@ -66,9 +66,10 @@ def estimate(x: ArrayLike, confidence: float = 0.95) -> Estimate:
     """The mean over seeds and items of one way of training."""
     scores = _table(x)
     seed, item = variances(scores)
-    half = _half_width(seed, item, *scores.shape, 1 - confidence)
+    seeds, items = scores.shape
+    half = _half_width(seed, item, seeds, items, 1 - confidence)
     mean = float(scores.mean())
-    return Estimate(mean, mean - half, mean + half, *scores.shape)
+    return Estimate(mean, mean - half, mean + half, seeds, items)
 
 
 def difference(ours: ArrayLike, theirs: ArrayLike, confidence: float = 0.95) -> Difference:
@@ -137,9 +138,10 @@ def seeds_needed(found: Difference, comparisons: int = 1, level: float = 0.05, p
     return None
 
 
+@lru_cache(maxsize=4096)
 def quantile(degrees: int, level: float) -> float:
     """Student's t: exceeded in absolute value with probability `level`."""
-    return float(np.interp(-math.log(level), -np.log(LEVELS), _quantiles(degrees)))
+    return _bisected(degrees, level, 0.0)
 
 
 def tail(t: float, degrees: float) -> float:
@@ -180,18 +182,22 @@ def _p_value(mean: float, seed: float, item: float, seeds: int, items: int) -> f
 def _quantiles(degrees: int) -> Array:
     """t at every level of `LEVELS`, by bisection of `tail`."""
     found = np.zeros(len(LEVELS))
-    low = 0.0
     for index, level in enumerate(LEVELS[1:], 1):
-        high = max(1.0, 2 * low)
-        while tail(high, degrees) > level:
-            high *= 2
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if tail(middle, degrees) > level else (low, middle)
-            if high - low < 1e-9 * high:
-                break
-        found[index] = low
+        found[index] = _bisected(degrees, float(level), float(found[index - 1]))
     return found
+
+
+def _bisected(degrees: int, level: float, low: float) -> float:
+    """The quantile of `level`, known to lie above `low`."""
+    if level >= 1:
+        return 0.0
+    high = max(1.0, 2 * low)
+    while tail(high, degrees) > level:
+        high *= 2
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if tail(middle, degrees) > level else (low, middle)
+    return low
 
 
 def _incomplete_beta(x: float, a: float, b: float) -> float:

@@ -15,6 +15,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class _Grid:
         rates: dict[str, float | None] = {arm.name: None for arm in self.plan.arms}
         if self.rates:
             for arm in self.plan.arms:
-                found = halve(self.rates, lambda rate, number, share, arm=arm: self._trial(arm, rate, number, share))
+                found = halve(self.rates, partial(self._trial, arm))
                 self.ran.chosen[arm.name] = found
                 rates[arm.name] = None if found is None else found.learning_rate
                 if found is not None:

@@ -14,7 +14,7 @@ def columns(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """(titles, rows) of what has a value in any row."""
     measures = [Measure(**one) for one in found["measures"]]
     titles = ["", *(measure.title for measure in measures), "seeds", "learning rate", "forgets", "training"]
-    titles += ["evaluating", "tokens/s", "peak memory", "trained weights", "adapter", "price"]
+    titles += ["evaluating", "tokens/s", "peak memory", "trained weights", "adapter", "price", "with trials"]
     rows = []
     for name, row in found["arms"].items():
         cells = [name, *(_figure(row, measure) for measure in measures), _seeds(row)]
@@ -33,6 +33,7 @@ COSTS = (
     ("trained_parameters", lambda value: f"{value:,.0f}"),
     ("adapter_bytes", lambda value: size(value) if value >= 1e6 else f"{value / 1e3:.0f} kB"),
     ("price", lambda value: f"{value:.4g}"),
+    ("price_with_trials", lambda value: f"{value:.4g}"),
 )
 
 

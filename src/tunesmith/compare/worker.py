@@ -85,7 +85,8 @@ def work(order: Order, tell: Tell) -> None:
         run.train(resolved, resume=True, trust_remote_code=order.trust_remote_code, listeners=[listen], quiet=True)
     if order.measure is None:
         return
-    wanted = Wanted(**{key: tuple(v) if isinstance(v, list) else v for key, v in order.measure.items()})
+    given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in order.measure.items()}
+    wanted = Wanted(**given)
     if measured(folder, wanted.fingerprint):
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,11 @@ def write_rows(task: Task, folder: Path) -> None:
     """train.jsonl, and test.jsonl with the databases that answers are run in."""
     folder.mkdir(parents=True, exist_ok=True)
     training = [{"messages": conversation(row)} for row in task.training[:NUM_ROWS]]
-    tests = [test_row(question) | {"databases": list(question.databases())} for question in task.tables]
+    tests = []
+    for question in task.tables:
+        row = test_row(question)
+        answer = {"role": "assistant", "content": question.sql}
+        tests.append(row | {"messages": [*row["messages"], answer], "databases": list(question.databases())})
     for name, rows in (("train", training), ("test", tests)):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_file(folder / f"{name}.jsonl", text)
