@@ -17,6 +17,7 @@ from typing import Any
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import refusal
 from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.compare.settings import ForgetSettings, StudySettings, TestSettings
 from tunesmith.data.settings import HeldOut, TemplateFormat
 from tunesmith.quant import QUANTISED
 from tunesmith.recipe import SECTIONS
@@ -24,7 +25,8 @@ from tunesmith.settings import Settings
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 MADE = "<!-- made by scripts/make_docs.py from the code; change it there -->\n"
-RECORDS = {"TemplateFormat": "{prompt, answer, system}", "HeldOut": "{share, count, file, key}"}
+RECORDS = {"TestSettings": "[test](#test)", "ForgetSettings": "[forget](#forget)"}
+RECORDS |= {"TemplateFormat": "{prompt, answer, system}", "HeldOut": "{share, count, file, key}"}
 """Records inside a setting, as their keys."""
 
 
@@ -50,6 +52,9 @@ def settings_page() -> str:
         if section == "data":
             parts.append(f"### data.format, over any columns\n\n{table(TemplateFormat)}")
             parts.append(f"### data.held_out, written out\n\n{table(HeldOut)}")
+    parts.append(f"## A study\n\nOf `tunesmith compare`: [comparing](compare.md).\n\n{table(StudySettings)}")
+    parts.append(f"### test\n\n{table(TestSettings)}")
+    parts.append(f"### forget\n\n{table(ForgetSettings)}")
     return "\n".join(parts)
 
 

@@ -34,7 +34,7 @@ def card(folder: Path) -> str:
         _read(folder / name) for name in ("summary.json", "environment.json", "provenance.json")
     )
     recipe = recipe["recipe"]
-    base = str(summary.get("base_model") or _public(recipe["model"]["name"]))
+    base = str(summary.get("base_model") or public(recipe["model"]["name"]))
     front = {
         "library_name": "peft",
         "base_model": base,
@@ -85,7 +85,7 @@ def _data(recipe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     data = recipe["data"]
     shape = data["format"] if isinstance(data["format"], str) else "template over its columns"
     return {
-        "source": _public(data["train"]),
+        "source": public(data["train"]),
         "format": shape,
         "rows": summary.get("rows"),
         "held out": summary.get("held_out_rows"),
@@ -108,7 +108,7 @@ def _results(summary: dict[str, Any]) -> dict[str, Any]:
 def _made_with(environment: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     seconds, evaluating, saving = (summary[f"{name}_seconds"] for name in ("train", "evaluation", "saving"))
     return {
-        "command": f"`{shlex.join(_public(word) for word in environment['command'])}`",
+        "command": f"`{shlex.join(public(word) for word in environment['command'])}`",
         "time": f"{seconds:,.0f} s of training, {evaluating:,.0f} s of evaluation, {saving:,.0f} s of saving",
         "tokens": f"{summary['num_tokens']:,}",
         "tokens per second": _rounded(summary.get("tokens_per_second")),
@@ -121,7 +121,7 @@ def _made_with(environment: dict[str, Any], summary: dict[str, Any]) -> dict[str
     }
 
 
-def _public(text: str) -> str:
+def public(text: str) -> str:
     """Hub ids and flags as they are; of an absolute path its last part: a card is read by strangers."""
     head, equals, value = text.partition("=")
     if equals and value.startswith("/"):

@@ -299,6 +299,40 @@ def evaluate(
 
 
 @verb
+def compare(
+    study: Annotated[
+        Path | None, typer.Argument(metavar="STUDY", help="A YAML study; none with --quick.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings on top of the study's.", show_default=False),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small study of the demo's data and model, in minutes.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Write the report and print nothing.")] = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Compare ways of training on the same rows: quality, time, memory, with a verdict."""
+    from tunesmith.errors import RecipeError
+
+    if quick:
+        from tunesmith.demo.study import compare_quickly
+
+        first = [] if study is None else [str(study)]
+        compare_quickly([*first, *(overrides or [])], quiet=quiet)
+        return
+    if study is None:
+        raise RecipeError("there is no study", where="command line", fix="name a study's file, or give --quick")
+    import shlex
+
+    from tunesmith.compare.main import compare as run
+
+    command = shlex.join(["tunesmith", "compare", str(study), *(overrides or [])])
+    run(study, overrides or [], trust_remote_code=trust_remote_code, quiet=quiet, command=command)
+
+
+@verb
 def merge(
     source: Annotated[Path, typer.Argument(help="A run folder or an adapter folder.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +18,26 @@ from tunesmith.adapters import identity
 from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_folder
 from tunesmith.atomic import no_room
 from tunesmith.chat import run_chat
-from tunesmith.data.formats import convert
-from tunesmith.data.prepare import is_empty, prepare, told
-from tunesmith.data.problems import counted
+from tunesmith.data.prepare import prepare, told
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.sources import read
-from tunesmith.data.split import split
-from tunesmith.data.types import Conversation, Message
+from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, DataError, Interrupted, MachineError, RecipeError
-from tunesmith.evaluate import Evaluation, Item, Mean, item_of, items_of, scorers_named, write_answers
+from tunesmith.evaluate import Evaluation, Item, Mean, scorers_named, write_answers
 from tunesmith.evaluate import evaluate as score_items
 from tunesmith.models.load import most_tokens, without_bars
 from tunesmith.models.policy import probe
 from tunesmith.models.session import Params
 from tunesmith.objectives.sft import SFT
 from tunesmith.progress import Progress
+from tunesmith.questions import ALL, LAST, calls_apart, questions, refuse_unscorable
 from tunesmith.recipe import load
-from tunesmith.score.toolcall import parse_calls
 from tunesmith.session import Session, adapter_folder, open_session, recipe_of
 from tunesmith.train.memory import default_micro_batch_tokens
 from tunesmith.train.signals import watched
 
 NO_ADAPTER = "none"
 """Given as an adapter, it stands for the base alone, as in chat."""
-LAST, ALL = "last", "all"
-"""Which answers of a conversation are asked for and scored."""
 
 
 def _open(
@@ -243,9 +238,9 @@ def evaluate(
         read(settings.train, split=settings.split, subset=settings.subset, limit=1)
     items: list[Item] = []
     if of_answers:
-        items = _items(settings, seed, all_rows, limit, gold, turns, aloud)
-        _refuse_unscorable(items, of_answers, settings.train)
-        items = _calls_apart(items) if "tool_call" in of_answers else items
+        items = questions(settings, seed, all_rows, limit, gold, turns, aloud)
+        refuse_unscorable(items, of_answers, settings.train)
+        items = calls_apart(items) if "tool_call" in of_answers else items
     with Progress(quiet=as_json) as progress:
         session = _open(
             progress,
@@ -331,52 +326,6 @@ def _held_out_loss(
     return {**metrics, "rows": len(examples), "learned_tokens": sum(example.num_learned for example in examples)}
 
 
-def _items(
-    settings: DataSettings,
-    seed: int,
-    all_rows: bool,
-    limit: int | None,
-    gold: str | None,
-    turns: str,
-    say: Callable[[str], object],
-) -> list[Item]:
-    """One item per conversation: its turns up to the last answer, which is the gold one unless a column holds it; or
-    one for each of its answers. Rows without an answer are left out, and that is said."""
-    raw = read(settings.train, split=settings.split, subset=settings.subset, limit=settings.limit)
-    if not all_rows:
-        raw = split(raw, settings, seed=seed).held_out
-    rows = convert(raw, settings.format, settings.columns).rows
-    by_row: list[list[Item]] = []
-    for row, (origin, values) in zip(rows, raw, strict=True):
-        if gold is not None and gold not in values:
-            raise DataError(f"no column {gold!r} with the right answer", where=str(origin), found=", ".join(values))
-        if not isinstance(row, Conversation) or not row.messages:
-            continue
-        if turns == ALL:
-            by_row.append(items_of(row, dict(values), len(by_row) + 1))
-        elif gold is not None or _ends_in_answer(row):
-            by_row.append([item_of(row, dict(values), None if gold is None else values[gold])])
-    by_row = [items for items in by_row if items]
-    if not by_row:
-        raise DataError("no row has an answer to compare with", where=settings.train)
-    if left_out := len(rows) - len(by_row):
-        say(f"{counted(left_out, 'row')} without an answer, left out")
-    return [item for items in by_row[:limit] for item in items]
-
-
-def _ends_in_answer(row: Conversation) -> bool:
-    return row.messages[-1].role == "assistant" and not is_empty(row)
-
-
-def _calls_apart(items: list[Item]) -> list[Item]:
-    """Where some answers are calls and others talk: told apart, as any talk at all is right where no call is wanted."""
-    wanted = [bool(parse_calls(item.gold) if isinstance(item.gold, str) else item.gold) for item in items]
-    if all(wanted) or not any(wanted):
-        return items
-    parts = {True: "a call is wanted", False: "no call is wanted"}
-    return [replace(item, part=parts[call]) for item, call in zip(items, wanted, strict=True)]
-
-
 def _refuse_unread(of_answers: list[str], turns: str, gold: str | None, out: Path | None, num_beams: int) -> None:
     """Options that would change nothing, or contradict each other."""
     if turns not in (LAST, ALL):
@@ -393,14 +342,6 @@ def _refuse_unread(of_answers: list[str], turns: str, gold: str | None, out: Pat
         raise RecipeError(
             "--gold names one right answer for a row, and --turns all asks for several",
             fix="take one of the two out: with --turns all each turn's own text is the right answer",
-        )
-
-
-def _refuse_unscorable(items: Sequence[Item], scorers: Sequence[str], where: str) -> None:
-    """What a scorer reads of a row stands there before anything is answered."""
-    if "sql" in scorers and any("databases" not in item.row for item in items):
-        raise DataError(
-            "to run queries, every row needs the column databases: scripts that make and fill one each", where=where
         )
 
 

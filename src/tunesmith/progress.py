@@ -55,6 +55,14 @@ class Progress:
         self._shown_at, self._shown_share, self._num_lines = -1e9, 0.0, 0
 
     @property
+    def stream(self) -> IO[str]:
+        return self._stream
+
+    @property
+    def is_quiet(self) -> bool:
+        return self._console.quiet
+
+    @property
     def is_live(self) -> bool:
         return self._notebook is not None or (self._console.is_terminal and not self._console.is_dumb_terminal)
 

@@ -118,8 +118,14 @@ class Resolved:
         return "\n".join(lines) + "\n"
 
 
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, past: bool = False) -> Resolved:
-    """The recipe in a YAML file (or in a run folder), with `section.key=value` overrides on top.
+Change = tuple[str, Any, str]
+"""A setting on top of a recipe's: "section.key" (or a section, replaced whole), its value, and where it was said."""
+
+
+def load(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), *, past: bool = False, changes: Sequence[Change] = ()
+) -> Resolved:
+    """The recipe in a YAML file (or in a run folder), with `changes`, then `section.key=value` overrides on top.
 
     `past`: of a run that was, whose files may be gone or elsewhere by now; they are not looked for.
     """
@@ -145,14 +151,24 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, past: b
     tree = _Tree(lined.value or {}, sources, str(file), lined.errors)
     if file.name == "recipe.yaml" and (file.parent / "provenance.json").is_file():
         tree.stand_in(file.absolute().parent)
-    return _resolve(tree, overrides, name, file.parent, past)
+    return _resolve(tree, overrides, name, file.parent, past, changes)
 
 
 def from_dict(
-    values: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str = "run", source: str = "recipe"
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    name: str = "run",
+    source: str = "recipe",
+    sources: Mapping[Path, str] | None = None,
+    folder: str | os.PathLike[str] = "",
+    changes: Sequence[Change] = (),
 ) -> Resolved:
-    """The recipe in plain nested values; relative paths start at the current folder."""
-    return _resolve(_Tree(values, {}, source), overrides, name, FilePath())
+    """The recipe in plain nested values, with `changes`, then overrides on top; relative paths start at `folder`.
+
+    `sources`: where each value was said, where it was not all said in `source`.
+    """
+    return _resolve(_Tree(values, dict(sources or {}), source), overrides, name, FilePath(folder), changes=changes)
 
 
 def json_schema() -> dict[str, Any]:
@@ -170,7 +186,16 @@ def _recipes_beside(file: FilePath) -> str:
     return "there is " + ", ".join(found[:8]) if found else "name a YAML file"
 
 
-def _resolve(tree: _Tree, overrides: Sequence[str], name: str, folder: FilePath, past: bool = False) -> Resolved:
+def _resolve(
+    tree: _Tree,
+    overrides: Sequence[str],
+    name: str,
+    folder: FilePath,
+    past: bool = False,
+    changes: Sequence[Change] = (),
+) -> Resolved:
+    for change in changes:
+        tree.change(*change)
     for text in overrides:
         tree.override(text)
     recipe = tree.recipe() if past else _Paths(tree, folder).in_recipe(tree.recipe())
@@ -210,6 +235,16 @@ class _Tree:
                 expected = "section.key=value"
                 raise RecipeError(f"{text!r} is not an override", where="command line", expected=expected)
             self.set(_split(key, "command line"), read_scalar(value), "command line")
+        except RecipeError as error:
+            self.errors.append(error)
+
+    def change(self, key: str, value: Any, source: str) -> None:
+        """`key` is section.key, or a section that is replaced whole."""
+        try:
+            path = (key,) if key in SECTIONS else _split(key, source)
+            if len(path) == 1 and not isinstance(value, Mapping):
+                raise RecipeError(f"{key} is a section", where=source, expected=f"a mapping, or {key}.key")
+            self.set(path, _copied(value), source)
         except RecipeError as error:
             self.errors.append(error)
 

@@ -87,7 +87,7 @@ class Run:
         path = Path(folder)
         with guarded(path):
             path.mkdir(parents=True, exist_ok=True)
-        lock = _locked(path)
+        lock = locked(path)
         try:
             _may_run_here(path, resolved, resume)
             run = cls(path, resolved, lock)
@@ -259,7 +259,7 @@ class Run:
         write_json(self.folder / "summary.json", summary | self.facts)
 
 
-def _locked(folder: Path) -> int:
+def locked(folder: Path) -> int:
     """A descriptor that holds the folder's lock; it goes with the process, however that ends."""
     path = folder / "lock"
     with guarded(path):

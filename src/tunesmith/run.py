@@ -102,7 +102,7 @@ def train(
             on_exit.enter_context(closing(sink))
         run.remember_trackers(earlier | {sink.name: sink.run_id for sink in sinks if sink.run_id is not None})
         saved = _last_checkpoint(run, recipe, resume, progress)
-        tokenizer, prepared = _read(recipe, trust_remote_code, progress, rows)
+        tokenizer, prepared = read_rows(recipe, trust_remote_code, progress, rows)
         for line in summary(prepared):
             progress.say(line)
         objective = _objective(recipe, prepared)
@@ -164,7 +164,7 @@ def _last_checkpoint(run: Run, recipe: Recipe, resume: bool, progress: Progress)
     return saved
 
 
-def _read(
+def read_rows(
     recipe: Recipe, trust_remote_code: bool, progress: Progress, rows: Iterable[Mapping[str, Any]] | None = None
 ) -> tuple[PreTrainedTokenizerBase, Prepared]:
     """Tokenizer and rows: everything that can be wrong with the data shows before any weight is loaded."""
@@ -426,7 +426,7 @@ def check(resolved: Resolved, *, rows: int = 3, as_json: bool = False, trust_rem
     from tunesmith.data.report import print_report
 
     with Progress(quiet=as_json) as progress:
-        tokenizer, prepared = _read(resolved.recipe, trust_remote_code, progress)
+        tokenizer, prepared = read_rows(resolved.recipe, trust_remote_code, progress)
     if as_json:
         print(json.dumps(as_dict(prepared), indent=2, ensure_ascii=False))
     else:
