@@ -74,7 +74,7 @@ MOMENTS = {
     "a save": ("tunesmith.train.checkpoint:save_file", 4),
     "a line of metrics": ("tunesmith.record:Run._write_line", 6),
     "the last evaluation": ("tunesmith.objectives.sft:SFT.evaluate", 3),
-    "publishing": ("tunesmith.run:_Publisher.__call__", 21),
+    "publishing": ("tunesmith.train.publish:Publisher.__call__", 21),
 }
 QUICK = ("reading the data", "a step of epoch 0", "a step of epoch 1", "an evaluation", "a save")
 

@@ -99,6 +99,8 @@ def _results(summary: dict[str, Any]) -> dict[str, Any]:
     results: dict[str, Any] = {"last training loss": _rounded(summary.get("final_loss"))}
     for name, value in (summary.get("best_metrics") or {}).items():
         results[f"held-out {name} (best, step {summary.get('best_step')})"] = _rounded(value)
+    if summary.get("published") == "last":
+        results["adapter"] = f"of the last step, {summary.get('step')}"
     for when in ("before", "after"):
         for name, value in (summary.get(when) or {}).items():
             results[f"{name} {when}"] = _rounded(value)

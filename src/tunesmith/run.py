@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -23,8 +22,8 @@ from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.problems import counted
 from tunesmith.data.report import summary
 from tunesmith.data.templates import install
-from tunesmith.errors import CheckpointError, Interrupted, MachineError, RecipeError
-from tunesmith.events import Ended, Event, Listener
+from tunesmith.errors import CheckpointError, Interrupted, RecipeError
+from tunesmith.events import Ended, Listener
 from tunesmith.machine import cache_folder
 from tunesmith.models.load import (
     Loaded,
@@ -50,6 +49,7 @@ from tunesmith.train.frozen import store_frozen
 from tunesmith.train.loop import Job, Loop, train_mode
 from tunesmith.train.noise import NEFTune
 from tunesmith.train.optim import check_optimizer
+from tunesmith.train.publish import Publisher, published_step, take
 from tunesmith.train.signals import Signals, watched
 
 FROM_PYTHON = "rows"
@@ -136,7 +136,7 @@ def train(
         session.base_tokenizer = partial(load_tokenizer, bare, trust_remote_code=trust_remote_code)
     session.stand(adapter_set)
     policy.switch.name = None
-    _take_best(adapter_set, run.folder / "checkpoints", ended)
+    take(adapter_set, run.folder / "checkpoints", ended, published_step(ended, recipe.train.publish))
     loaded.model.eval()
     return Trained(resolved.folder, ended, session)
 
@@ -332,7 +332,7 @@ def _loop(
         "threads": torch.get_num_threads(),
         "frozen": policy.stored is not None,
     }
-    publish = _Publisher(run.folder)
+    publish = Publisher(run.folder, recipe.train.publish)
     return Loop(
         policy,
         objective,
@@ -343,36 +343,6 @@ def _loop(
         [publish, *listeners],
         extra,
     )
-
-
-class _Publisher:
-    """Puts the adapter of the best checkpoint (the last, where nothing is held out) into the run's `adapter/`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, event: Event) -> None:
-        if not isinstance(event, Ended):
-            return
-        step = event.step if event.best_step is None else event.best_step
-        checkpoint = self.folder / "checkpoints" / f"step-{step:06d}"
-        made, final = self.folder / ".making-adapter", self.folder / "adapter"
-        try:
-            shutil.rmtree(made, ignore_errors=True)
-            made.mkdir()
-            for path in checkpoint.iterdir():
-                if path.name not in ("trainer.safetensors", "state.json", "MANIFEST.json"):
-                    shutil.copy2(path, made / path.name)
-            shutil.rmtree(final, ignore_errors=True)
-            made.replace(final)
-        except OSError as error:
-            shutil.rmtree(made, ignore_errors=True)
-            raise MachineError(
-                "the adapter could not be written",
-                where=str(final),
-                found=str(error),
-                fix=f"free some space; the checkpoint {checkpoint} is whole, and --resume finishes the run",
-            ) from error
 
 
 def _same_run(saved: Restored, prepared: Prepared, base: str) -> None:
@@ -388,22 +358,12 @@ def _same_run(saved: Restored, prepared: Prepared, base: str) -> None:
             )
 
 
-def _take_best(adapter_set: AdapterSet, checkpoints: Path, ended: Ended) -> None:
-    """The tensors in memory become those that were published."""
-    from safetensors.torch import load_file
-
-    if ended.best_step is None or ended.best_step == ended.step:
-        return
-    saved = load_file(checkpoints / f"step-{ended.best_step:06d}" / "trainer.safetensors")
-    kind = "weights/"
-    adapter_set.load_state({key.removeprefix(kind): tensor for key, tensor in saved.items() if key.startswith(kind)})
-
-
 def _facts(recipe: Recipe, base: identity.BaseIdentity, prepared: Prepared, adapter_set: AdapterSet) -> dict[str, Any]:
     counts, rows = adapter_set.counts(), prepared.counts
     return {
         "base_model": base.name,
         "base_digest": base.fingerprint,
+        "published": recipe.train.publish,
         "base_storage": base.storage,
         "trained_parameters": counts.trained,
         "total_parameters": counts.total,

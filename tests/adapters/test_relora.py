@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -27,8 +26,8 @@ from tunesmith.data.pack import collate
 from tunesmith.errors import AdapterError
 from tunesmith.events import Noted, StepDone
 from tunesmith.models.tiny import tiny
-from tunesmith.run import _take_best
 from tunesmith.train.optim import reset_moments
+from tunesmith.train.publish import take
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "train"))
 from loops import bench, rows
@@ -346,7 +345,7 @@ def test_the_best_checkpoint_is_taken_back_though_it_had_fewer_merges(tmp_path):
     made = bench(tmp_path, adapter=RELORA, save_every=1, keep_checkpoints=20, **RUN)
     ended = made.loop.run()
     saved = made.loop.checkpoints.path(5)
-    _take_best(made.adapter_set, saved.parent, dataclasses.replace(ended, best_step=5))
+    take(made.adapter_set, saved.parent, ended, 5)
     wanted = load_file(saved / "trainer.safetensors")
     for name, tensor in made.adapter_set.state().items():
         assert torch.equal(tensor, wanted[f"weights/{name}"]), name

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -204,7 +205,7 @@ def _compare(
                 expected=f"at most {bound:.3g}; the adapter moves logits by up to {_gap(base, wanted):.3g}",
                 fix="serve the adapter unmerged, and report this: the model has a layer that merging does not reach",
             )
-        plain = AutoModelForCausalLM.from_pretrained(half, dtype=dtype, local_files_only=True)
+        plain: Any = AutoModelForCausalLM.from_pretrained(half, dtype=dtype, local_files_only=True)
         plain.to(device).eval()
         _same_numbers(plain, unrounded, folder)
         del unrounded

@@ -187,7 +187,7 @@ def head_of(model: PreTrainedModel, adapter_name: str | None) -> Head:
     layer: Any = model.get_output_embeddings()
     if layer is None:
         raise ModelError(f"{type(model).__name__} has no output head", fix="use a causal language model")
-    own = layer.layer if isinstance(layer, Slot) else layer
+    own: Any = layer.layer if isinstance(layer, Slot) else layer
     weight, bias = own.weight if storage_of(own) is None else dense_weight(own), getattr(own, "bias", None)
     if isinstance(layer, Slot):
         adapter = layer.adapter(adapter_name)

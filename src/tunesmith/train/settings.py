@@ -54,6 +54,8 @@ class TrainSettings(Settings):
     """Steps between checkpoints; null: at each evaluation."""
     keep_checkpoints: PositiveInt = 2
     """How many of the last checkpoints stay on disk, beside the best."""
+    publish: Literal["best", "last"] = "best"
+    """Which checkpoint becomes the run's adapter: that of the lowest held-out loss, or the last."""
     stop_after_no_gain: PositiveInt | None = None
     """Early stopping: evaluations in a row without a lower held-out loss; null: never."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
