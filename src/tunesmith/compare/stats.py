@@ -23,6 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
 
 Array = NDArray[np.float64]
 
@@ -141,12 +142,12 @@ def seeds_needed(found: Difference, comparisons: int = 1, level: float = 0.05, p
 @lru_cache(maxsize=4096)
 def quantile(degrees: int, level: float) -> float:
     """Student's t: exceeded in absolute value with probability `level`."""
-    return _bisected(degrees, level, 0.0)
+    return float(student.isf(level / 2, degrees))
 
 
 def tail(t: float, degrees: float) -> float:
-    """Student's t: the probability that |T| exceeds t, I_x(degrees/2, 1/2) at x = degrees/(degrees + t²)."""
-    return _incomplete_beta(degrees / (degrees + t * t), degrees / 2, 0.5)
+    """Student's t: the probability that |T| exceeds t."""
+    return float(2 * student.sf(t, degrees))
 
 
 def _table(x: ArrayLike) -> Array:
@@ -180,44 +181,5 @@ def _p_value(mean: float, seed: float, item: float, seeds: int, items: int) -> f
 
 @lru_cache(maxsize=256)
 def _quantiles(degrees: int) -> Array:
-    """t at every level of `LEVELS`, by bisection of `tail`."""
-    found = np.zeros(len(LEVELS))
-    for index, level in enumerate(LEVELS[1:], 1):
-        found[index] = _bisected(degrees, float(level), float(found[index - 1]))
-    return found
-
-
-def _bisected(degrees: int, level: float, low: float) -> float:
-    """The quantile of `level`, known to lie above `low`."""
-    if level >= 1:
-        return 0.0
-    high = max(1.0, 2 * low)
-    while tail(high, degrees) > level:
-        high *= 2
-    while high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if tail(middle, degrees) > level else (low, middle)
-    return low
-
-
-def _incomplete_beta(x: float, a: float, b: float) -> float:
-    """I_x(a, b) by its continued fraction (DLMF 8.17.22, Lentz's method)."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):
-        return 1.0 - _incomplete_beta(1 - x, b, a)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-    tiny, c = 1e-300, 1.0
-    d = 1 / max(1 - (a + b) * x / (a + 1), tiny)
-    total = d
-    for m in range(1, 500):
-        for term in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1 / ((1 + term * d) or tiny)
-            c = (1 + term / c) or tiny
-            total *= c * d
-        if abs(c * d - 1) < 1e-14:
-            break
-    return front * total / a
+    """t at every level of `LEVELS`."""
+    return np.asarray(student.isf(LEVELS / 2, degrees), dtype=float)
