@@ -96,7 +96,11 @@ shares its batch.
 
 ```yaml
 model:
+  name: HuggingFaceTB/SmolLM2-135M-Instruct
   storage: nf4-double
+data:
+  train: recipes/data/marketing_mail.jsonl
+  columns: {prompt: description, completion: mail}
 ```
 
 `auto` holds the base as its files do; `plain` in `model.dtype`, files in few bits being dequantised once, for good.
