@@ -18,6 +18,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, create_model, model
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.data.settings import DataSettings, HeldOut
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.models.settings import ModelSettings
@@ -49,6 +50,12 @@ class Recipe(Settings):
                 raise Contradiction(
                     f"train.{name}", "has nothing to evaluate on", "hold rows out, for example data.held_out: 0.05"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _virtual_or_added_tokens(self) -> Self:
+        if self.model.add_tokens and isinstance(self.adapter, VirtualSettings) and self.model.adapter is None:
+            raise Contradiction("model.add_tokens", "cannot be trained beside virtual tokens", "leave out either")
         return self
 
     def explicit(self) -> dict[str, Any]:

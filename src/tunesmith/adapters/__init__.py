@@ -1,10 +1,13 @@
 """Adapter methods: one file and one line each."""
 
-from tunesmith.adapters import dora, lora, lora_fa, vera
+from tunesmith.adapters import bottleneck, dora, lora, lora_fa, prefix, prompt, vera
 
 METHODS = {
     "lora": lora,
     "dora": dora,
     "lora-fa": lora_fa,
     "vera": vera,
+    "bottleneck": bottleneck,
+    "prompt": prompt,
+    "prefix": prefix,
 }

@@ -9,7 +9,7 @@ unload(model, name)                        out again; layers without adapters st
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +23,7 @@ from tunesmith.adapters.full import Full
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy, choose
 from tunesmith.adapters.tokens import Tokens
+from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.errors import AdapterError
 
 
@@ -130,16 +131,38 @@ def add(
     name: str,
     seed: int,
     added_tokens: int | Sequence[int] = 0,
+    encode: Callable[[str], Sequence[int]] | None = None,
 ) -> AdapterSet:
-    """A fresh adapter everywhere that `settings` say; it alone learns. `added_tokens`: ids, or how many last rows."""
+    """A fresh adapter everywhere that `settings` say; it alone learns. `added_tokens`: ids, or how many last rows.
+
+    `encode`: text -> token ids, for a method that begins as a text.
+    """
+    if isinstance(settings, VirtualSettings) and added_tokens:
+        raise AdapterError(
+            "virtual tokens and tokens added to the vocabulary cannot be trained at once",
+            fix="leave out model.add_tokens, or choose a method that stands beside layers",
+        )
     targets = choose(model, settings)
     rows = _token_rows(anatomy(model), added_tokens, targets)
     adapter_set = make(model, settings, name=name, seed=seed, targets=targets, token_rows=rows)
+    _begin_as_text(adapter_set, encode)
     place(model, switch, adapter_set)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     adapter_set.requires_grad(True)
     return adapter_set
+
+
+def _begin_as_text(adapter_set: AdapterSet, encode: Callable[[str], Sequence[int]] | None) -> None:
+    text = getattr(adapter_set.settings, "init_text", None)
+    if text is None:
+        return
+    token_ids = [] if encode is None else encode(text)
+    if not len(token_ids):
+        raise AdapterError("adapter.init_text has no tokens", found=repr(text), fix="give a text, or leave it out")
+    for path, adapter in adapter_set.adapters.items():
+        modules = adapter_set.body.modules
+        adapter.begin_as(token_ids, base_of(modules[path]), modules[""])  # type: ignore[operator]
 
 
 def make(
@@ -163,11 +186,12 @@ def make(
     layer_settings = layer_settings or dict.fromkeys(targets.adapted, settings)
     bases = {path: base_of(body.modules[path]) for path in layer_settings}
     shared = _shared(settings, bases, seed)
-    more = [shared] if shared else []
+    more: list[object] = [shared] if shared else [body] if isinstance(settings, VirtualSettings) else []
     built: dict[str, Adapter] = {}
     for path, own in layer_settings.items():
         generator = None if seed is None else generator_of(seed, path)
         built[path] = METHODS[own.method].build(own, bases[path], generator, *more)  # type: ignore[attr-defined]
+    _refuse_head(body, built)
     _build_in_full(body, targets.in_full, built, share_tied)
     _build_tokens(body, token_rows, built)
     order = [path for path in body.modules if path in built]
@@ -175,6 +199,17 @@ def make(
     total = sum(parameter.numel() for parameter in base_parameters(model).values())
     rows = {path: tuple(ids) for path, ids in token_rows.items()}
     return AdapterSet(name, settings, targets, body, adapters, layer_settings, rows, shared=shared, total=total)
+
+
+def _refuse_head(body: Anatomy, built: Mapping[str, Adapter]) -> None:
+    """The loss is reckoned from the head's weight: what stands there must be a weight."""
+    adapter = None if body.head is None else built.get(body.head)
+    if adapter is not None and not adapter.mergeable:
+        raise AdapterError(
+            f"{type(adapter).__name__} cannot stand beside the output head: no weight computes the same",
+            where=body.head,
+            fix="take it out of adapter.targets, or train it in full (adapter.train_in_full: [head])",
+        )
 
 
 def _shared(settings: AdapterSettings, bases: Mapping[str, Base], seed: int | None) -> dict[str, Tensor]:

@@ -17,11 +17,12 @@ from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import AdapterSet
 from tunesmith.adapters.full import Full
 from tunesmith.adapters.settings import AdapterSettings
-from tunesmith.adapters.targets import Anatomy
+from tunesmith.adapters.targets import Anatomy, before_documents
+from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.errors import AdapterError, TunesmithError, together
 
-KNOWN_TYPES = ("LORA", "VERA")
-"""PEFT's peft_type of the methods that are read here."""
+KNOWN_TYPES = ("LORA", "VERA", "BOTTLENECK", "PROMPT_TUNING", "PREFIX_TUNING")
+"""The peft_type of the methods that are read here; BOTTLENECK is our own."""
 
 READ = {
     *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
@@ -29,13 +30,16 @@ READ = {
     *("trainable_token_indices", "ensure_weight_tying", "task_type", "bias", "init_lora_weights"),
     *("base_model_name_or_path", "revision", "use_dora"),
     *("vera_dropout", "d_initial", "save_projection"),
+    *("activation", "num_virtual_tokens"),
 }
 INERT = {
     *("auto_mapping", "peft_version", "inference_mode", "fan_in_fan_out", "megatron_core", "qalora_group_size"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
-    *("projection_prng_key", "init_weights"),
+    *("projection_prng_key", "init_weights", "prompt_tuning_init", "prompt_tuning_init_text"),
+    *("tokenizer_name_or_path", "tokenizer_kwargs", "encoder_hidden_size", "prefix_projection"),
+    *("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"),
 }
-"""Say how the adapter was made or run, not what it computes."""
+"""Say how the adapter was made or run, or what its tensors' shapes say too; not what it computes."""
 REFUSED = {
     "lora_bias": "merge it with PEFT and load the merged model",
     "target_parameters": "merge it with PEFT and load the merged model: stacks of experts take no adapter here",
@@ -73,15 +77,20 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
     settings, body = adapter_set.settings, adapter_set.body
     method = METHODS[settings.method]  # type: ignore[attr-defined]
     main = method.to_peft(settings)
-    adapted, in_full = adapter_set.targets.adapted, adapter_set.targets.in_full
-    tokens = {path: ids for path, ids in adapter_set.token_rows.items() if not (body.tied and path == body.head)}
-    per_layer = {path: method.to_peft(own) for path, own in adapter_set.layer_settings.items()}
-    config = {
+    common = {
         "task_type": "CAUSAL_LM",
         "auto_mapping": None,
         "base_model_name_or_path": base_name or None,
         "revision": revision,
         "inference_mode": True,
+    }
+    if isinstance(settings, VirtualSettings):
+        return common | main
+    adapted, in_full = adapter_set.targets.adapted, adapter_set.targets.in_full
+    tokens = {path: ids for path, ids in adapter_set.token_rows.items() if not (body.tied and path == body.head)}
+    per_layer = {path: method.to_peft(own) for path, own in adapter_set.layer_settings.items()}
+    config = {
+        **common,
         "fan_in_fan_out": all(isinstance(body.modules[path], Conv1D) for path in adapted),
         "target_modules": _compact(adapted, body),
         "modules_to_save": list(in_full) or None,
@@ -131,6 +140,8 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
     if errors:
         raise together(errors)
     method, fields = _method(config)
+    if issubclass(method.Settings, VirtualSettings):
+        return _before_documents(config, method.Settings(**fields), body)
     in_full = _saved_modules(config, body, errors)
     adapted = _target_modules(config, body, in_full, errors)
     rows = _token_rows(config, body, errors)
@@ -148,6 +159,26 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
         layers[path] = method.Settings(**method.from_peft(own), **chosen)
     share = bool(config.get("ensure_weight_tying")) and body.tied
     return Plan(settings, layers, tuple(in_full), rows, share, config.get("base_model_name_or_path"))
+
+
+def _before_documents(config: dict[str, Any], settings: VirtualSettings, body: Anatomy) -> Plan:
+    """A method of virtual tokens: beside the embedding, and nothing else."""
+    if config.get("modules_to_save"):
+        raise AdapterError(
+            "modules trained beside virtual tokens are not supported",
+            found=str(config["modules_to_save"])[:80],
+            fix="run it with PEFT",
+        )
+    layers: dict[str, AdapterSettings] = dict.fromkeys(before_documents(body).adapted, settings)
+    return Plan(settings, layers, (), {}, False, config.get("base_model_name_or_path"))
+
+
+def unmergeable(config: dict[str, Any]) -> str | None:
+    """Why no weight computes what an adapter of PEFT's `config` does; None where one does, or where nobody knows."""
+    for method in METHODS.values():
+        if method.from_peft(config) is not None:  # type: ignore[attr-defined]
+            return getattr(method, "UNMERGEABLE", None)
+    return None
 
 
 def _method(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

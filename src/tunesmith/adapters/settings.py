@@ -12,11 +12,16 @@ from tunesmith.settings import Contradiction, Settings
 
 class AdapterSettings(Settings):
     targets: str | tuple[str, ...] = "all-linear"
-    """all-linear, attention, mlp, a list of layer names, or "re:" and a regular expression over full paths."""
+    """all-linear, attention, mlp, outputs (of both), mlp-outputs, names, or "re:" and a regular expression."""
     last_blocks: PositiveInt | None = None
     """Adapt only the last so many blocks."""
     train_in_full: tuple[str, ...] = ()
     """Modules trained in full beside the adapter: embeddings, norms, head, or names."""
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many positions before each document the method takes."""
+        return 0
 
     @model_validator(mode="after")
     def _targets_readable(self) -> Self:

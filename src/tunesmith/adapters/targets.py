@@ -19,10 +19,11 @@ from transformers import PreTrainedModel
 from tunesmith.adapters.attach import Slot, layers
 from tunesmith.adapters.full import is_lookup
 from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.errors import AdapterError, TunesmithError, together
 from tunesmith.quant.dense import is_matrix
 
-KINDS = ("all-linear", "attention", "mlp")
+KINDS = ("all-linear", "attention", "mlp", "outputs", "mlp-outputs")
 """Words for `targets`."""
 PARTS = ("embeddings", "norms", "head")
 """Words for `train_in_full`."""
@@ -30,6 +31,11 @@ PARTS = ("embeddings", "norms", "head")
 _ATTENTION = re.compile(r"attn|attention", re.I)
 _MLP = re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.I)
 _ATTENTION_LEAF = re.compile(r"(q|k|v|o|qkv|out)_proj|query_key_value|query|key|value|c_attn|w?qkv|wqkv|wo", re.I)
+_OUTPUT_LEAF = {
+    "attention": re.compile(r"o_proj|out_proj|c_proj|dense|proj|wo|o", re.I),
+    "mlp": re.compile(r"down_proj|c_proj|dense_4h_to_h|fc_?2|fc_out|w2|wo|lin(ear)?_?2|output_linear|dense|proj", re.I),
+}
+"""Names of what attention and MLP end in."""
 _MLP_LEAF = re.compile(
     r"fc\d?|fc_(in|out)|c_fc|(gate|up|down|gate_up)_proj|dense_h_to_4h|dense_4h_to_h|linear\d|w\d|lin\d", re.I
 )
@@ -133,6 +139,8 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
 def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
     """The matrices and modules that `settings` name in `model`; every name that matches nothing is an error."""
     body = anatomy(model)
+    if isinstance(settings, VirtualSettings):
+        return before_documents(body)
     errors: list[TunesmithError] = []
     if settings.last_blocks is not None and settings.last_blocks > len(body.blocks):
         errors.append(
@@ -167,18 +175,34 @@ def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
     return Targets(tuple(adapted), tuple(in_full), tuple(missed))
 
 
+def before_documents(body: Anatomy) -> Targets:
+    """Virtual tokens stand in the embedding's slot, and miss nothing."""
+    if body.embedding is None or body.embedding not in body.matrices:
+        raise AdapterError(
+            "virtual tokens need an embedding that hands out its rows",
+            found="none" if body.embedding is None else type(body.modules[body.embedding]).__name__,
+            fix="choose a method that stands beside layers, such as lora",
+        )
+    return Targets((body.embedding,), (), ())
+
+
 def _matrices(body: Anatomy, targets: str | tuple[str, ...], errors: list[TunesmithError]) -> list[str]:
     """Paths that `targets` name, in the model's order."""
     chosen: set[str] = set()
     for target in (targets,) if isinstance(targets, str) else targets:
+        known = len(errors)
         if target in KINDS:
             found = [
                 path
                 for path, module in body.matrices.items()
                 if body.block_of(path) is not None and not isinstance(module, nn.Embedding)
             ]
-            found = [path for path in found if target == "all-linear" or body.kind(path) == target]
-            stacks = [path for path in body.stacks if body.kind(path) == target]
+            kind = target.removesuffix("-outputs")
+            if target.endswith("outputs"):
+                found = _outputs(body, found, ("mlp",) if kind == "mlp" else tuple(_OUTPUT_LEAF), errors)
+            else:
+                found = [path for path in found if target == "all-linear" or body.kind(path) == target]
+            stacks = [path for path in body.stacks if body.kind(path) == kind]
             if not found and _refuse_stacks(target, stacks, errors):
                 continue
         elif target.startswith("re:"):
@@ -192,10 +216,32 @@ def _matrices(body: Anatomy, targets: str | tuple[str, ...], errors: list[Tunesm
             stacks = [path for path in body.stacks if _ends(path, target) or _ends(path.rpartition(".")[0], target)]
             if _refuse_stacks(target, stacks, errors):
                 continue
-        if not found:
+        if not found and len(errors) == known:
             errors.append(_unmatched("adapter.targets", target, (*KINDS, *body.matrices), body))
         chosen.update(found)
     return [path for path in body.matrices if path in chosen]
+
+
+def _outputs(body: Anatomy, paths: list[str], kinds: tuple[str, ...], errors: list[TunesmithError]) -> list[str]:
+    """Of the matrices at `paths`, those that attention or MLP end in; of each block's every kind at least one."""
+    found: list[str] = []
+    untold: list[str] = []
+    for block in range(len(body.blocks)):
+        for kind in kinds:
+            there = [path for path in paths if body.block_of(path) == block and body.kind(path) == kind]
+            ends = [path for path in there if _OUTPUT_LEAF[kind].fullmatch(path.rpartition(".")[2])]
+            found += ends
+            untold += there if not ends else []
+    if untold:
+        leaves = dict.fromkeys(path.rpartition(".")[2] for path in untold)
+        errors.append(
+            AdapterError(
+                "which layer ends the attention or the MLP of a block cannot be told from its name",
+                found=", ".join(leaves),
+                fix="name the layers in adapter.targets",
+            )
+        )
+    return found
 
 
 def _refuse_stacks(target: str, stacks: list[str], errors: list[TunesmithError]) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.adapters.attach import Switch, slots
+from tunesmith.adapters.attach import Switch, slots, virtuals
 from tunesmith.errors import AdapterError, ModelError
 from tunesmith.models.cache import RowCache
 from tunesmith.models.rows import Batch, Prefix, Row
@@ -154,6 +154,8 @@ def generate(
     """
     sampling = Sampling(temperature, top_p, top_k, seed)
     names = _check(model, prompts, num_samples, max_new_tokens, switch, adapters, stop_strings, decode)
+    leads = virtuals(model, names, switch)
+    prompts = [prompt if lead is None else [*lead.ids, *prompt] for prompt, lead in zip(prompts, leads, strict=True)]
     stop = _Stop(max_new_tokens, frozenset(eos_ids), tuple(stop_strings), decode)
     answers = _Answers(
         [None] * (len(prompts) * num_samples), sampling, stop, want_logprobs, on_token, on_answer, memory

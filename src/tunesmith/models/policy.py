@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from tunesmith.adapters.attach import Slot, Switch
+from tunesmith.adapters.attach import Slot, Switch, virtual
+from tunesmith.adapters.virtual import Virtual
 from tunesmith.data.types import Batch, Segment
 from tunesmith.errors import ModelError
 from tunesmith.models import attention
@@ -64,13 +65,19 @@ class Policy(nn.Module):
 
     @contextmanager
     def _noised(self, lengths: Tensor) -> Iterator[None]:
-        """What embeds the tokens adds `noise`, if there is any. lengths: as the tokens are shaped."""
+        """What embeds the tokens adds `noise`, if there is any, to the last ones. lengths: as these are shaped."""
         noise = self.noise
         if noise is None or not noise.training:
             yield
             return
         embedding: Any = self.model.get_input_embeddings()
-        handle = embedding.register_forward_hook(lambda _, inputs, embedded: noise(embedded, lengths))
+        num_own = lengths.shape[1]
+
+        def add(_: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
+            num_virtual = embedded.shape[1] - num_own
+            return torch.cat([embedded[:, :num_virtual], noise(embedded[:, num_virtual:], lengths)], dim=1)
+
+        handle = embedding.register_forward_hook(add)
         try:
             yield
         finally:
@@ -94,16 +101,26 @@ class Policy(nn.Module):
             ids = nn.functional.pad(ids, (0, spare))
             positions = torch.cat([positions, torch.arange(spare, device=device)])
             segments = (*segments, Segment(tokens, tokens + spare))
-        with self._noised(document_lengths(segments)[None].to(device)):
+        layout = attention.Layout(segments, device)
+        lengths = document_lengths(segments)[None].to(device)
+        lead = virtual(self.model, self.switch.name)
+        if lead is not None:
+            layout.virtual, layout.given = lead.num_tokens, lead.keys_values()
+            positions = positions + lead.num_tokens
+            if layout.given is None:
+                ids = torch.cat([torch.tensor(lead.ids, device=device), ids])
+                positions = torch.cat([torch.arange(lead.num_tokens, device=device), positions])
+        with self._noised(lengths):
             output = self._backbone[0](
                 input_ids=ids[None],
                 # Any mask of four dimensions is taken as made: the layout says which token sees which.
                 attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
                 position_ids=positions[None],
                 use_cache=False,
-                layout=attention.Layout(segments, device),
+                layout=layout,
             )
-        return output.last_hidden_state[0, :tokens]
+        num_virtual = len(ids) - lengths.shape[1]
+        return output.last_hidden_state[0, num_virtual : num_virtual + tokens]
 
     def _padded(self, batch: Batch) -> Tensor:
         if any(segment.parent is not None for segment in batch.segments):
@@ -111,15 +128,46 @@ class Policy(nn.Module):
                 "this model cannot run two branches of one prompt in one row",
                 fix="use an objective's plain form, one row per branch",
             )
-        lengths = [len(segment) for segment in batch.segments]
-        ids = batch.token_ids.new_zeros(len(lengths), max(lengths))
+        ids = batch.token_ids.new_zeros(len(batch.segments), max(len(segment) for segment in batch.segments))
         mask = torch.zeros_like(ids)
         for row, segment in enumerate(batch.segments):
             ids[row, : len(segment)] = batch.token_ids[segment.start : segment.end]
             mask[row, : len(segment)] = 1
-        with self._noised(mask.sum(1, keepdim=True).expand_as(mask)):
-            output = self._backbone[0](input_ids=ids, attention_mask=mask, use_cache=False)
-        return output.last_hidden_state[mask.bool()]
+        lengths, own, known = mask.sum(1, keepdim=True).expand_as(mask), mask.bool(), None
+        lead = virtual(self.model, self.switch.name)
+        if lead is not None:
+            mask = nn.functional.pad(mask, (lead.num_tokens, 0), value=1)
+            known = self._cache_of(lead, len(ids))
+            if known is None:
+                before = torch.tensor(lead.ids, device=ids.device).expand(len(ids), -1)
+                ids = torch.cat([before, ids], dim=1)
+        with self._noised(lengths):
+            output = self._backbone[0](
+                input_ids=ids, attention_mask=mask, past_key_values=known, use_cache=known is not None
+            )
+        return output.last_hidden_state[:, -own.shape[1] :][own]
+
+    def _cache_of(self, lead: Virtual, num_rows: int) -> DynamicCache | None:
+        """The learned keys and values of `lead` before each row, or None where the model computes them."""
+        each = lead.keys_values()
+        if each is None:
+            return None
+        self.refuse_recomputation()
+        cache = DynamicCache(config=self.model.config)
+        for layer, pair in enumerate(each):
+            cache.update(*(part.to(self.model.dtype).expand(num_rows, -1, -1, -1) for part in pair), layer)
+        return cache
+
+    def refuse_recomputation(self) -> None:
+        """Where learned keys and values stand in a cache, recomputation would leave them out."""
+        lead = virtual(self.model, self.switch.name)
+        recomputes = self.model.training and self.model.is_gradient_checkpointing
+        if recomputes and not self.flat and lead is not None and lead.keys_values() is not None:
+            name = type(self.model).__name__
+            raise ModelError(
+                f"{name} runs padded, and cannot recompute activations behind learned keys and values",
+                fix="train.recompute: false, or another method",
+            )
 
 
 def document_lengths(segments: Sequence[Segment]) -> Tensor:

@@ -7,7 +7,7 @@ that column, and the mask hides what was there before it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.adapters.attach import Switch
+from tunesmith.adapters.attach import Switch, virtuals
+from tunesmith.adapters.virtual import FIRST
 from tunesmith.models.cache import COLUMN_BLOCK, RowCache
 
 
@@ -88,9 +89,36 @@ class Batch:
         if self.takes_positions:
             inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp_(min=0)[:, -tokens.shape[1] :]
         self.cache.look_at(rows, first, end)
+        self.cache.given = self._given(tokens, adapters)
         with _adapters_set(self.switch, adapters):
             logits = self.model(**inputs, past_key_values=self.cache, use_cache=True).logits
         return logits[:, -1]
+
+    def _given(
+        self, tokens: Tensor, adapters: list[str | None]
+    ) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+        """Puts the learned keys and values of virtual tokens in place of what the model computes for them."""
+        learned: dict[int, Any] = {}
+        parts = []
+        for row, lead in enumerate(virtuals(self.model, adapters, self.switch)):
+            columns = (tokens[row] >= FIRST).nonzero()[:, 0] if lead is not None else ()
+            if lead is None or not len(columns):
+                continue
+            if id(lead) not in learned:
+                learned[id(lead)] = lead.keys_values()
+            if learned[id(lead)] is not None:
+                parts.append((row, columns, tokens[row, columns] - FIRST, learned[id(lead)]))
+        if not parts:
+            return None
+
+        def given(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            made = keys.clone(), values.clone()
+            for row, columns, place, each in parts:
+                for own, known in zip(made, each[layer], strict=True):
+                    own[row, :, columns] = known[:, place].to(own.dtype)
+            return made
+
+        return given
 
     def admit(self, groups: list[list[Row]]) -> Tensor:
         """Prefill one row per group, copy it to the group's other rows -> logits [rows admitted, V].

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
-from tunesmith.adapters.attach import Switch
+from tunesmith.adapters.attach import Switch, virtuals
 from tunesmith.data.types import Message
 from tunesmith.errors import ModelError
 from tunesmith.models.generate import Generated, Memory, generate
@@ -73,7 +73,7 @@ class Session:
         return generate(
             self.model,
             prompts,
-            max_new_tokens=self._room(prompts, params.max_new_tokens),
+            max_new_tokens=self._room(prompts, params.max_new_tokens, adapters),
             eos_ids=self.renderer.end_ids,
             temperature=params.temperature,
             top_p=params.top_p,
@@ -86,9 +86,11 @@ class Session:
             **options,
         )
 
-    def _room(self, prompts: Sequence[Sequence[int]], wanted: int) -> int:
+    def _room(self, prompts: Sequence[Sequence[int]], wanted: int, adapters: Sequence[str | None]) -> int:
         """New tokens that the model has positions for behind the longest prompt: `wanted`, or what is left."""
-        most, longest = most_tokens(self.model.config), max(map(len, prompts), default=0)
+        leads = virtuals(self.model, adapters, self.switch)
+        lengths = [len(p) + (lead.num_tokens if lead else 0) for p, lead in zip(prompts, leads, strict=True)]
+        most, longest = most_tokens(self.model.config), max(lengths, default=0)
         if most is None:
             return wanted
         if longest >= most:
