@@ -3,8 +3,9 @@
     python benchmarks/squad.py                  trains by recipes/squad.yaml, asks 956 rows
     python benchmarks/squad.py --adapter RUN    scores a run that is there already
 
-More than half of the questions have no answer in their paragraph: a model that always refuses scores high. What counts
-is the paired difference to that, on the same questions, with its interval.
+The tuned model answers twice: token by token, and by beam search, which finds the most probable whole answer. More than
+half of the questions have no answer in their paragraph: a model that always refuses scores high. What counts is the
+paired difference to that, on the same questions, with its interval.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from result import Result, load_average, warn_if_busy
 from tunesmith import Params, load, open_session
 from tunesmith.data.formats import convert
 from tunesmith.data.sources import read
-from tunesmith.evaluate import Evaluation, Item, before_after, item_of
+from tunesmith.evaluate import Evaluation, Item, evaluate, item_of
 from tunesmith.run import train
-from tunesmith.score.intervals import Change, paired_change
+from tunesmith.score.intervals import paired_change
 from tunesmith.score.text import REFUSALS, exact_match, f1
 
 SQUAD = SHARED / "squad_v2"
@@ -40,8 +41,10 @@ def questions(limit: int | None) -> list[Item]:
     return [item_of(row, dict(values), values["answers"]) for row, (_, values) in zip(rows, raw, strict=True)]
 
 
-def told(change: Change) -> dict[str, float]:
-    return {"difference": change.difference, "low": change.low, "high": change.high}
+def against(before: dict[str, list[float]], after: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """The paired differences, by scorer."""
+    changes = {name: paired_change(before[name], after[name]) for name in SCORERS}
+    return {name: {"difference": c.difference, "low": c.low, "high": c.high} for name, c in changes.items()}
 
 
 def figures(evaluation: Evaluation) -> dict[str, Any]:
@@ -56,6 +59,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, help="ask only the first so many rows")
     parser.add_argument("--adapter", type=Path, help="a run folder, in place of training")
+    parser.add_argument("--beams", type=int, default=4, help="answers that compete")
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
     before = warn_if_busy()
@@ -67,29 +71,38 @@ def main() -> int:
             train(load(RECIPE, changes))
         summary = json.loads((run / "summary.json").read_text())
         session, items = open_session(str(run), base=str(model)), questions(options.limit)
-        both = before_after(
-            session, items, list(SCORERS), adapter=str(session.adapter), params=Params(max_new_tokens=40), max_rows=32
-        )
+        ways = {
+            "base": (None, Params(max_new_tokens=40)),
+            "tuned, token by token": (session.adapter, Params(max_new_tokens=40)),
+            "tuned": (session.adapter, Params(max_new_tokens=40, num_beams=options.beams)),
+        }
+        made = {
+            name: evaluate(session, items, SCORERS, adapter=adapter, params=params, max_rows=32)
+            for name, (adapter, params) in ways.items()
+        }
     refused = {name: [score(REFUSALS[0], item.gold) for item in items] for name, score in SCORERS.items()}
     measures = {
         "always refuse": {name: sum(values) / len(values) for name, values in refused.items()},
-        "tuned less always refuse": {
-            name: told(paired_change(refused[name], both.after.scores[name])) for name in SCORERS
-        },
-        "tuned less base": {name: told(both.change(name)) for name in SCORERS},
+        "tuned less always refuse": against(refused, made["tuned"].scores),
+        "tuned, token by token, less always refuse": against(refused, made["tuned, token by token"].scores),
+        "tuned less base": against(made["base"].scores, made["tuned"].scores),
     }
     result = Result(
         benchmark="squad",
         subject="",
-        settings={"questions": len(items), **{k: summary.get(k) for k in ("step", "train_seconds", "num_tokens")}},
+        settings={
+            "questions": len(items),
+            "num_beams": options.beams,
+            **{k: summary.get(k) for k in ("step", "train_seconds", "num_tokens")},
+        },
         load_average={"before": before, "after": load_average()},
-        contenders={"base": figures(both.before), "tuned": figures(both.after)},
+        contenders={name: figures(evaluation) for name, evaluation in made.items()},
         ratios={},
         measures=measures,
     )
     if not options.no_write:
         print(f"written: {result.write().relative_to(REPOSITORY)}", file=sys.stderr)
-    print(json.dumps({"base": figures(both.before), "tuned": figures(both.after), **measures}))
+    print(json.dumps({**result.contenders, **measures}))
     return 0
 
 

@@ -38,6 +38,7 @@ Source = Annotated[
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above, it is drawn.")]
+NumBeams = Annotated[int, typer.Option(min=1, help="Above 1: the most probable whole answer, by beam search.")]
 Base = Annotated[
     str | None, typer.Option(help="The base model, where the adapter's own note of it is not it.", show_default=False)
 ]
@@ -209,6 +210,7 @@ def generate(
     template: Template = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
+    num_beams: NumBeams = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="For temperatures above 0.")] = 0,
     trust_remote_code: RemoteCode = False,
@@ -231,6 +233,7 @@ def generate(
         template=template,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        num_beams=num_beams,
         batch_size=batch_size,
         seed=seed,
         trust_remote_code=trust_remote_code,
@@ -252,6 +255,7 @@ def evaluate(
     adapter: OtherAdapter = None,
     base: Base = None,
     max_new_tokens: MaxNewTokens = 256,
+    num_beams: NumBeams = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered together.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where each answer and its score goes (JSONL).")] = None,
@@ -270,6 +274,7 @@ def evaluate(
         adapter=adapter,
         base=base,
         max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
         batch_size=batch_size,
         as_json=as_json,
         out=out,

@@ -98,12 +98,14 @@ def generate(
     template: str | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    num_beams: int = 1,
     batch_size: int = 16,
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> None:
     """Answer one prompt, streamed (into `out` where it is given), or a file of prompts in batches."""
-    params = Params(max_new_tokens, temperature, seed=seed)
+    params = Params(max_new_tokens, temperature, seed=seed, num_beams=num_beams)
+    _refuse_impossible(params)
     target = out if file is None else out or file.with_suffix(".answers.jsonl")
     if target is not None:
         refuse_folder(target)
@@ -120,6 +122,9 @@ def generate(
         session = _open(progress, source, adapter, base=base, template=template, trust_remote_code=trust_remote_code)
         if target is None:
             for one in prompts:
+                if num_beams > 1:  # which answer it is shows at its end
+                    print(session.answer([one.messages], params=params)[0])
+                    continue
                 session.stream(
                     one.messages, params, lambda text: print(text, end="", flush=True), adapter=session.adapter
                 )
@@ -145,6 +150,14 @@ def generate(
                 signal_number=signals.received,
                 fix=f"the same command answers the {len(prompts) - done.answered - done.already} that are missing",
             )
+
+
+def _refuse_impossible(params: Params) -> None:
+    """What cannot be is said before any weight is loaded."""
+    try:
+        params.check()
+    except ValueError as error:
+        raise RecipeError(str(error), where="command line") from error
 
 
 def _own_system(source: str | Path, say: Callable[[str], object]) -> str | None:
@@ -192,6 +205,7 @@ def evaluate(
     adapter: str | None = None,
     base: str | None = None,
     max_new_tokens: int = 256,
+    num_beams: int = 1,
     batch_size: int = 16,
     as_json: bool = False,
     out: Path | None = None,
@@ -203,7 +217,11 @@ def evaluate(
     """
     if score != "loss":
         scorers_named(score)
-    elif given := [option for option, value in (("--gold", gold), ("--out", out)) if value is not None]:
+    elif given := [
+        option
+        for option, value in (("--gold", gold), ("--out", out), ("--num-beams", num_beams if num_beams > 1 else None))
+        if value is not None
+    ]:
         raise RecipeError(f"{' and '.join(given)}: only answers have it, not the loss", fix="give --score too")
     if out is not None:
         refuse_folder(out)
@@ -236,7 +254,7 @@ def evaluate(
                 items,
                 score,
                 adapter=session.adapter,
-                params=Params(max_new_tokens),
+                params=Params(max_new_tokens, num_beams=num_beams),
                 on_progress=said,
                 max_rows=batch_size,
             )

@@ -222,7 +222,8 @@ def _adapter(recipe: Recipe, loaded: Loaded, tokenizer: PreTrainedTokenizerBase,
     folder = _origin(recipe)
     if folder is None:
         fresh = add(
-            loaded.model, switch, recipe.adapter, name=NAME, seed=recipe.train.seed, added_tokens=loaded.added_token_ids,
+            loaded.model, switch, recipe.adapter,
+            name=NAME, seed=recipe.train.seed, added_tokens=loaded.added_token_ids,
             encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         )  # fmt: skip
         fresh.added_tokens = recipe.model.add_tokens

@@ -149,18 +149,38 @@
     }
 #define STRIP 32
 
-/* p = w a^T: w [rows, dim], a [rank, dim], p [rows, rank]; the numbers of w are widened a row at a time. */
+/* p = w a^T: w [rows, dim], a [rank, dim], p [rows, rank]; w is widened a strip at a time, and read once for 4 of a. */
 #define THIN_PRODUCT(NAME, T)                                                                                    \
     void thin_product_##NAME(const T *w, const float *a, float *p, int64_t rows, int64_t dim, int64_t rank) {   \
         _Pragma("omp parallel for schedule(static)") for (int64_t r = 0; r < rows; r++) {                       \
-            for (int64_t j = 0; j < rank; j++) {                                                                \
-                float sum = 0.0f;                                                                               \
-                _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < dim; i++)                        \
-                    sum += LOAD_##NAME(w[r * dim + i]) * a[j * dim + i];                                        \
-                p[r * rank + j] = sum;                                                                          \
+            memset(p + r * rank, 0, sizeof(float) * rank);                                                      \
+            for (int64_t from = 0; from < dim; from += WIDE_STRIP) {                                            \
+                int64_t n = from + WIDE_STRIP < dim ? WIDE_STRIP : dim - from, j = 0;                           \
+                float wide[WIDE_STRIP];                                                                         \
+                _Pragma("omp simd") for (int64_t i = 0; i < n; i++) wide[i] = LOAD_##NAME(w[r * dim + from + i]); \
+                for (; j + 4 <= rank; j += 4) {                                                                 \
+                    const float *a0 = a + j * dim + from, *a1 = a0 + dim, *a2 = a1 + dim, *a3 = a2 + dim;       \
+                    float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;                                           \
+                    _Pragma("omp simd reduction(+ : s0, s1, s2, s3)") for (int64_t i = 0; i < n; i++) {         \
+                        float v = wide[i];                                                                      \
+                        s0 += v * a0[i];                                                                        \
+                        s1 += v * a1[i];                                                                        \
+                        s2 += v * a2[i];                                                                        \
+                        s3 += v * a3[i];                                                                        \
+                    }                                                                                           \
+                    p[r * rank + j] += s0, p[r * rank + j + 1] += s1;                                           \
+                    p[r * rank + j + 2] += s2, p[r * rank + j + 3] += s3;                                       \
+                }                                                                                               \
+                for (; j < rank; j++) {                                                                         \
+                    float sum = 0.0f;                                                                           \
+                    _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < n; i++)                      \
+                        sum += wide[i] * a[j * dim + from + i];                                                 \
+                    p[r * rank + j] += sum;                                                                     \
+                }                                                                                               \
             }                                                                                                   \
         }                                                                                                       \
     }
+#define WIDE_STRIP 512
 
 RMS_NORM(f32, float)
 RMS_NORM(b16, bf16)

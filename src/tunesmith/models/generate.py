@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +21,10 @@ from transformers import PreTrainedModel
 
 from tunesmith.adapters.attach import Switch, slots, virtuals
 from tunesmith.errors import AdapterError, ModelError
+from tunesmith.models.beams import Beams
 from tunesmith.models.cache import RowCache
-from tunesmith.models.rows import Batch, Prefix, Row
+from tunesmith.models.rows import Batch, FinishReason, Prefix, Row
 from tunesmith.models.sampling import Sampling, choose, uniforms
-
-FinishReason = Literal["eos", "stop", "length", "cancelled"]
 
 SHORTEST_PREFIX = 16
 """A shorter common beginning is not worth a pass of its own."""
@@ -64,15 +63,16 @@ class _Stop:
     strings: tuple[str, ...]
     decode: Callable[[list[int]], str] | None
 
-    def reason(self, row: Row) -> FinishReason | None:
-        if row.token_ids[-1] in self.eos_ids:
+    def reason(self, token_ids: list[int]) -> FinishReason | None:
+        """Why an answer of `token_ids` ends with the last of them, if it does."""
+        if token_ids[-1] in self.eos_ids:
             return "eos"
         if self.strings and self.decode is not None:
             # a token may be a fraction of a character, never more than four make one
-            tail = self.decode(row.token_ids[-4 * max(map(len, self.strings)) - 4 :])
+            tail = self.decode(token_ids[-4 * max(map(len, self.strings)) - 4 :])
             if any(string in tail for string in self.strings):
                 return "stop"
-        return "length" if len(row.token_ids) >= self.max_new_tokens else None
+        return "length" if len(token_ids) >= self.max_new_tokens else None
 
 
 @dataclass
@@ -101,7 +101,7 @@ class _Answers:
             for row, value in zip(rows, logprobs.tolist(), strict=True):
                 row.logprobs.append(value)
         offset = len(batch.rows) - len(rows)
-        reasons = {offset + i: reason for i, row in enumerate(rows) if (reason := self.stop.reason(row))}
+        reasons = {offset + i: reason for i, row in enumerate(rows) if (reason := self.stop.reason(row.token_ids))}
         ended = [(batch.rows[i], reason) for i, reason in reasons.items()]
         if self.memory is not None and ended:
             _remember(self.memory, batch, ended[0][0])
@@ -124,6 +124,7 @@ def generate(
     max_new_tokens: int,
     eos_ids: Collection[int],
     num_samples: int = 1,
+    num_beams: int = 1,
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int | None = None,
@@ -144,6 +145,7 @@ def generate(
 ) -> list[Generated]:
     """Answers to `prompts`, `num_samples` for each, in the callers' order (prompt 0's samples first).
 
+    num_beams       above 1: the most probable whole answer by beam search (models/beams.py), told when it is there
     adapters        one name (None: the base) per prompt; needs `switch`. Absent: the switch stays as it is set
     decode          ids -> text, needed for `stop_strings`
     on_token        (answer's index, token id), as it is chosen; on_answer (index, answer), as it ends
@@ -153,31 +155,38 @@ def generate(
     max_rows, prefill_tokens, cache_bytes   bounds on rows at a time, tokens in a prefill pass, and the cache's size
     """
     sampling = Sampling(temperature, top_p, top_k, seed)
-    names = _check(model, prompts, num_samples, max_new_tokens, switch, adapters, stop_strings, decode)
+    names = _check(model, prompts, num_samples, num_beams, max_new_tokens, switch, adapters, stop_strings, decode)
     leads = virtuals(model, names, switch)
     prompts = [prompt if lead is None else [*lead.ids, *prompt] for prompt, lead in zip(prompts, leads, strict=True)]
     stop = _Stop(max_new_tokens, frozenset(eos_ids), tuple(stop_strings), decode)
     answers = _Answers(
         [None] * (len(prompts) * num_samples), sampling, stop, want_logprobs, on_token, on_answer, memory
     )
+    beams = None
+    if num_beams > 1:
+        _check_beams(num_samples, temperature, on_token, memory)
+        beams = Beams(num_beams, stop.reason, answers.finish)
     ids = range(len(prompts)) if row_ids is None else row_ids
-    waiting = _groups(prompts, names, ids, num_samples, sampling, max_new_tokens)
+    waiting = _groups(prompts, names, ids, num_samples, sampling, max_new_tokens, num_beams)
+    chooser = answers if beams is None else beams
     with _for_generation(model):
         longest = max((len(prompt) for prompt in prompts), default=1) + max_new_tokens
-        num_rows = max(1, min(max_rows, len(answers.made), cache_bytes // (longest * _bytes_per_token(model))))
+        fit = cache_bytes // (longest * _bytes_per_token(model))
+        num_rows = max(num_beams, min(max_rows, len(answers.made) * num_beams, fit))
         prefix = _recall(memory, prompts, names) or _shared_prefix(model, prompts, names, switch, prefill_tokens)
         batch = Batch(model, num_rows, switch, prefix, prefill_tokens)
         while waiting or batch.rows:
             if cancelled and cancelled():
                 break
-            if groups := _next_groups(waiting, num_rows - len(batch.rows), num_rows, prefill_tokens):
+            if groups := _next_groups(waiting, num_rows - len(batch.rows), num_rows, prefill_tokens, beams is None):
                 logits = batch.admit(groups)
-                answers.take(batch, batch.rows[-sum(map(len, groups)) :], logits)
+                chooser.take(batch, batch.rows[-sum(map(len, groups)) :], logits)
             elif batch.rows:
-                answers.take(batch, list(batch.rows), batch.step())
+                chooser.take(batch, list(batch.rows), batch.step())
         if memory is not None and batch.rows:
             _remember(memory, batch, batch.rows[0])
-    for row in [*batch.rows, *(row for group in waiting for row in group)]:
+    left = [*batch.rows, *(row for group in waiting for row in group)]
+    for row in left if beams is None else beams.cancelled(left):
         answers.finish(row, "cancelled")
     return [made for made in answers.made if made is not None]
 
@@ -186,6 +195,7 @@ def _check(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     num_samples: int,
+    num_beams: int,
     max_new_tokens: int,
     switch: Switch | None,
     adapters: Sequence[str | None] | None,
@@ -193,8 +203,8 @@ def _check(
     decode: Callable[[list[int]], str] | None,
 ) -> list[str | None]:
     """The adapter's name for each prompt, or the reason why this cannot be run."""
-    if max_new_tokens < 1 or num_samples < 1:
-        raise ValueError("max_new_tokens and num_samples are at least 1")
+    if max_new_tokens < 1 or num_samples < 1 or num_beams < 1:
+        raise ValueError("max_new_tokens, num_samples and num_beams are at least 1")
     if stop_strings and decode is None:
         raise ValueError("stop_strings needs `decode`, from token ids to text")
     if memory_types := _unknown_layers(model):
@@ -216,6 +226,13 @@ def _check(
             f"no adapter is called {', '.join(missing)}", expected=", ".join(sorted(here)) or "none is loaded"
         )
     return list(adapters)
+
+
+def _check_beams(num_samples: int, temperature: float, on_token: Any, memory: Memory | None) -> None:
+    if num_samples != 1 or temperature > 0:
+        raise ValueError("num_beams looks for one most probable answer: num_samples is 1 and temperature 0 with it")
+    if on_token is not None or memory is not None:
+        raise ValueError("num_beams knows its answer at the end: no on_token and no memory with it")
 
 
 def _unknown_layers(model: PreTrainedModel) -> set[str]:
@@ -268,8 +285,9 @@ def _groups(
     num_samples: int,
     sampling: Sampling,
     max_new_tokens: int,
+    num_beams: int,
 ) -> list[list[Row]]:
-    """The rows of each prompt, shortest prompt first (they are taken from the end)."""
+    """The rows of each prompt, shortest prompt first (they are taken from the end); beams of one share its index."""
 
     def row(i: int, j: int) -> Row:
         u = None
@@ -277,11 +295,13 @@ def _groups(
             u = torch.from_numpy(uniforms(sampling.seed, ids[i] * num_samples + j, max_new_tokens))
         return Row(i * num_samples + j, prompts[i], names[i], u)
 
-    made = [[row(i, j) for j in range(num_samples)] for i in range(len(prompts))]
+    made = [[row(i, j) for j in range(num_samples) for _ in range(num_beams)] for i in range(len(prompts))]
     return sorted(made, key=lambda group: len(group[0].prompt))
 
 
-def _next_groups(waiting: list[list[Row]], free: int, num_rows: int, prefill_tokens: int) -> list[list[Row]]:
+def _next_groups(
+    waiting: list[list[Row]], free: int, num_rows: int, prefill_tokens: int, may_split: bool
+) -> list[list[Row]]:
     """Groups off the end of `waiting` that fit into `free` rows and one prefill pass.
 
     Single rows are not let in one by one: a pass over a few prompts costs nearly as much as one over many.
@@ -294,6 +314,9 @@ def _next_groups(waiting: list[list[Row]], free: int, num_rows: int, prefill_tok
         if taken and (len(taken) + 1) * columns > prefill_tokens:
             break
         group = waiting.pop()
+        if len(group) > free and not may_split:
+            waiting.append(group)
+            break
         if len(group) > free:
             # a group larger than the room: the rest of it is prefilled again later
             waiting.append(group[free:])

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 from tunesmith.adapters.attach import Switch, virtuals
 from tunesmith.adapters.virtual import FIRST
 from tunesmith.models.cache import COLUMN_BLOCK, RowCache
+
+FinishReason = Literal["eos", "stop", "length", "cancelled"]
 
 
 @dataclass

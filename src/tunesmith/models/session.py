@@ -37,12 +37,18 @@ class Params:
     top_k: int | None = None
     seed: int = 0
     stop_strings: tuple[str, ...] = ()
+    num_beams: int = 1
+    """Above 1: the most probable whole answer, by beam search."""
 
     def check(self) -> None:
         """ValueError with the reason where a value cannot be."""
         Sampling(self.temperature, self.top_p, self.top_k, self.seed)
         if self.max_new_tokens < 1:
             raise ValueError("max_new_tokens is at least 1")
+        if self.num_beams < 1:
+            raise ValueError("num_beams is at least 1")
+        if self.num_beams > 1 and self.temperature > 0:
+            raise ValueError("num_beams looks for the most probable answer: temperature is 0 with it")
 
 
 @dataclass
@@ -75,6 +81,7 @@ class Session:
             prompts,
             max_new_tokens=self._room(prompts, params.max_new_tokens, adapters),
             eos_ids=self.renderer.end_ids,
+            num_beams=params.num_beams,
             temperature=params.temperature,
             top_p=params.top_p,
             top_k=params.top_k,
