@@ -191,7 +191,7 @@ def _model(
     if recipe.train.recompute:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
     train_mode(policy, recipe.train.recompute)
-    policy.refuse_recomputation()
+    policy.refuse_lead()
     return loaded, policy, adapter_set
 
 

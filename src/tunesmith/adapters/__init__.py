@@ -1,6 +1,6 @@
 """Adapter methods: one file and one line each."""
 
-from tunesmith.adapters import bottleneck, dora, lora, lora_fa, prefix, prompt, vera
+from tunesmith.adapters import bottleneck, dora, llama_adapter, lora, lora_fa, prefix, prompt, vera
 
 METHODS = {
     "lora": lora,
@@ -10,4 +10,5 @@ METHODS = {
     "bottleneck": bottleneck,
     "prompt": prompt,
     "prefix": prefix,
+    "llama-adapter": llama_adapter,
 }

@@ -18,10 +18,10 @@ from tunesmith.adapters.adapter_set import AdapterSet
 from tunesmith.adapters.full import Full
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, before_documents
-from tunesmith.adapters.virtual import VirtualSettings
+from tunesmith.adapters.virtual import Virtual, VirtualSettings
 from tunesmith.errors import AdapterError, TunesmithError, together
 
-KNOWN_TYPES = ("LORA", "VERA", "BOTTLENECK", "PROMPT_TUNING", "PREFIX_TUNING")
+KNOWN_TYPES = ("LORA", "VERA", "BOTTLENECK", "PROMPT_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT")
 """The peft_type of the methods that are read here; BOTTLENECK is our own."""
 
 READ = {
@@ -30,7 +30,7 @@ READ = {
     *("trainable_token_indices", "ensure_weight_tying", "task_type", "bias", "init_lora_weights"),
     *("base_model_name_or_path", "revision", "use_dora"),
     *("vera_dropout", "d_initial", "save_projection"),
-    *("activation", "num_virtual_tokens"),
+    *("activation", "num_virtual_tokens", "adapter_len", "adapter_layers"),
 }
 INERT = {
     *("auto_mapping", "peft_version", "inference_mode", "fan_in_fan_out", "megatron_core", "qalora_group_size"),
@@ -85,7 +85,8 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
         "inference_mode": True,
     }
     if isinstance(settings, VirtualSettings):
-        return common | main
+        own = [adapter.peft_fields() for adapter in adapter_set.adapters.values() if isinstance(adapter, Virtual)]
+        return common | main | own[0]
     adapted, in_full = adapter_set.targets.adapted, adapter_set.targets.in_full
     tokens = {path: ids for path, ids in adapter_set.token_rows.items() if not (body.tied and path == body.head)}
     per_layer = {path: method.to_peft(own) for path, own in adapter_set.layer_settings.items()}

@@ -139,16 +139,10 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
 def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
     """The matrices and modules that `settings` name in `model`; every name that matches nothing is an error."""
     body = anatomy(model)
-    if isinstance(settings, VirtualSettings):
-        return before_documents(body)
     errors: list[TunesmithError] = []
-    if settings.last_blocks is not None and settings.last_blocks > len(body.blocks):
-        errors.append(
-            AdapterError(
-                f"adapter.last_blocks is {settings.last_blocks}, the model has {len(body.blocks)} blocks",
-                fix=f"choose 1 to {len(body.blocks)}",
-            )
-        )
+    _refuse_blocks(body, settings, errors)
+    if isinstance(settings, VirtualSettings) and not errors:
+        return before_documents(body)
     in_full = _modules_in_full(body, settings.train_in_full, errors)
     adapted = _matrices(body, settings.targets, errors)
     named = settings.targets not in KINDS
@@ -173,6 +167,16 @@ def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
     missed = [path for path in body.matrices if path not in reached]
     missed += [path for path in body.stacks if path.rpartition(".")[0] not in reached]
     return Targets(tuple(adapted), tuple(in_full), tuple(missed))
+
+
+def _refuse_blocks(body: Anatomy, settings: AdapterSettings, errors: list[TunesmithError]) -> None:
+    if settings.last_blocks is not None and settings.last_blocks > len(body.blocks):
+        errors.append(
+            AdapterError(
+                f"adapter.last_blocks is {settings.last_blocks}, the model has {len(body.blocks)} blocks",
+                fix=f"choose 1 to {len(body.blocks)}",
+            )
+        )
 
 
 def before_documents(body: Anatomy) -> Targets:

@@ -5,13 +5,14 @@ for every other. Before each document it puts `num_tokens` learned ones; the doc
 
     rows()           what the embedding answers for them [p, d], where they run through the model
     keys_values()    or, in place of what the model would compute, their keys and values in every layer
+    gated()          or, for one attention module, keys and values that stand beside the row's own, and take no position
 
 A virtual token has an id from `FIRST` on, beyond every vocabulary: prompts, caches and mixed batches carry it as they
 carry others. The embedding itself never sees such an id. The policy puts them before documents (models/policy.py),
 attention gives them to every document of a flat row (models/attention.py), generation puts them before prompts
 (models/generate.py); what is computed for them is read by no loss, and they count as no token of the data.
 
-Such a method does not start as the base and cannot be merged, and says so: `neutral` and `mergeable` are False. What it
+Such a method cannot be merged, and most do not start as the base: they say so (`mergeable`, `neutral`). What it
 computes depends on no layer's storage. The file offers the same as every method's (adapters/base.py), but that `build`
 gets the model's Anatomy as its last argument.
 """
@@ -44,9 +45,14 @@ class VirtualSettings(AdapterSettings):
     def virtual_tokens(self) -> int:
         return self.num_tokens
 
+    @property
+    def meaningless(self) -> tuple[str, ...]:
+        """Settings of every other method that this one cannot heed."""
+        return ("last_blocks", "train_in_full")
+
     @model_validator(mode="after")
     def _nothing_beside(self) -> Self:
-        for name in ("last_blocks", "train_in_full"):
+        for name in self.meaningless:
             if getattr(self, name):
                 raise Contradiction(name, "has no meaning for virtual tokens, which learn alone", "leave it out")
         return self
@@ -71,6 +77,19 @@ class Virtual(Adapter):
     def keys_values(self) -> Sequence[tuple[Tensor, Tensor]] | None:
         """For each layer, keys [K, p, D] (rotated already) and values [K, p, D']; None: the model computes them."""
         return None
+
+    def gated(self, module: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+        """For the attention `module`, keys and values [K, p, D] of a softmax of their own, and the gate [1] on it."""
+        return None
+
+    @property
+    def gates(self) -> bool:
+        """Whether `gated` has something to say of some module."""
+        return type(self).gated is not Virtual.gated
+
+    def peft_fields(self) -> dict[str, Any]:
+        """What PEFT's config says of this adapter beside its settings."""
+        return {}
 
     def forward(self, x: Tensor, base: Base, *more: Any, **named: Any) -> Tensor:
         y = base.output(ordinary(x))

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tunesmith.adapters.virtual import Virtual
 from tunesmith.data.types import Segment
 from tunesmith.kernels.flat_attention import can_run, flat_attention, no_branches
 
@@ -43,6 +44,8 @@ class Layout:
     """Virtual tokens in front of the row, which every document begins with; the segments follow them."""
     given: Sequence[tuple[Tensor, Tensor]] | None = None
     """Their keys and values [K, p, D] by layer, where they are not computed and so not in the row."""
+    gated: Virtual | None = None
+    """What every token reads beside these, in a softmax of its own."""
 
     @cached_property
     def has_parents(self) -> bool:
@@ -212,6 +215,15 @@ def flat(
     return flat_reference(q, k, v, layout, scale, window, softcap)
 
 
+def gated_part(module: nn.Module, q: Tensor, lead: Virtual, scale: float) -> Tensor:
+    """g softmax(s q K^T) V of the learned keys and values that `lead` has for `module`. q [..., H, T, D]."""
+    found = lead.gated(module)
+    if found is None:
+        return torch.zeros((), dtype=q.dtype, device=q.device)
+    keys, values, gate = found
+    return plain(q, keys.to(q.dtype), values.to(q.dtype), None, scale, None) * gate.to(q.dtype)
+
+
 def flat_of(
     module: Any,
     q: Tensor,
@@ -223,6 +235,8 @@ def flat_of(
     softcap: float | None,
 ) -> Tensor:
     """`flat` for one attention module, each document behind the virtual tokens that it begins with."""
+    if layout.gated is not None:
+        return flat(q, k, v, layout, scale, window, softcap) + gated_part(module, q, layout.gated, scale)
     if not layout.virtual:
         return flat(q, k, v, layout, scale, window, softcap)
     led, take, keep = layout.led
@@ -246,9 +260,13 @@ def attend(
     layout: Layout | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    gated: Sequence[tuple[int, Virtual]] = (),
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The function that transformers calls. query [B, H, T, D] -> output [B, T, H, D]."""
+    """The function that transformers calls. query [B, H, T, D] -> output [B, T, H, D].
+
+    `gated`: rows, and what each reads beside its own keys and values.
+    """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
     if unknown:
@@ -262,8 +280,15 @@ def attend(
         if attention_mask is None:  # transformers leaves out a mask that is causal and nothing else
             num_before = key.shape[-2] - query.shape[-2]
             attention_mask = Layout((), query.device).mask(0, key.shape[-2], None)[num_before:]
-        return plain(query, key, value, attention_mask, scale, softcap).transpose(1, 2), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        out = plain(query, key, value, attention_mask, scale, softcap).transpose(1, 2)
+    else:
+        more = {"dropout": dropout, "scaling": scaling, **kwargs}
+        out = sdpa_attention_forward(module, query, key, value, attention_mask, **more)[0]
+    for row, lead in gated:
+        part = gated_part(module, query[row], lead, scale)
+        if part.dim():
+            out = out.index_add(0, torch.tensor([row], device=out.device), part.transpose(0, 1)[None])
+    return out, None
 
 
 def register() -> None:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.adapters.attach import Switch, slots, virtuals
 from tunesmith.errors import AdapterError, ModelError
+from tunesmith.models import attention
 from tunesmith.models.beams import Beams
 from tunesmith.models.cache import RowCache
 from tunesmith.models.rows import Batch, FinishReason, Prefix, Row
@@ -169,7 +170,7 @@ def generate(
     ids = range(len(prompts)) if row_ids is None else row_ids
     waiting = _groups(prompts, names, ids, num_samples, sampling, max_new_tokens, num_beams)
     chooser = answers if beams is None else beams
-    with _for_generation(model):
+    with _for_generation(model, any(lead is not None and lead.gates for lead in leads)):
         longest = max((len(prompt) for prompt in prompts), default=1) + max_new_tokens
         fit = cache_bytes // (longest * _bytes_per_token(model))
         num_rows = max(num_beams, min(max_rows, len(answers.made) * num_beams, fit))
@@ -243,11 +244,14 @@ def _unknown_layers(model: PreTrainedModel) -> set[str]:
 
 
 @contextmanager
-def _for_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode and an attention that knows padding and a cache, then both as they were."""
+def _for_generation(model: PreTrainedModel, gated: bool) -> Iterator[None]:
+    """Evaluation mode and an attention that knows padding and a cache (and gates), then both as they were."""
     training, implementation = model.training, model.config._attn_implementation
-    other = implementation not in ("eager", "sdpa")
-    if other:
+    other = implementation not in ("eager", "sdpa") or gated
+    if gated:
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
+    elif other:
         capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
         model.set_attn_implementation("sdpa" if model._supports_sdpa and not capped else "eager")
     if training:

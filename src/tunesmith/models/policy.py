@@ -106,6 +106,7 @@ class Policy(nn.Module):
         lead = virtual(self.model, self.switch.name)
         if lead is not None:
             layout.virtual, layout.given = lead.num_tokens, lead.keys_values()
+            layout.gated = lead if lead.gates else None
             positions = positions + lead.num_tokens
             if layout.given is None:
                 ids = torch.cat([torch.tensor(lead.ids, device=device), ids])
@@ -134,8 +135,11 @@ class Policy(nn.Module):
             ids[row, : len(segment)] = batch.token_ids[segment.start : segment.end]
             mask[row, : len(segment)] = 1
         lengths, own, known = mask.sum(1, keepdim=True).expand_as(mask), mask.bool(), None
-        lead = virtual(self.model, self.switch.name)
-        if lead is not None:
+        lead, gated = virtual(self.model, self.switch.name), {}
+        if lead is not None and lead.gates:
+            self.refuse_lead()
+            gated = {"gated": [(row, lead) for row in range(len(ids))]}
+        elif lead is not None:
             mask = nn.functional.pad(mask, (lead.num_tokens, 0), value=1)
             known = self._cache_of(lead, len(ids))
             if known is None:
@@ -143,7 +147,7 @@ class Policy(nn.Module):
                 ids = torch.cat([before, ids], dim=1)
         with self._noised(lengths):
             output = self._backbone[0](
-                input_ids=ids, attention_mask=mask, past_key_values=known, use_cache=known is not None
+                input_ids=ids, attention_mask=mask, past_key_values=known, use_cache=known is not None, **gated
             )
         return output.last_hidden_state[:, -own.shape[1] :][own]
 
@@ -152,18 +156,23 @@ class Policy(nn.Module):
         each = lead.keys_values()
         if each is None:
             return None
-        self.refuse_recomputation()
+        self.refuse_lead()
         cache = DynamicCache(config=self.model.config)
         for layer, pair in enumerate(each):
             cache.update(*(part.to(self.model.dtype).expand(num_rows, -1, -1, -1) for part in pair), layer)
         return cache
 
-    def refuse_recomputation(self) -> None:
-        """Where learned keys and values stand in a cache, recomputation would leave them out."""
-        lead = virtual(self.model, self.switch.name)
-        recomputes = self.model.training and self.model.is_gradient_checkpointing
-        if recomputes and not self.flat and lead is not None and lead.keys_values() is not None:
-            name = type(self.model).__name__
+    def refuse_lead(self) -> None:
+        """Refuse what the adapter puts before documents, where this model cannot heed it."""
+        lead, name = virtual(self.model, self.switch.name), type(self.model).__name__
+        if lead is None or self.flat:
+            return
+        if lead.gates and self.model.config._attn_implementation != attention.NAME:
+            raise ModelError(
+                f"{name} has an attention of its own, which reads nothing through a gate",
+                fix="choose another method, such as prefix or lora",
+            )
+        if self.model.training and self.model.is_gradient_checkpointing and lead.keys_values() is not None:
             raise ModelError(
                 f"{name} runs padded, and cannot recompute activations behind learned keys and values",
                 fix="train.recompute: false, or another method",

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.adapters.attach import Switch, virtuals
-from tunesmith.adapters.virtual import FIRST
+from tunesmith.adapters.virtual import FIRST, Virtual
 from tunesmith.models.cache import COLUMN_BLOCK, RowCache
 
 FinishReason = Literal["eos", "stop", "length", "cancelled"]
@@ -91,36 +91,13 @@ class Batch:
         if self.takes_positions:
             inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp_(min=0)[:, -tokens.shape[1] :]
         self.cache.look_at(rows, first, end)
-        self.cache.given = self._given(tokens, adapters)
+        leads = virtuals(self.model, adapters, self.switch)
+        self.cache.given = _given(tokens, leads)
+        if gated := [(row, lead) for row, lead in enumerate(leads) if lead is not None and lead.gates]:
+            inputs["gated"] = gated
         with _adapters_set(self.switch, adapters):
             logits = self.model(**inputs, past_key_values=self.cache, use_cache=True).logits
         return logits[:, -1]
-
-    def _given(
-        self, tokens: Tensor, adapters: list[str | None]
-    ) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-        """Puts the learned keys and values of virtual tokens in place of what the model computes for them."""
-        learned: dict[int, Any] = {}
-        parts = []
-        for row, lead in enumerate(virtuals(self.model, adapters, self.switch)):
-            columns = (tokens[row] >= FIRST).nonzero()[:, 0] if lead is not None else ()
-            if lead is None or not len(columns):
-                continue
-            if id(lead) not in learned:
-                learned[id(lead)] = lead.keys_values()
-            if learned[id(lead)] is not None:
-                parts.append((row, columns, tokens[row, columns] - FIRST, learned[id(lead)]))
-        if not parts:
-            return None
-
-        def given(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            made = keys.clone(), values.clone()
-            for row, columns, place, each in parts:
-                for own, known in zip(made, each[layer], strict=True):
-                    own[row, :, columns] = known[:, place].to(own.dtype)
-            return made
-
-        return given
 
     def admit(self, groups: list[list[Row]]) -> Tensor:
         """Prefill one row per group, copy it to the group's other rows -> logits [rows admitted, V].
@@ -187,6 +164,33 @@ class Batch:
             self.rows[target] = self.rows[source]
         del self.rows[kept:]
         self.mask[kept:] = False
+
+
+def _given(
+    tokens: Tensor, leads: list[Virtual | None]
+) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Puts the learned keys and values of virtual tokens in place of what the model computes for them."""
+    learned: dict[int, Any] = {}
+    parts = []
+    for row, lead in enumerate(leads):
+        columns = (tokens[row] >= FIRST).nonzero()[:, 0] if lead is not None else ()
+        if lead is None or not len(columns):
+            continue
+        if id(lead) not in learned:
+            learned[id(lead)] = lead.keys_values()
+        if learned[id(lead)] is not None:
+            parts.append((row, columns, tokens[row, columns] - FIRST, learned[id(lead)]))
+    if not parts:
+        return None
+
+    def given(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        made = keys.clone(), values.clone()
+        for row, columns, place, each in parts:
+            for own, known in zip(made, each[layer], strict=True):
+                own[row, :, columns] = known[:, place].to(own.dtype)
+        return made
+
+    return given
 
 
 @contextmanager
