@@ -16,6 +16,7 @@ from typing import Any
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.data.settings import HeldOut, TemplateFormat
 from tunesmith.recipe import SECTIONS
 from tunesmith.settings import Settings
@@ -62,12 +63,18 @@ def method_page(name: str, module: ModuleType) -> str:
             "## In a recipe\n",
             f"```yaml\n{example(name, module)}```\n",
             f"{own_table(module)}",
-            "Which layers, and what else is trained, is chosen as for every method:\n",
-            table(AdapterSettings),
+            *placed(module),
             "## In PEFT's files\n",
             f"The maths stands in {fields} of `adapter_config.json`; see [adapters](adapters.md).\n",
         ]
     )
+
+
+def placed(module: ModuleType) -> list[str]:
+    """How to choose where it stands, of a method that stands beside layers."""
+    if issubclass(module.Settings, VirtualSettings):
+        return []
+    return ["Which layers, and what else is trained, is chosen as for every method:\n", table(AdapterSettings)]
 
 
 def example(name: str, module: ModuleType) -> str:

@@ -1,4 +1,4 @@
-"""From a recipe to answers with the methods that stand beside no linear layer's weight: nothing above them knows them."""
+"""From a recipe to answers by the methods that no weight can hold: nothing above them knows them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def values(place, folder, method, **adapter):
 
 
 @pytest.mark.parametrize("method", CHOICES)
-def test_it_trains_answers_is_evaluated_and_swapped(place, tmp_path, method, capsys):
+def test_it_trains_answers_is_evaluated_and_swapped(place, tmp_path, method):
     params = tunesmith.Params(max_new_tokens=6)
     trained = run.train(from_dict(values(place, tmp_path / "run", method, **CHOICES[method])))
     events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -58,8 +58,8 @@ def test_it_trains_answers_is_evaluated_and_swapped(place, tmp_path, method, cap
     called = session.load_adapter(tmp_path / "run", name)
     assert session.answer([QUESTION], adapters=[called], params=params) == here
 
-    inference.evaluate(str(tmp_path / "run"), as_json=True, max_new_tokens=4)
-    assert "exact" in capsys.readouterr().out
+    assert "loss" in inference.evaluate(str(tmp_path / "run"))
+    assert "exact" in json.dumps(inference.evaluate(str(tmp_path / "run"), score="exact", max_new_tokens=4))
     with pytest.raises(AdapterError, match="cannot be merged"):
         inference.merge(tmp_path / "run", tmp_path / "merged")
 

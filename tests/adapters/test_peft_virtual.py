@@ -93,7 +93,7 @@ def test_peft_computes_the_same_from_our_folder_gradients_and_answers_too(method
             parameter.grad = None
         sum((part.log_softmax(-1)[:, 3]).sum() for part in ours(policy)).backward()
         mine = {id(p): p.grad for p in adapter_set.parameters().values()}
-        stored = list(adapter_set.adapters.values())[0].stored()
+        stored = next(iter(adapter_set.adapters.values())).stored()
         assert len(stored) == len(theirs_grads)
         close([mine[id(piece.pieces[0])] for piece in stored.values()], theirs_grads, 1e-4)
     assert adapter_set.counts().trained == sum(parameter.numel() for parameter in learned(other))

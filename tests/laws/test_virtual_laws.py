@@ -1,9 +1,9 @@
 """The laws of the second contract: methods that put learned tokens before each document.
 
-1 start: as declared, the base's own or not; from a text, exactly as behind that text · 2 no merge, and it is said before
-work · 3 only the adapter learns, and all of it does, however the batch is run · 4 off or taken out is the original, bit
-for bit · 5 save, load, same outputs (PEFT's part: tests/adapters/test_peft_virtual.py) · 6 storage-blind · 7 the
-docstring (test_adapter_laws.py) · and: no document of a row knows of its neighbours
+1 start: as declared, the base's own or not; from a text, exactly as behind that text · 2 no merge, and that is said
+before work · 3 only the adapter learns, and all of it does, however the batch is run · 4 off or taken out is the
+original, bit for bit · 5 save, load, same outputs (PEFT's: tests/adapters/test_peft_virtual.py) · 6 storage-blind ·
+7 the docstring (test_adapter_laws.py) · and: no document of a row knows of its neighbours
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def loss_and_gradients(policy: Policy, adapter_set: AdapterSet, *, share: bool =
 
 @pytest.mark.parametrize(("choice", "arch"), CASES)
 def test_1_it_starts_as_the_base_or_says_that_it_does_not(choice, arch):
-    policy, adapter_set = adapted(choice, arch, move=False)
+    policy, _ = adapted(choice, arch, move=False)
     lead = virtual(policy.model, "a")
     assert lead.neutral == (choice in NEUTRAL)
     fresh = logits(policy)

@@ -1,4 +1,4 @@
-"""Methods without a layer of their own in the loop: nothing is lost when a run is broken off, nor counted that is none."""
+"""Methods that no weight can hold, in the loop: a broken run goes on bit for bit, and virtual tokens do not count."""
 
 from __future__ import annotations
 

@@ -20,10 +20,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from tunesmith.adapters.attach import Slot
 from tunesmith.adapters.base import Base, Stored
 from tunesmith.adapters.targets import Anatomy
 from tunesmith.adapters.virtual import UNMERGEABLE, Virtual, VirtualSettings
 from tunesmith.errors import AdapterError
+from tunesmith.quant.dense import compute_dtype
 
 __all__ = ["UNMERGEABLE", "Settings", "build", "from_peft", "to_peft"]
 
@@ -64,12 +66,11 @@ class LLaMAAdapter(Virtual):
         if layer not in self.paths:
             return None
         P = self.get_parameter(f"P{layer}")[0]
-        keys, values = (
-            projection(P.to(projection.weight.dtype)).view(len(P), -1, module.head_dim)
-            for projection in (module.k_proj, module.v_proj)
-        )
+        frozen = [part.layer if isinstance(part, Slot) else part for part in (module.k_proj, module.v_proj)]
+        keys, values = (part(P.to(compute_dtype(part))).view(len(P), -1, module.head_dim) for part in frozen)
         norm = getattr(module, "k_norm", None)
-        keys = keys if norm is None else norm(keys)
+        if norm is not None:
+            keys = norm.layer(keys) if isinstance(norm, Slot) else norm(keys)
         return keys.transpose(0, 1), values.transpose(0, 1), self.get_parameter(f"g{layer}")
 
     def stored(self) -> dict[str, Stored]:

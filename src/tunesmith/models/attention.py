@@ -215,11 +215,11 @@ def flat(
     return flat_reference(q, k, v, layout, scale, window, softcap)
 
 
-def gated_part(module: nn.Module, q: Tensor, lead: Virtual, scale: float) -> Tensor:
-    """g softmax(s q K^T) V of the learned keys and values that `lead` has for `module`. q [..., H, T, D]."""
+def gated_part(module: nn.Module, q: Tensor, lead: Virtual, scale: float) -> Tensor | None:
+    """g softmax(s q K^T) V of the learned keys and values that `lead` has for `module`, if any. q [..., H, T, D]."""
     found = lead.gated(module)
     if found is None:
-        return torch.zeros((), dtype=q.dtype, device=q.device)
+        return None
     keys, values, gate = found
     return plain(q, keys.to(q.dtype), values.to(q.dtype), None, scale, None) * gate.to(q.dtype)
 
@@ -236,7 +236,8 @@ def flat_of(
 ) -> Tensor:
     """`flat` for one attention module, each document behind the virtual tokens that it begins with."""
     if layout.gated is not None:
-        return flat(q, k, v, layout, scale, window, softcap) + gated_part(module, q, layout.gated, scale)
+        out, part = flat(q, k, v, layout, scale, window, softcap), gated_part(module, q, layout.gated, scale)
+        return out if part is None else out + part
     if not layout.virtual:
         return flat(q, k, v, layout, scale, window, softcap)
     led, take, keep = layout.led
@@ -260,7 +261,7 @@ def attend(
     layout: Layout | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    gated: Sequence[tuple[int, Virtual]] = (),
+    gated: Sequence[tuple[list[int], Virtual]] = (),
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls. query [B, H, T, D] -> output [B, T, H, D].
@@ -284,10 +285,10 @@ def attend(
     else:
         more = {"dropout": dropout, "scaling": scaling, **kwargs}
         out = sdpa_attention_forward(module, query, key, value, attention_mask, **more)[0]
-    for row, lead in gated:
-        part = gated_part(module, query[row], lead, scale)
-        if part.dim():
-            out = out.index_add(0, torch.tensor([row], device=out.device), part.transpose(0, 1)[None])
+    for rows, lead in gated:
+        part = gated_part(module, query[rows], lead, scale)
+        if part is not None:
+            out = out.index_add(0, torch.tensor(rows, device=out.device), part.transpose(1, 2))
     return out, None
 
 

@@ -135,10 +135,11 @@ class Policy(nn.Module):
             ids[row, : len(segment)] = batch.token_ids[segment.start : segment.end]
             mask[row, : len(segment)] = 1
         lengths, own, known = mask.sum(1, keepdim=True).expand_as(mask), mask.bool(), None
-        lead, gated = virtual(self.model, self.switch.name), {}
+        lead = virtual(self.model, self.switch.name)
+        gated: dict[str, Any] = {}
         if lead is not None and lead.gates:
             self.refuse_lead()
-            gated = {"gated": [(row, lead) for row in range(len(ids))]}
+            gated = {"gated": [([*range(len(ids))], lead)]}
         elif lead is not None:
             mask = nn.functional.pad(mask, (lead.num_tokens, 0), value=1)
             known = self._cache_of(lead, len(ids))

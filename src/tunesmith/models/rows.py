@@ -93,8 +93,9 @@ class Batch:
         self.cache.look_at(rows, first, end)
         leads = virtuals(self.model, adapters, self.switch)
         self.cache.given = _given(tokens, leads)
-        if gated := [(row, lead) for row, lead in enumerate(leads) if lead is not None and lead.gates]:
-            inputs["gated"] = gated
+        gated = {lead for lead in leads if lead is not None and lead.gates}
+        if gated:
+            inputs["gated"] = [([row for row, own in enumerate(leads) if own is lead], lead) for lead in gated]
         with _adapters_set(self.switch, adapters):
             logits = self.model(**inputs, past_key_values=self.cache, use_cache=True).logits
         return logits[:, -1]
@@ -170,6 +171,8 @@ def _given(
     tokens: Tensor, leads: list[Virtual | None]
 ) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
     """Puts the learned keys and values of virtual tokens in place of what the model computes for them."""
+    if not any(leads) or not bool((tokens >= FIRST).any()):
+        return None
     learned: dict[int, Any] = {}
     parts = []
     for row, lead in enumerate(leads):
