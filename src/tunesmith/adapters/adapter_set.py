@@ -144,8 +144,9 @@ def add(
         )
     targets = choose(model, settings)
     rows = _token_rows(anatomy(model), added_tokens, targets)
-    adapter_set = make(model, settings, name=name, seed=seed, targets=targets, token_rows=rows)
-    _begin_as_text(adapter_set, encode)
+    with switch.set_to(None):
+        adapter_set = make(model, settings, name=name, seed=seed, targets=targets, token_rows=rows)
+        _begin_as_text(adapter_set, encode)
     place(model, switch, adapter_set)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

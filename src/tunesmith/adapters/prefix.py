@@ -107,7 +107,8 @@ def _computed(model: nn.Module, token_ids: Sequence[int], device: torch.device) 
 
 def build(settings: Settings, base: Base, generator: torch.Generator | None, body: Anatomy) -> Prefix:
     model = body.modules[""]
-    found = {tuple(part.shape) for pair in _computed(model, [0], base.device) for part in pair}
+    computed = _computed(model, [0], base.device)
+    found = {tuple(part.shape) for pair in computed for part in pair}
     if len(found) != 1:
         raise AdapterError(
             f"prefix tuning needs layers whose keys and values are all of one shape, {type(model).__name__} has others",
@@ -115,8 +116,7 @@ def build(settings: Settings, base: Base, generator: torch.Generator | None, bod
             fix="choose another method, such as prompt or lora",
         )
     _, heads, _, width = found.pop()
-    layers = len(_computed(model, [0], base.device))
-    adapter = Prefix(settings, (layers, heads, width), base.device, generator)
+    adapter = Prefix(settings, (len(computed), heads, width), base.device, generator)
     if generator is not None and not adapter.has_network and settings.init_text is None:
         drawn = torch.randint(base.in_features, (settings.num_tokens,), generator=generator).tolist()
         adapter.begin_as(drawn, base, model)
