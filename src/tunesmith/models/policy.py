@@ -109,7 +109,7 @@ class Policy(nn.Module):
             layout.gated = lead if lead.gates else None
             positions = positions + lead.num_tokens
             if layout.given is None:
-                ids = torch.cat([torch.tensor(lead.ids, device=device), ids])
+                ids = torch.cat([torch.tensor(lead.ids, dtype=torch.long, device=device), ids])
                 positions = torch.cat([torch.arange(lead.num_tokens, device=device), positions])
         with self._noised(lengths):
             output = self._backbone[0](
@@ -144,7 +144,7 @@ class Policy(nn.Module):
             mask = nn.functional.pad(mask, (lead.num_tokens, 0), value=1)
             known = self._cache_of(lead, len(ids))
             if known is None:
-                before = torch.tensor(lead.ids, device=ids.device).expand(len(ids), -1)
+                before = torch.tensor(lead.ids, dtype=torch.long, device=ids.device).expand(len(ids), -1)
                 ids = torch.cat([before, ids], dim=1)
         with self._noised(lengths):
             output = self._backbone[0](
