@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunesmith.adapters.attach import Slot, Switch, virtual
 from tunesmith.adapters.virtual import Virtual
@@ -173,7 +174,9 @@ class Policy(nn.Module):
                 f"{name} has an attention of its own, which reads nothing through a gate",
                 fix="choose another method, such as prefix or lora",
             )
-        if self.model.training and self.model.is_gradient_checkpointing and lead.keys_values() is not None:
+        blocks = (module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer))
+        recomputes = any(block.training and block.gradient_checkpointing for block in blocks)
+        if recomputes and lead.keys_values() is not None:
             raise ModelError(
                 f"{name} runs padded, and cannot recompute activations behind learned keys and values",
                 fix="train.recompute: false, or another method",
