@@ -13,6 +13,7 @@ Departs the paper starts near the base, with small numbers in U as well; here U 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -25,7 +26,12 @@ from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.errors import AdapterError
 
 UNMERGEABLE = "the network of a bottleneck adapter is not linear: no weight computes the same"
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
 
 
 class Settings(AdapterSettings):

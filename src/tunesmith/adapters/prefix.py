@@ -102,7 +102,8 @@ def _computed(model: nn.Module, token_ids: Sequence[int], device: torch.device) 
         model(input_ids=torch.tensor([token_ids], device=device), past_key_values=cache, use_cache=True)
     finally:
         model.train(training)
-    return [(layer.keys, layer.values) for layer in cache.layers if layer.keys is not None]
+    layers: list[Any] = cache.layers
+    return [(layer.keys, layer.values) for layer in layers if getattr(layer, "keys", None) is not None]
 
 
 def build(settings: Settings, base: Base, generator: torch.Generator | None, body: Anatomy) -> Prefix:

@@ -161,7 +161,8 @@ class Policy(nn.Module):
         self.refuse_lead()
         cache = DynamicCache(config=self.model.config)
         for layer, pair in enumerate(each):
-            cache.update(*(part.to(self.model.dtype).expand(num_rows, -1, -1, -1) for part in pair), layer)
+            keys, values = (part.to(self.model.dtype).expand(num_rows, -1, -1, -1) for part in pair)
+            cache.update(keys, values, layer)
         return cache
 
     def refuse_lead(self) -> None:
