@@ -83,7 +83,7 @@ def test_rows_and_answers_have_the_positions_that_virtual_tokens_leave(place, tm
     tokenizer.save_pretrained(tmp_path / "model")
     made = values(place, tmp_path / "run", method, num_tokens=120)
     made["model"]["name"] = str(tmp_path / "model")
-    with pytest.raises(DataError, match="longer than data.max_length"):
+    with pytest.raises(DataError, match=r"longer than data\.max_length"):
         run.train(from_dict(made))
     trained = run.train(from_dict({**made, "adapter": {"method": method, "num_tokens": 60}}))
     answers = trained.session.generate([list(range(3, 23))], tunesmith.Params(max_new_tokens=500), adapters=["trained"])
