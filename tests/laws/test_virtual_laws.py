@@ -247,9 +247,13 @@ def test_a_prompt_is_answered_the_same_with_any_neighbours(choice, arch):
     moved(add(model, switch, LoRASettings(r=2, targets="attention"), name="c", seed=5), 7)
     prompts = [document.tolist() for document in (*DOCUMENTS, DOCUMENTS[0].flip(0))]
     names = ["a", "b", None, "c"]
-    mixed = generate(
-        model, prompts, max_new_tokens=6, eos_ids=[], switch=switch, adapters=names, max_rows=3, prefill_tokens=40
+    pieces, mixed = (
+        generate(
+            model, prompts, max_new_tokens=6, eos_ids=[], switch=switch, adapters=names, max_rows=3, prefill_tokens=most
+        )
+        for most in (40, 4096)
     )
+    assert [answer.token_ids for answer in pieces] == [answer.token_ids for answer in mixed]
     for prompt, name, answer in zip(prompts, names, mixed, strict=True):
         assert all(token < FIRST for token in answer.token_ids)
         switch.name = name
