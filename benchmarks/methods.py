@@ -34,9 +34,11 @@ from tunesmith.train.mode import train_mode
 MICRO_TOKENS = 1024
 
 
-def stepper(method: str, model: Path, rows: dict[str, Any]) -> Any:
+def stepper(
+    method: str, model: Path, rows: dict[str, Any], storage: str = "auto", micro_tokens: int = MICRO_TOKENS
+) -> Any:
     """A function that takes one step of `method` on the first rows and returns its seconds."""
-    settings = ModelSettings(name=str(model))
+    settings = ModelSettings.model_validate({"name": str(model), "storage": storage})
     loaded, switch = load_model(settings, load_tokenizer(settings)), Switch()
     adapter_set = add(loaded.model, switch, METHODS[method].Settings(), name="trained", seed=0)
     policy, _ = probe(loaded.model, switch)
@@ -52,12 +54,17 @@ def stepper(method: str, model: Path, rows: dict[str, Any]) -> Any:
 
     def take() -> float:
         begun = time.perf_counter()
-        for batch in objective.micro_batches(step, MICRO_TOKENS):
+        for batch in objective.micro_batches(step, micro_tokens):
             (objective.loss(policy, batch).sums["loss"] / step.denominators["loss"]).backward()
         optimizer.step()
         optimizer.zero_grad()
         return time.perf_counter() - begun
 
+    take.dtype = str(loaded.dtype).removeprefix("torch.")  # type: ignore[attr-defined]
+    matrices = [module for path, module in adapter_set.body.matrices.items() if path in adapter_set.targets.adapted]
+    take.matrix_bytes = sum(
+        tensor.nbytes for module in matrices for tensor in (*module.parameters(), *module.buffers())
+    )
     return take
 
 

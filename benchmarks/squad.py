@@ -77,7 +77,7 @@ def main() -> int:
             "tuned": (session.adapter, Params(max_new_tokens=40, num_beams=options.beams)),
         }
         made = {
-            name: evaluate(session, items, SCORERS, adapter=adapter, params=params, max_rows=32)
+            name: evaluate(session, items, list(SCORERS), adapter=adapter, params=params, max_rows=32)
             for name, (adapter, params) in ways.items()
         }
     refused = {name: [score(REFUSALS[0], item.gold) for item in items] for name, score in SCORERS.items()}

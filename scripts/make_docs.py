@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that are made from the code: settings.md, and one page for each adapter method.
+"""Write the pages of docs/ that are made from the code: settings.md, storages.md, and one for each adapter method.
 
 python scripts/make_docs.py            writes them
 python scripts/make_docs.py --check    fails where a page is not what it would write
@@ -15,22 +15,26 @@ from types import ModuleType
 from typing import Any
 
 from tunesmith.adapters import METHODS
+from tunesmith.adapters.adapter_set import refusal
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.virtual import VirtualSettings
+from tunesmith.compare.settings import ForgetSettings, StudySettings, TestSettings
 from tunesmith.data.settings import HeldOut, TemplateFormat
+from tunesmith.quant import QUANTISED
 from tunesmith.recipe import SECTIONS
 from tunesmith.settings import Settings
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 MADE = "<!-- made by scripts/make_docs.py from the code; change it there -->\n"
-RECORDS = {"TemplateFormat": "{prompt, answer, system}", "HeldOut": "{share, count, file, key}"}
+RECORDS = {"TestSettings": "[test](#test)", "ForgetSettings": "[forget](#forget)"}
+RECORDS |= {"TemplateFormat": "{prompt, answer, system}", "HeldOut": "{share, count, file, key}"}
 """Records inside a setting, as their keys."""
 
 
 def pages() -> dict[str, str]:
     """The text of every made page, by file name."""
     methods = {f"{name}.md": method_page(name, module) for name, module in METHODS.items()}
-    return {"settings.md": settings_page(), **methods}
+    return {"settings.md": settings_page(), "storages.md": storages_page(), **methods}
 
 
 def settings_page() -> str:
@@ -49,13 +53,16 @@ def settings_page() -> str:
         if section == "data":
             parts.append(f"### data.format, over any columns\n\n{table(TemplateFormat)}")
             parts.append(f"### data.held_out, written out\n\n{table(HeldOut)}")
+    parts.append(f"## A study\n\nOf `tunesmith compare`: [comparing](compare.md).\n\n{table(StudySettings)}")
+    parts.append(f"### test\n\n{table(TestSettings)}")
+    parts.append(f"### forget\n\n{table(ForgetSettings)}")
     return "\n".join(parts)
 
 
 def method_page(name: str, module: ModuleType) -> str:
     header = (module.__doc__ or "").strip()
     title, _, body = header.partition("\n")
-    fields = ", ".join(f"`{field}`" for field in module.to_peft(module.Settings()))
+    chosen = {key: module.Settings.model_fields[key] for key in AdapterSettings.model_fields}
     return "\n".join(
         [
             f"# {title.rstrip('.')}\n\n{MADE}",
@@ -63,32 +70,161 @@ def method_page(name: str, module: ModuleType) -> str:
             "## In a recipe\n",
             f"```yaml\n{example(name, module)}```\n",
             f"{own_table(module)}",
-            *placed(module),
+            *placed(module, chosen),
             "## In PEFT's files\n",
-            f"The maths stands in {fields} of `adapter_config.json`; see [adapters](adapters.md).\n",
+            in_peft(module),
         ]
     )
 
 
-def placed(module: ModuleType) -> list[str]:
+def placed(module: ModuleType, chosen: Mapping[str, Any]) -> list[str]:
     """How to choose where it stands, of a method that stands beside layers."""
     if issubclass(module.Settings, VirtualSettings):
         return []
-    return ["Which layers, and what else is trained, is chosen as for every method:\n", table(AdapterSettings)]
+    return ["Which layers, and what else is trained, is chosen as for every method:\n", table(module.Settings, chosen)]
+
+
+def in_peft(module: ModuleType) -> str:
+    config = module.to_peft(module.Settings())
+    if config["peft_type"].startswith("TUNESMITH"):
+        unmerged = getattr(module, "UNMERGEABLE", None)
+        others = "For other programs, [merge](adapters.md#merging)." if unmerged is None else f"No merging: {unmerged}."
+        return (
+            f"PEFT has no such method: the folder is of the type `{config['peft_type']}`, which PEFT refuses. "
+            f"Tunesmith reads it. {others}\n"
+        )
+    fields = ", ".join(f"`{field}`" for field in config)
+    return f"The maths stands in {fields} of `adapter_config.json`; see [adapters](adapters.md).\n"
+
+
+STORAGES_HEAD = """\
+The base of an adapter never changes, so it may be held in fewer bits than it is multiplied in. Every storage is
+asked for its numbers through one door: an adapter sees the dequantised weight, makes its product with it in
+`model.dtype`, and drops it; the backward pass asks again. So a row's result depends on that row alone, whatever
+shares its batch.
+
+```yaml
+model:
+  storage: nf4-double
+```
+
+`auto` holds the base as its files do; `plain` in `model.dtype`, files in few bits being dequantised once, for good.
+The others quantise a plain checkpoint while it is read, one matrix at a time, from the numbers in its files; they
+need `pip install 'tunesmith[bitsandbytes]'`. Only the linear layers of the blocks are held so. Embeddings, head,
+norms, biases and stacks of experts stay as they are.
+
+People who know QLoRA elsewhere: `load_in_4bit` with `bnb_4bit_quant_type: nf4` is `nf4`; with
+`bnb_4bit_use_double_quant` it is `nf4-double`; `load_in_8bit` is `int8`.
+"""
+
+STORAGES_TAIL = """## What is read
+
+- **Plain** safetensors in 16 or 32 bits.
+- Checkpoints that **bitsandbytes** quantised (NF4, FP4, with or without double quantisation, int8), as they are.
+- **GPTQ** checkpoints of 2, 4 or 8 bits, in either format, with any group size and order. They are read in torch;
+  neither gptqmodel nor optimum is needed. It is a plain path: dequantising takes several passes over the matrix.
+- **GGUF** files: dequantised once into a plain folder in the cache (needs `pip install 'tunesmith[demo]'`). Nothing
+  is saved in memory; with `model.storage` the folder may be quantised again while it is read.
+- AWQ, HQQ, FP8 and all others are refused by name before any weight is read.
+
+An architecture whose linear layers are of a class of its own (Falcon) cannot be quantised while it is read, and is
+refused.
+
+## An adapter and its storage
+
+An adapter remembers its base by name, revision, storage and a fingerprint. On the same base in the same storage it
+is recognised by the stored integers and scales. On the same base **held otherwise** (an adapter of an NF4 base
+served on the 16-bit one, as is often done) it is loaded, and that is said: the weights differ by what the rounding
+cost, and so do answers. There only embeddings, head, norms and biases can be compared. `chat`, `generate`,
+`evaluate` and `merge` take the run's own storage; `--storage plain` is the other choice.
+
+Merging goes to plain weights of the dtype in the base's files, from the dequantised weights that the adapter saw.
+The merged model is as large as the original; quantised anew, its rounding is another than the one that the adapter
+learned on.
+"""
+
+
+def storages_page() -> str:
+    headers = {name: (module.__doc__ or "").strip() for name, module in QUANTISED.items()}
+    rows = [
+        f"| `{name}` | {cell(header.partition(chr(10))[0].rstrip('.'))} | {cell(line_of(header, 'Bits'))} |"
+        for name, header in headers.items()
+    ]
+    storages = ("plain", *QUANTISED)
+    pairs = [f"| method | {' | '.join(storages)} |", "|---" * (len(storages) + 1) + "|"]
+    for name, module in METHODS.items():
+        reasons = [refusal(module.Settings(), storage) for storage in storages]
+        pairs.append(f"| {name} | {' | '.join('yes' if why is None else f'no: {why}' for why in reasons)} |")
+    sources = dict.fromkeys(headers.values())
+    return "\n".join(
+        [
+            f"# Storages\n\n{MADE}",
+            STORAGES_HEAD,
+            "## Which there are\n\n| storage | what it is | bits |\n|---|---|---|\n" + "\n".join(rows) + "\n",
+            "## Which methods go with them\n\nEach yes is a case of `tests/laws/test_storage_laws.py` and a whole run "
+            "in `tests/test_quantised_run.py`; a no is refused before the model loads.\n\n" + "\n".join(pairs) + "\n",
+            measured(),
+            STORAGES_TAIL,
+            "## As the files say it\n",
+            *[f"```text\n{header}\n```\n" for header in sources],
+        ]
+    )
+
+
+def line_of(header: str, word: str) -> str:
+    """The rest of the header's line that begins with `word`."""
+    return next((line.removeprefix(word).strip() for line in header.splitlines() if line.startswith(word)), "")
+
+
+def measured() -> str:
+    """The newest result of benchmarks/storages.py for each size."""
+    newest: dict[str, dict[str, Any]] = {}
+    for path in (DOCS.parent / "benchmarks" / "results").glob("*-storages-*.json"):
+        result = json.loads(path.read_text())
+        if result["date"] > newest.get(result["subject"], {"date": ""})["date"]:
+            newest[result["subject"]] = result
+    if not newest:
+        return ""
+    lines = [
+        "## What they cost and save here\n",
+        "LoRA of rank 8 on all linear layers, one micro-step of 4,096 learned tokens, each storage in a process of its "
+        "own (`benchmarks/storages.py`). Memory is all that is resident in the process, the libraries included.\n",
+        "| model | storage | matrices | most while reading | most while training | s a step | of plain's time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for size, result in sorted(newest.items()):
+        for name, one in result["contenders"].items():
+            figures = [
+                f"{one[key] / 1e6:,.0f} MB" for key in ("matrix_bytes", "peak_bytes_loading", "peak_bytes_training")
+            ]
+            times = f"{one['median_seconds']:.2f} | {1 / result['ratios'][name]:.2f}"
+            lines.append(f"| {size} | {name} | {' | '.join(figures)} | {times} |")
+    made = sorted(
+        {(result["date"][:10], result["machine"]["cpu"], result["machine"]["cores"]) for result in newest.values()}
+    )
+    kinds = sorted({one["dtype"] for result in newest.values() for one in result["contenders"].values()})
+    where = "; ".join(f"{date}, {cpu}, {cores} cores" for date, cpu, cores in made)
+    lines.append(f"\nMeasured {where}, products in {', '.join(kinds)}.\n")
+    return "\n".join(lines)
 
 
 def example(name: str, module: ModuleType) -> str:
     """The adapter section with the method's own settings at their defaults."""
     lines = ["adapter:", f"  method: {name}"]
-    for key, field in module.Settings.model_fields.items():
-        if key not in AdapterSettings.model_fields and key != "method":
+    for key, field in own_fields(module).items():
+        if key != "method":
             lines.append(f"  {key}: {json.dumps(field.default)}")
     return "\n".join(lines) + "\n"
 
 
 def own_table(module: ModuleType) -> str:
-    own = {k: v for k, v in module.Settings.model_fields.items() if k not in AdapterSettings.model_fields}
-    return table(module.Settings, own)
+    return table(module.Settings, own_fields(module))
+
+
+def own_fields(module: ModuleType) -> dict[str, Any]:
+    """The method's own settings, and those of every method where it has another default."""
+    every = AdapterSettings.model_fields
+    return {k: v for k, v in module.Settings.model_fields.items() if k not in every or v.default != every[k].default}
 
 
 def table(record: type[Settings], fields: Mapping[str, Any] | None = None) -> str:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tunesmith import cli
 from tunesmith.errors import Interrupted, MachineError, RecipeError
 
-VERBS = ["train", "check", "chat", "generate", "evaluate", "merge", "methods", "doctor", "demo"]
+VERBS = ["train", "check", "chat", "generate", "evaluate", "compare", "merge", "methods", "doctor", "demo"]
 HEAVY = ("torch", "transformers", "datasets", "numpy", "matplotlib", "yaml", "jinja2", "huggingface_hub")
 
 

@@ -8,6 +8,7 @@ from tiny_session import tiny_session
 from tunesmith.data.types import Conversation, Message, Origin
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluate import Item, before_after, evaluate, item_of, mean_of, write_answers
+from tunesmith.evaluate import items_of as every_answer
 from tunesmith.models.session import Params
 
 PARAMS = Params(max_new_tokens=6)
@@ -113,3 +114,46 @@ def test_answers_are_written_one_a_line(tmp_path):
     assert [row["answer"] for row in rows] == [answer.text for answer in found.answers]
     assert rows[0].keys() >= {"question", "gold", "scores", "part", "finish_reason"}
     assert rows[0]["scores"].keys() == {"exact", "f1"}
+
+
+def test_every_answer_of_a_conversation_is_asked_for_after_the_true_turns():
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    said = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", ""), ("tool", "t"), ("assistant", " ")]
+    said += [("user", "s"), ("assistant", "b"), ("user", "u")]
+    turns = tuple(
+        Message(role, text, tool_calls=(call,) if role == "assistant" and not text else ()) for role, text in said
+    )
+    found = every_answer(Conversation(turns, ORIGIN), {"is_impossible": False}, 4)
+    assert [item.messages for item in found] == [turns[:1], turns[:3], turns[:7]]
+    assert [item.gold for item in found] == ["a", [call], "b"]
+    assert [(item.conversation, item.turn, item.part) for item in found] == [(4, n, "answerable") for n in (1, 2, 3)]
+    assert every_answer(Conversation(turns[:1], ORIGIN), {}, 1) == []
+
+
+def test_turns_of_one_conversation_are_not_counted_as_independent():
+    """Ten conversations of ten like turns know what ten answers know, and not what a hundred do."""
+    values = [float(i < 5) for i in range(10) for _ in range(10)]
+    conversations = [i for i in range(10) for _ in range(10)]
+    alone, together = mean_of(values), mean_of(values, conversations)
+    assert together.value == alone.value == 0.5
+    assert together.count == 100
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+    assert together.low > 0.1
+    few = mean_of([1.0] * 100, conversations)
+    assert few.low == pytest.approx(mean_of([1.0] * 10).low)
+    assert mean_of(values, list(range(100))) == alone
+
+
+def test_answers_of_a_conversation_are_written_with_its_row_and_their_turn(tmp_path):
+    turns = (Message("user", "q"), Message("assistant", "a"), Message("user", "r"), Message("assistant", "b"))
+    items = [item for n in (1, 2) for item in every_answer(Conversation(turns, ORIGIN), {}, n)]
+    found = evaluate(tiny_session(), items, ["exact", "f1"], params=PARAMS)
+    assert found.conversations == [1, 1, 2, 2]
+    write_answers(tmp_path / "answers.jsonl", items, found)
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["turn"], row["gold"]) for row in rows] == [
+        (1, 1, "a"),
+        (1, 2, "b"),
+        (2, 1, "a"),
+        (2, 2, "b"),
+    ]

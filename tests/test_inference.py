@@ -158,9 +158,45 @@ def test_a_base_without_a_template_is_given_one(place, talker, tmp_path):
 
 
 def test_an_adapter_that_knows_other_words_is_told_of(place, talker):
-    said = "talker was trained with another chat template"
+    said = "talker was trained with another chat template or other tokens: it is asked with its own"
     assert said in invoke("chat", place / "whole", "--adapter", talker, "--base", place / "bare", input="").stderr
     assert said not in invoke("chat", place / "bare", "--adapter", talker, input="").stderr
+
+
+def test_each_adapter_is_asked_in_its_own_words_whichever_was_there_first(place, talker, tmp_path):
+    """Each answer beside the others is that of the adapter alone: its template, its tokens, where it ends."""
+    params = tunesmith.Params(max_new_tokens=6)
+    question = "hi <think> there"
+    other = run.train(
+        from_dict(recipe(place / "model", place / "rows.jsonl", tmp_path / "other", epochs=1)), quiet=True
+    ).folder
+    wanted, prompts = {}, {}
+    for folder in (talker, other):
+        alone = tunesmith.open_session(str(folder), base=str(place / "model"), dtype="float32")
+        prompts[folder] = alone.prompt_ids([Message("user", question)])
+        wanted[folder] = alone.answer([question], params=params)[0]
+    assert prompts[talker] != prompts[other]
+    for first, second in ((talker, other), (other, talker)):
+        session = tunesmith.open_session(str(first), base=str(place / "model"), dtype="float32")
+        with pytest.warns(UserWarning, match="it is asked with its own"):
+            called = session.load_adapter(second)
+        assert session.prompt_ids([Message("user", question)], adapter=called) == prompts[second]
+        assert session.prompt_ids([Message("user", question)], adapter=session.adapter) == prompts[first]
+        both = session.answer([question] * 2, adapters=[session.adapter, called], params=params)
+        assert both == [wanted[first], wanted[second]]
+        session.unload_adapter(called)
+        assert called not in session.words
+    session = tunesmith.open_session(str(place / "model"), dtype="float32")
+    with pytest.warns(UserWarning, match="it is asked with its own"):
+        called = session.load_adapter(talker)
+    assert session.answer([question], adapters=[called], params=params) == [wanted[talker]]
+    assert "<think>" not in session.tokenizer.get_vocab()
+
+
+def test_a_template_that_is_named_goes_before_that_of_the_adapter(talker):
+    asked = [Message("user", "hi")]
+    named = tunesmith.open_session(str(talker), template="plain")
+    assert named.prompt_ids(asked, adapter=named.adapter) != tunesmith.open_session(str(talker)).prompt_ids(asked)
 
 
 def test_a_base_that_is_named_vouches_for_peft_s_folder(place, tmp_path):
@@ -315,6 +351,41 @@ def test_programs_get_numbers(place):
     assert set(made["f1"]) == {"value", "low", "high", "count"}
     assert made["f1"]["count"] == 3
     assert "% [" in invoke("evaluate", place / "whole", "--score", "f1", "--max-new-tokens", 4).stdout
+
+
+def test_several_scores_come_of_one_pass_and_the_loss_with_them(place, monkeypatch):
+    asked = ("--max-new-tokens", 4)
+    alone = {name: figures(place / "whole", "--score", name, *asked)[name] for name in ("f1", "exact")}
+    passes, generate = [], tunesmith.Session.generate
+
+    def counted(self, prompts, *more, **options):
+        passes.append(len(prompts))
+        return generate(self, prompts, *more, **options)
+
+    monkeypatch.setattr(tunesmith.Session, "generate", counted)
+    made = figures(place / "whole", "--score", "f1", "--score", "exact", "--score", "loss", *asked)
+    assert passes == [3]
+    assert {name: made[name] for name in alone} == alone
+    assert made["loss"] == figures(place / "whole")["loss"]
+    assert made["turns"] == "last"
+    text = invoke("evaluate", place / "whole", "--score", "f1", "--score", "exact", *asked).stdout
+    assert text.index("f1: ") < text.index("exact: ") < text.index("turns: last")
+
+
+def test_all_turns_of_conversations_are_scored_where_asked_for(place, tmp_path):
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "qarb", strict=True)]
+    rows = [{"messages": turns}, {"messages": turns[:2]}, {"messages": turns[:1]}]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "r.yaml").write_text("model: {name: x}\ndata: {train: r.jsonl}\n")
+    asked = (place / "whole", "--recipe", tmp_path / "r.yaml", "--data", tmp_path / "r.jsonl", "--score", "exact")
+    few = ("--max-new-tokens", 2)
+    last, every = figures(*asked, *few), figures(*asked, *few, "--turns", "all")
+    assert (last["turns"], last["exact"]["count"]) == ("last", 2)
+    assert (every["turns"], every["exact"]["count"], every["conversations"]) == ("all", 3, 2)
+    assert figures(*asked, *few, "--turns", "all", "--limit", 1)["exact"]["count"] == 2
+    for wrong, told in ((("--turns", "first"), "last or all"), (("--turns", "all", "--gold", "x"), "--gold")):
+        assert told in invoke("evaluate", *asked, *wrong, code=2).stderr
+    assert "--turns" in invoke("evaluate", place / "whole", "--turns", "all", code=2).stderr
 
 
 def test_missing_rows_are_known_before_the_model_loads(place):

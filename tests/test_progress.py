@@ -138,6 +138,15 @@ def test_stages_tell_their_time_and_their_failure():
     assert stream.getvalue().splitlines() == ["loading the model … 2.1 s", "reading rows … failed after 0.00 s"]
 
 
+def test_a_long_stage_tells_its_share_every_ten_seconds():
+    stream, clock = io.StringIO(), Clock()
+    with Progress(stream, clock=clock).stage("computing") as told:
+        for number in range(1, 7):
+            clock.now += 4.0
+            told(number / 6)
+    assert stream.getvalue().splitlines() == ["computing … 50%", "computing … 100%", "computing … 24 s"]
+
+
 def test_quiet_is_quiet():
     stream = io.StringIO()
     shown = Progress(stream, quiet=True)

@@ -441,3 +441,22 @@ def test_jinja_on_the_command_line_is_text(tmp_path):
     )
     with pytest.raises(RecipeError, match="put quotes around Jinja"):
         load(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.epochs=two", "a number above 0"),
+        ("train.steps=ten", "a whole number above 0"),
+        ("train.steps=1.5", "a whole number above 0"),
+        ("train.steps=1e3", "write 1000"),
+        ("train.learning_rate=2,5", "write 2.5"),
+        ("train.learning_rate=1e-4x", "a number above 0"),
+        ("adapter.r=eight", "a whole number above 0"),
+    ],
+)
+def test_what_is_no_number_says_which_number_is_wanted(override, told):
+    with pytest.raises(RecipeError) as caught:
+        from_dict(SMALLEST, [override])
+    assert told in str(caught.value)
+    assert str(caught.value).startswith(f"command line: {override.partition('=')[0]} cannot be")

@@ -24,6 +24,9 @@ EVENTS = [
 class Service:
     """Stands for any of the four; keeps what it is told."""
 
+    id = name = "one"
+    info = types.SimpleNamespace(run_id="one")
+
     def __init__(self):
         self.calls = []
 
@@ -40,7 +43,9 @@ def service(monkeypatch):
     fake = Service()
     for name in ("wandb", "trackio", "mlflow", "tensorboard", "torch.utils.tensorboard"):
         module = types.ModuleType(name)
-        for attribute in ("init", "SummaryWriter", "set_experiment", "start_run", "log_metrics", "end_run", "Settings"):
+        for attribute in (
+            "init", "SummaryWriter", "set_experiment", "start_run", "log_metrics", "end_run", "Settings",
+        ):  # fmt: skip
             setattr(module, attribute, getattr(fake, attribute))
         monkeypatch.setitem(sys.modules, name, module)
     return fake

@@ -74,7 +74,7 @@ MOMENTS = {
     "a save": ("tunesmith.train.checkpoint:save_file", 4),
     "a line of metrics": ("tunesmith.record:Run._write_line", 6),
     "the last evaluation": ("tunesmith.objectives.sft:SFT.evaluate", 3),
-    "publishing": ("tunesmith.run:_Publisher.__call__", 21),
+    "publishing": ("tunesmith.train.publish:Publisher.__call__", 21),
 }
 QUICK = ("reading the data", "a step of epoch 0", "a step of epoch 1", "an evaluation", "a save")
 
@@ -164,6 +164,45 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(server, place, unbroken, tmp_
     assert server.run(values, resume=True, log=log) == 0, log.read_text()
     assert newest.name in log.read_text()
     assert result(tmp_path / "run") == unbroken
+
+
+RELORA = {"method": "relora", "r": 2, "restart_every": 3, "rewarm": 2, "dropout": 0.2}
+
+
+@pytest.fixture(scope="module")
+def unbroken_relora(server, place):
+    """Restarts after steps 3 and 6 of 8."""
+    folder, log = place / "relora", place / "relora.log"
+    assert server.run(values_in(place, folder) | {"adapter": RELORA}, log=log) == 0, log.read_text()
+    found = result(folder)
+    rates = [step[-1] for step in found[0]]
+    assert rates[3] < rates[2]
+    assert rates[6] < rates[5]
+    assert "after step 3: the optimizer's moments of 28 tensors are pruned to the largest 0.01" in log.read_text()
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    best = json.loads((folder / "summary.json").read_text())["best_step"]
+    assert config["r"] == 2 * (1 + best // 3)
+    return found
+
+
+@pytest.mark.parametrize(("call", "number"), [(4, signal.SIGKILL), (5, signal.SIGTERM), (8, signal.SIGKILL)])
+def test_a_run_of_relora_struck_down_around_its_restarts_is_the_unbroken_run(
+    server, place, unbroken_relora, tmp_path, call, number
+):
+    values, log = values_in(place, tmp_path / "run") | {"adapter": RELORA}, tmp_path / "log"
+    strike = {"target": "tunesmith.train.loop:Loop._accumulate", "call": call, "signal": int(number)}
+    assert server.run(values, strike=strike, log=log) == 128 + number, log.read_text()
+    assert server.run(values, resume=True, log=log) == 0, log.read_text()
+    assert result(tmp_path / "run") == unbroken_relora
+
+
+@pytest.mark.parametrize("method", ["relora", "delta-lora"])
+def test_a_method_that_the_budget_cannot_serve_is_refused_before_the_model_loads(server, place, tmp_path, method):
+    log = tmp_path / "log"
+    assert server.run(values_in(place, tmp_path / "run") | {"adapter": {"method": method}}, log=log) == 2
+    assert "is not reached" in log.read_text()
+    assert "a budget of 8 steps" in log.read_text()
+    assert "loading the model" not in log.read_text()
 
 
 def test_what_a_run_refuses(server, place, unbroken, tmp_path):

@@ -68,7 +68,7 @@ def main(path: str) -> None:
         loop = Loop(
             policy,
             SFT(examples(meter), (), batch_size=job.rows_per_step, seed=job.seed, shuffle=False),
-            LoopJob(adapter_set.parameters(), adapter_set.groups(), lambda folder: None),
+            LoopJob.of(adapter_set, lambda folder: None),
             TrainSettings(
                 steps=job.total_steps,
                 batch_size=job.rows_per_step,

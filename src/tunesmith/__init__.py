@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tunesmith.compare.main import Comparison, compare
     from tunesmith.errors import TunesmithError
     from tunesmith.inference import merge
     from tunesmith.models.session import Params
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from tunesmith.session import Session, open_session
 
 _HOME = {
+    "Comparison": "compare.main",
+    "compare": "compare.main",
     "TunesmithError": "errors",
     "Params": "models.session",
     "Recipe": "recipe",
@@ -38,8 +41,8 @@ _HOME = {
 }
 
 __all__ = [
-    "Params", "Recipe", "Session", "Trained", "TunesmithError",
-    "check", "load", "merge", "open_session", "train", "tune",
+    "Comparison", "Params", "Recipe", "Session", "Trained", "TunesmithError",
+    "check", "compare", "load", "merge", "open_session", "train", "tune",
 ]  # fmt: skip
 
 
@@ -50,7 +53,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Facade(ModuleType):
-    """The folder `train` and the function `train` share a name: who asks the package for it gets the function."""
+    """The folders `train` and `compare` and the functions of these names: who asks the package gets the function."""
 
     @property
     def train(self) -> Any:
@@ -59,6 +62,14 @@ class _Facade(ModuleType):
     @train.setter
     def train(self, folder: ModuleType) -> None:
         """The import system stores the folder here; it stays where imports look for it, in `sys.modules`."""
+
+    @property
+    def compare(self) -> Any:
+        return importlib.import_module("tunesmith.compare.main").compare
+
+    @compare.setter
+    def compare(self, folder: ModuleType) -> None:
+        """As with `train`."""
 
 
 sys.modules[__name__].__class__ = _Facade

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.atomic import write_file
-from tunesmith.data.files import READERS, read_file
+from tunesmith.data.files import READERS, ending, read_file
 from tunesmith.data.formats import alpaca, template
 from tunesmith.data.formats import messages as messages_format
 from tunesmith.data.messages import Unreadable, read_messages, read_tools
@@ -71,11 +71,11 @@ def _read_prompts(path: Path, system: str | None, data: DataSettings | None) -> 
         except UnicodeDecodeError as error:
             raise DataError("this file is not text in UTF-8", where=str(path), found=str(error)) from None
         return [Prompt(n, (*before, Message("user", line))) for n, line in enumerate(lines, 1) if line.strip()]
-    if path.suffix.lower() not in READERS:
+    if ending(path) not in READERS:
         raise DataError(
             "this is no file of prompts",
             where=str(path),
-            found=path.suffix or "a name without an ending",
+            found=ending(path) or "a name without an ending",
             expected=", ".join(READERS),
         )
     columns = {} if data is None else data.columns
@@ -157,7 +157,7 @@ def answer_file(
         with out.open("a", encoding="utf-8") as file:
             for start in range(0, len(prompts), PROMPTS_AT_A_TIME):
                 some = prompts[start : start + PROMPTS_AT_A_TIME]
-                ids = [session.prompt_ids(prompt.messages, prompt.tools) for prompt in some]
+                ids = [session.prompt_ids(prompt.messages, prompt.tools, adapter) for prompt in some]
                 digests = [_digest(prompt_ids, adapter, params, weights) for prompt_ids in ids]
                 _refuse_misfits(out, held, some, digests)
                 missing = [i for i, prompt in enumerate(some) if prompt.row not in held]
@@ -173,7 +173,7 @@ def answer_file(
                     if made.finish_reason == "cancelled":
                         return
                     prompt = some[missing[index]]
-                    row = _row(prompt, session.text(made, params), made, digests[missing[index]])
+                    row = _row(prompt, session.text(made, params, adapter), made, digests[missing[index]])
                     _append(file, row)
                     held[prompt.row] = row
                     if on_progress:

@@ -3,6 +3,7 @@
 Made from the run folder alone. The names of `summary.json` that it knows beside the loop's own:
 
     base_model, base_digest     hub id or folder name of the base, and the digest of its weights
+    base_storage                how its matrices were held: plain, nf4 …
     trained_parameters, total_parameters
     rows, held_out_rows, dropped_rows, truncated_rows, learned_tokens_per_epoch
     data_digest                 of the training file(s)
@@ -33,7 +34,7 @@ def card(folder: Path) -> str:
         _read(folder / name) for name in ("summary.json", "environment.json", "provenance.json")
     )
     recipe = recipe["recipe"]
-    base = str(summary.get("base_model") or _public(recipe["model"]["name"]))
+    base = str(summary.get("base_model") or public(recipe["model"]["name"]))
     front = {
         "library_name": "peft",
         "base_model": base,
@@ -70,6 +71,7 @@ def _training(recipe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]
     share = f"{trained:,} of {total:,} ({trained / total:.2%})" if trained and total else None
     return {
         "method": f"{adapter['method']} ({letters})",
+        "base held in": summary.get("base_storage"),
         "objective": recipe["objective"]["kind"],
         "weights trained": share,
         "budget": f"{budget}; {summary['step']} steps done, ended: {summary['reason']}",
@@ -83,7 +85,7 @@ def _data(recipe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     data = recipe["data"]
     shape = data["format"] if isinstance(data["format"], str) else "template over its columns"
     return {
-        "source": _public(data["train"]),
+        "source": public(data["train"]),
         "format": shape,
         "rows": summary.get("rows"),
         "held out": summary.get("held_out_rows"),
@@ -97,6 +99,8 @@ def _results(summary: dict[str, Any]) -> dict[str, Any]:
     results: dict[str, Any] = {"last training loss": _rounded(summary.get("final_loss"))}
     for name, value in (summary.get("best_metrics") or {}).items():
         results[f"held-out {name} (best, step {summary.get('best_step')})"] = _rounded(value)
+    if summary.get("published") == "last":
+        results["adapter"] = f"of the last step, {summary.get('step')}"
     for when in ("before", "after"):
         for name, value in (summary.get(when) or {}).items():
             results[f"{name} {when}"] = _rounded(value)
@@ -106,7 +110,7 @@ def _results(summary: dict[str, Any]) -> dict[str, Any]:
 def _made_with(environment: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     seconds, evaluating, saving = (summary[f"{name}_seconds"] for name in ("train", "evaluation", "saving"))
     return {
-        "command": f"`{shlex.join(_public(word) for word in environment['command'])}`",
+        "command": f"`{shlex.join(public(word) for word in environment['command'])}`",
         "time": f"{seconds:,.0f} s of training, {evaluating:,.0f} s of evaluation, {saving:,.0f} s of saving",
         "tokens": f"{summary['num_tokens']:,}",
         "tokens per second": _rounded(summary.get("tokens_per_second")),
@@ -119,7 +123,7 @@ def _made_with(environment: dict[str, Any], summary: dict[str, Any]) -> dict[str
     }
 
 
-def _public(text: str) -> str:
+def public(text: str) -> str:
     """Hub ids and flags as they are; of an absolute path its last part: a card is read by strangers."""
     head, equals, value = text.partition("=")
     if equals and value.startswith("/"):

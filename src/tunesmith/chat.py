@@ -111,17 +111,18 @@ class Chat:
             )
         self.out.write("\n")
         self._rate(len(answer.token_ids), time.perf_counter() - started, answer.finish_reason)
-        return self.session.text(answer, self.params) if answer.finish_reason == "stop" else "".join(pieces)
+        if answer.finish_reason == "stop":
+            return self.session.text(answer, self.params, adapter)
+        return "".join(pieces)
 
     def _side_by_side(self) -> str:
         """Both answers in one batch; the adapter's goes on in the conversation."""
-        prompt = self.session.prompt_ids(self._messages())
+        pair = [None, self.adapter]
+        prompts = [self.session.prompt_ids(self._messages(), adapter=name) for name in pair]
         started = time.perf_counter()
         with _CtrlC() as ctrl_c:
-            made = self.session.generate(
-                [prompt, prompt], self.params, adapters=[None, self.adapter], cancelled=ctrl_c.pressed
-            )
-        base, tuned = (self.session.text(answer, self.params) for answer in made)
+            made = self.session.generate(prompts, self.params, adapters=pair, cancelled=ctrl_c.pressed)
+        base, tuned = (self.session.text(answer, self.params, name) for answer, name in zip(made, pair, strict=True))
         self._two_columns(base, tuned)
         total = sum(len(answer.token_ids) for answer in made)
         self._rate(total, time.perf_counter() - started, made[1].finish_reason)

@@ -42,6 +42,9 @@ NumBeams = Annotated[int, typer.Option(min=1, help="Above 1: the most probable w
 Base = Annotated[
     str | None, typer.Option(help="The base model, where the adapter's own note of it is not it.", show_default=False)
 ]
+Storage = Annotated[
+    str, typer.Option(help="How the base is held: auto (as when trained, or as its files are), plain, nf4, …, int8.")
+]
 OtherAdapter = Annotated[
     str | None, typer.Option(help="An adapter folder to put on SOURCE, or none: the base alone.", show_default=False)
 ]
@@ -177,6 +180,7 @@ def chat(
         list[str] | None, typer.Option(help="A further adapter, for /adapter NAME; give it again for more.")
     ] = None,
     base: Base = None,
+    storage: Storage = "auto",
     system: System = None,
     template: Template = None,
     max_new_tokens: MaxNewTokens = 512,
@@ -190,6 +194,7 @@ def chat(
         source,
         adapters=adapter or [],
         base=base,
+        storage=storage,
         system=system,
         template=template,
         max_new_tokens=max_new_tokens,
@@ -206,6 +211,7 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="Where the answers go (JSONL); else they are printed.")] = None,
     adapter: OtherAdapter = None,
     base: Base = None,
+    storage: Storage = "auto",
     system: System = None,
     template: Template = None,
     max_new_tokens: MaxNewTokens = 256,
@@ -229,6 +235,7 @@ def generate(
         out=out,
         adapter=adapter,
         base=base,
+        storage=storage,
         system=system,
         template=template,
         max_new_tokens=max_new_tokens,
@@ -247,13 +254,20 @@ def evaluate(
     recipe: Annotated[
         Path | None, typer.Option(help="Read rows as this recipe does, where SOURCE is no run.", show_default=False)
     ] = None,
-    score: Annotated[str, typer.Option(help=f"loss, or of answers: {SCORERS}.")] = "loss",
+    score: Annotated[
+        list[str] | None,
+        typer.Option(help=f"loss (the default), or of answers: {SCORERS}; give it again for more.", show_default=False),
+    ] = None,
+    turns: Annotated[
+        str, typer.Option(metavar="last|all", help="Which answers of a conversation, each after the true turns.")
+    ] = "last",
     gold: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Where the right answers stand; else each row's last answer.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score only the first so many rows.")] = None,
     adapter: OtherAdapter = None,
     base: Base = None,
+    storage: Storage = "auto",
     max_new_tokens: MaxNewTokens = 256,
     num_beams: NumBeams = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered together.")] = 16,
@@ -268,11 +282,13 @@ def evaluate(
         source,
         data=data,
         recipe=recipe,
-        score=score,
+        score=score or "loss",
+        turns=turns,
         gold=gold,
         limit=limit,
         adapter=adapter,
         base=base,
+        storage=storage,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         batch_size=batch_size,
@@ -280,6 +296,40 @@ def evaluate(
         out=out,
         trust_remote_code=trust_remote_code,
     )
+
+
+@verb
+def compare(
+    study: Annotated[
+        Path | None, typer.Argument(metavar="STUDY", help="A YAML study; none with --quick.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings on top of the study's.", show_default=False),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small study of the demo's data and model, in minutes.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Write the report and print nothing.")] = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Compare ways of training on the same rows: quality, time, memory, with a verdict."""
+    from tunesmith.errors import RecipeError
+
+    if quick:
+        from tunesmith.demo.study import compare_quickly
+
+        first = [] if study is None else [str(study)]
+        compare_quickly([*first, *(overrides or [])], quiet=quiet)
+        return
+    if study is None:
+        raise RecipeError("there is no study", where="command line", fix="name a study's file, or give --quick")
+    import shlex
+
+    from tunesmith.compare.main import compare as run
+
+    command = shlex.join(["tunesmith", "compare", str(study), *(overrides or [])])
+    run(study, overrides or [], trust_remote_code=trust_remote_code, quiet=quiet, command=command)
 
 
 @verb

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,23 @@ from tunesmith.errors import DataError, MachineError, RecipeError
 from tunesmith.models.generate import Generated
 from tunesmith.models.session import Params, Session
 from tunesmith.score import SCORERS, Scorer
-from tunesmith.score.intervals import Change, paired_change, wilson
+from tunesmith.score.intervals import Change, clustered, paired_change, wilson
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question. `part` groups items that are reported apart ("answerable", "unanswerable")."""
+    """One question. `part` groups items that are reported apart ("answerable", "unanswerable").
+
+    `conversation` and `turn` count from 1: which row it is of, and which of its answers, where that is not the last.
+    """
 
     messages: tuple[Message, ...]
     gold: Any
     row: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[dict[str, Any], ...] = ()
     part: str | None = None
+    conversation: int | None = None
+    turn: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,15 @@ class Evaluation:
     scores: dict[str, list[float]]
     parts: list[str | None]
     seconds: float
+    conversations: list[int] | None = None
+    """Which items are of one conversation, where several may be: intervals then draw whole conversations."""
 
     def mean(self, scorer: str | None = None, part: str | None = None) -> Mean:
         """Of `scorer` (the first if not named), over the items of `part` (all if not named)."""
         values = self.scores[scorer or next(iter(self.scores))]
-        return mean_of([v for v, own in zip(values, self.parts, strict=True) if part is None or own == part])
+        kept = [i for i, own in enumerate(self.parts) if part is None or own == part]
+        together = self.conversations and [self.conversations[i] for i in kept]
+        return mean_of([values[i] for i in kept], together)
 
     def by_part(self, scorer: str | None = None) -> dict[str, Mean]:
         names = dict.fromkeys(part for part in self.parts if part is not None)
@@ -76,9 +85,15 @@ class Evaluation:
         return sum(answer.finish_reason == "length" for answer in self.answers)
 
 
-def mean_of(values: Sequence[float]) -> Mean:
+def mean_of(values: Sequence[float], conversations: Sequence[int] | None = None) -> Mean:
+    """`conversations` says which values hang together: those of one are no further evidence, as one goes, so do all."""
     if not values:
         return Mean(float("nan"), 0.0, 1.0, 0)
+    if conversations and len(set(conversations)) < len(conversations):
+        groups: dict[int, list[float]] = {}
+        for value, conversation in zip(values, conversations, strict=True):
+            groups.setdefault(conversation, []).append(value)
+        return Mean(sum(values) / len(values), *clustered(list(groups.values())), len(values))
     if set(values) <= {0.0, 1.0}:
         share = wilson(round(sum(values)), len(values))
         return Mean(share.value, share.low, share.high, len(values))
@@ -109,6 +124,17 @@ def item_of(conversation: Conversation, row: Mapping[str, Any] | None = None, go
     if "is_impossible" in row:
         part = "unanswerable" if row["is_impossible"] else "answerable"
     return Item(tuple(messages), gold, {"tools": list(conversation.tools), **row}, tuple(conversation.tools), part)
+
+
+def items_of(conversation: Conversation, row: Mapping[str, Any], number: int) -> list[Item]:
+    """One item for each answer of a conversation that says anything, with the true turns before it; `number` is its."""
+    said = [
+        i
+        for i, turn in enumerate(conversation.messages)
+        if turn.role == "assistant" and (turn.content.strip() or turn.tool_calls)
+    ]
+    upto = [replace(conversation, messages=conversation.messages[: i + 1]) for i in said]
+    return [replace(item_of(cut, row), conversation=number, turn=n) for n, cut in enumerate(upto, 1)]
 
 
 def scorers_named(names: str | Sequence[str]) -> dict[str, Scorer]:
@@ -144,16 +170,20 @@ def evaluate(
         if on_progress:
             on_progress(done, len(items))
 
-    prompts = [session.prompt_ids(item.messages, item.tools) for item in items]
+    prompts = [session.prompt_ids(item.messages, item.tools, adapter) for item in items]
     generated = session.generate(
         prompts, params, adapters=[adapter] * len(items), on_answer=count, cancelled=cancelled, **options
     )
-    answers = [Answer(session.text(made, params), made.finish_reason, len(made.token_ids)) for made in generated]
+    answers = [
+        Answer(session.text(made, params, adapter), made.finish_reason, len(made.token_ids)) for made in generated
+    ]
     scores = {
         name: [float(score(answer.text, item.gold, item.row)) for answer, item in zip(answers, items, strict=True)]
         for name, score in chosen.items()
     }
-    return Evaluation(answers, scores, [item.part for item in items], time.perf_counter() - started)
+    of_rows = [item.conversation for item in items if item.conversation is not None]
+    together = of_rows if len(of_rows) == len(items) else None
+    return Evaluation(answers, scores, [item.part for item in items], time.perf_counter() - started, together)
 
 
 @dataclass(frozen=True)
@@ -190,7 +220,7 @@ def write_answers(path: Path | str, items: Sequence[Item], evaluation: Evaluatio
     rows = []
     for i, (item, answer) in enumerate(zip(items, evaluation.answers, strict=True)):
         row = {
-            "row": i + 1,
+            "row": item.conversation or i + 1,
             "question": item.messages[-1].content if item.messages else "",
             "gold": item.gold,
             "answer": answer.text,
@@ -198,7 +228,8 @@ def write_answers(path: Path | str, items: Sequence[Item], evaluation: Evaluatio
             "num_tokens": answer.num_tokens,
             "scores": {name: values[i] for name, values in evaluation.scores.items()},
         }
-        rows.append(json.dumps(row if item.part is None else {**row, "part": item.part}, ensure_ascii=False))
+        row |= {key: value for key, value in (("part", item.part), ("turn", item.turn)) if value is not None}
+        rows.append(json.dumps(row, ensure_ascii=False))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")

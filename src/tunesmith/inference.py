@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,20 @@ from tunesmith.adapters import identity, store
 from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_folder
 from tunesmith.atomic import no_room
 from tunesmith.chat import run_chat
-from tunesmith.data.formats import convert
-from tunesmith.data.prepare import is_empty, prepare, told
-from tunesmith.data.problems import counted
+from tunesmith.data.prepare import prepare, told
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.sources import read
-from tunesmith.data.split import split
-from tunesmith.data.types import Conversation, Message
+from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, DataError, Interrupted, MachineError, RecipeError
-from tunesmith.evaluate import Evaluation, Item, Mean, item_of, scorers_named, write_answers
+from tunesmith.evaluate import Evaluation, Item, Mean, scorers_named, write_answers
 from tunesmith.evaluate import evaluate as score_items
 from tunesmith.models.load import most_tokens, without_bars
 from tunesmith.models.policy import probe
 from tunesmith.models.session import Params
 from tunesmith.objectives.sft import SFT
 from tunesmith.progress import Progress
+from tunesmith.questions import ALL, LAST, calls_apart, questions, refuse_unscorable
 from tunesmith.recipe import load
-from tunesmith.score.toolcall import parse_calls
 from tunesmith.session import Session, adapter_folder, open_session, recipe_of
 from tunesmith.train.memory import default_micro_batch_tokens
 from tunesmith.train.signals import watched
@@ -65,6 +62,7 @@ def chat(
     *,
     adapters: Sequence[str | Path] = (),
     base: str | None = None,
+    storage: str = "auto",
     system: str | None = None,
     template: str | None = None,
     max_new_tokens: int = 512,
@@ -76,6 +74,7 @@ def chat(
         session = open_session(
             str(source),
             base=base,
+            storage=storage,
             adapters=adapters,
             template=template,
             trust_remote_code=trust_remote_code,
@@ -94,6 +93,7 @@ def generate(
     out: Path | None = None,
     adapter: str | None = None,
     base: str | None = None,
+    storage: str = "auto",
     system: str | None = None,
     template: str | None = None,
     max_new_tokens: int = 256,
@@ -119,7 +119,13 @@ def generate(
         before = (Message("system", system),) if system else ()
         prompts = [Prompt(1, (*before, Message("user", prompt or "")))]
     with Progress() as progress:
-        session = _open(progress, source, adapter, base=base, template=template, trust_remote_code=trust_remote_code)
+        options: dict[str, Any] = {
+            "base": base,
+            "storage": storage,
+            "template": template,
+            "trust_remote_code": trust_remote_code,
+        }
+        session = _open(progress, source, adapter, **options)
         if target is None:
             for one in prompts:
                 if num_beams > 1:  # which answer it is shows at its end
@@ -199,11 +205,13 @@ def evaluate(
     *,
     data: str | None = None,
     recipe: Path | None = None,
-    score: str = "loss",
+    score: str | Sequence[str] = "loss",
+    turns: str = LAST,
     gold: str | None = None,
     limit: int | None = None,
     adapter: str | None = None,
     base: str | None = None,
+    storage: str = "auto",
     max_new_tokens: int = 256,
     num_beams: int = 1,
     batch_size: int = 16,
@@ -211,54 +219,54 @@ def evaluate(
     out: Path | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Score a model or adapter on rows: held-out loss, or answers by a scorer. Prints and returns the figures.
+    """Score a model or adapter on rows: held-out loss, and answers by scorers. Prints and returns the figures.
 
-    `recipe` says how rows are read where `source` is no run; `gold` is the column of the right answers.
+    `score` names one or several; the answers are made once for all of them. `turns`: of a conversation the last answer
+    is asked for, or "all" of them, each with the true turns before it. `recipe` says how rows are read where `source`
+    is no run; `gold` is the column of the right answers.
     """
-    if score != "loss":
-        scorers_named(score)
-    elif given := [
-        option
-        for option, value in (("--gold", gold), ("--out", out), ("--num-beams", num_beams if num_beams > 1 else None))
-        if value is not None
-    ]:
-        raise RecipeError(f"{' and '.join(given)}: only answers have it, not the loss", fix="give --score too")
+    wanted = list(dict.fromkeys([score] if isinstance(score, str) else score))
+    of_answers = [name for name in wanted if name != "loss"]
+    scorers_named(of_answers)
+    _refuse_unread(of_answers, turns, gold, out, num_beams)
     if out is not None:
         refuse_folder(out)
     aloud = functools.partial(print, file=sys.stderr)  # what a program's person should know, quiet or not
     settings, seed = _rows_of(source, data, recipe, limit)
     all_rows = data is not None
-    if score == "loss":  # whether there are rows at all is known before any weight is loaded
+    if "loss" in wanted:  # whether there are rows at all is known before any weight is loaded
         read(settings.train, split=settings.split, subset=settings.subset, limit=1)
-        items = []
-    else:
-        items = _items(settings, seed, all_rows, limit, gold, aloud)
-        _refuse_unscorable(items, score, settings.train)
-        items = _calls_apart(items) if score == "tool_call" else items
+    items: list[Item] = []
+    if of_answers:
+        items = questions(settings, seed, all_rows, limit, gold, turns, aloud)
+        refuse_unscorable(items, of_answers, settings.train)
+        items = calls_apart(items) if "tool_call" in of_answers else items
     with Progress(quiet=as_json) as progress:
         session = _open(
             progress,
             source,
             adapter,
             base=base,
+            storage=storage,
             trust_remote_code=trust_remote_code,
             say=aloud,
             **_asked_as(source, recipe),
         )
-        if score == "loss":
-            figures = _held_out_loss(session, settings, seed, all_rows, limit, aloud)
-        else:
+        figures: dict[str, Any] = {}
+        if "loss" in wanted:
+            figures |= _held_out_loss(session, settings, seed, all_rows, limit, aloud)
+        if of_answers:
             said = _every_tenth(progress, "answered")
             made = score_items(
                 session,
                 items,
-                score,
+                of_answers,
                 adapter=session.adapter,
                 params=Params(max_new_tokens, num_beams=num_beams),
                 on_progress=said,
                 max_rows=batch_size,
             )
-            figures = _figures(made, score)
+            figures |= _figures(made, turns)
     plain = {key: asdict(value) if isinstance(value, Mean) else value for key, value in figures.items()}
     print(json.dumps(plain, indent=2) if as_json else "\n".join(f"{key}: {value}" for key, value in figures.items()))
     if out is not None:  # after the figures: a disk that is full does not take those too
@@ -302,7 +310,12 @@ def _held_out_loss(
     say: Callable[[str], object],
 ) -> dict[str, Any]:
     """Loss per learned token over all rows, or over what the run held out; what befell rows is said."""
-    prepared = prepare(settings, session.tokenizer, seed=seed, most_tokens=most_tokens(session.model.config))
+    prepared = prepare(
+        settings,
+        session.words_of(session.adapter).tokenizer,
+        seed=seed,
+        most_tokens=most_tokens(session.model.config),
+    )
     for line in told(prepared.counts if all_rows else prepared.held_out_counts):
         say(line)
     examples = (prepared.train if all_rows else prepared.held_out)[:limit]
@@ -313,58 +326,33 @@ def _held_out_loss(
     return {**metrics, "rows": len(examples), "learned_tokens": sum(example.num_learned for example in examples)}
 
 
-def _items(
-    settings: DataSettings,
-    seed: int,
-    all_rows: bool,
-    limit: int | None,
-    gold: str | None,
-    say: Callable[[str], object],
-) -> list[Item]:
-    """One item per conversation: its turns up to the last answer, which is the gold one unless a column holds it.
-    Rows without an answer are left out, and that is said."""
-    raw = read(settings.train, split=settings.split, subset=settings.subset, limit=settings.limit)
-    if not all_rows:
-        raw = split(raw, settings, seed=seed).held_out
-    rows = convert(raw, settings.format, settings.columns).rows
-    items = []
-    for row, (origin, values) in zip(rows, raw, strict=True):
-        if gold is not None and gold not in values:
-            raise DataError(f"no column {gold!r} with the right answer", where=str(origin), found=", ".join(values))
-        if isinstance(row, Conversation) and row.messages and (gold is not None or _ends_in_answer(row)):
-            items.append(item_of(row, dict(values), None if gold is None else values[gold]))
-    if not items:
-        raise DataError("no row has an answer to compare with", where=settings.train)
-    if left_out := len(rows) - len(items):
-        say(f"{counted(left_out, 'row')} without an answer, left out")
-    return items[:limit]
-
-
-def _ends_in_answer(row: Conversation) -> bool:
-    return row.messages[-1].role == "assistant" and not is_empty(row)
-
-
-def _calls_apart(items: list[Item]) -> list[Item]:
-    """Where some answers are calls and others talk: told apart, as any talk at all is right where no call is wanted."""
-    wanted = [bool(parse_calls(item.gold) if isinstance(item.gold, str) else item.gold) for item in items]
-    if all(wanted) or not any(wanted):
-        return items
-    parts = {True: "a call is wanted", False: "no call is wanted"}
-    return [replace(item, part=parts[call]) for item, call in zip(items, wanted, strict=True)]
-
-
-def _refuse_unscorable(items: Sequence[Item], score: str, where: str) -> None:
-    """What a scorer reads of a row stands there before anything is answered."""
-    if score == "sql" and any("databases" not in item.row for item in items):
-        raise DataError(
-            "to run queries, every row needs the column databases: scripts that make and fill one each", where=where
+def _refuse_unread(of_answers: list[str], turns: str, gold: str | None, out: Path | None, num_beams: int) -> None:
+    """Options that would change nothing, or contradict each other."""
+    if turns not in (LAST, ALL):
+        raise RecipeError(f"--turns {turns}: there is no such choice", expected=f"{LAST} or {ALL}")
+    told = (
+        ("--gold", gold is not None),
+        ("--out", out is not None),
+        ("--turns", turns == ALL),
+        ("--num-beams", num_beams > 1),
+    )
+    if not of_answers and (given := [option for option, is_given in told if is_given]):
+        raise RecipeError(f"{' and '.join(given)}: only answers have it, not the loss", fix="give --score too")
+    if turns == ALL and gold is not None:
+        raise RecipeError(
+            "--gold names one right answer for a row, and --turns all asks for several",
+            fix="take one of the two out: with --turns all each turn's own text is the right answer",
         )
 
 
-def _figures(made: Evaluation, score: str) -> dict[str, Any]:
+def _figures(made: Evaluation, turns: str) -> dict[str, Any]:
     figures: dict[str, Any] = {}
-    for name, mean in {score: made.mean(), **{f"{score}, {part}": m for part, m in made.by_part().items()}}.items():
-        figures[name] = mean
+    for score in made.scores:
+        figures[score] = made.mean(score)
+        figures |= {f"{score}, {part}": mean for part, mean in made.by_part(score).items()}
+    figures["turns"] = turns
+    if made.conversations is not None:
+        figures["conversations"] = len(set(made.conversations))
     figures["seconds"] = round(made.seconds, 1)
     if made.num_cut:
         figures["cut at max_new_tokens"] = made.num_cut

@@ -55,6 +55,14 @@ class Progress:
         self._shown_at, self._shown_share, self._num_lines = -1e9, 0.0, 0
 
     @property
+    def stream(self) -> IO[str]:
+        return self._stream
+
+    @property
+    def is_quiet(self) -> bool:
+        return self._console.quiet
+
+    @property
     def is_live(self) -> bool:
         return self._notebook is not None or (self._console.is_terminal and not self._console.is_dumb_terminal)
 
@@ -75,13 +83,25 @@ class Progress:
             self._live, self._notebook, self._console = None, None, _Console(quiet=True)
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """`loading the model … 2.1 s`. In a terminal the first half stands there while the work is done."""
-        begun = self._clock()
+    def stage(self, name: str) -> Iterator[Callable[[float], None]]:
+        """`loading the model … 2.1 s`. In a terminal the first half stands there while the work is done.
+
+        Whoever knows the share that is done tells it: shown in the terminal at once, elsewhere now and then.
+        """
+        begun = shown = self._clock()
         status = self._console.status(f"{name} …") if self.is_live and not self._live and not self._notebook else None
+
+        def told(share: float) -> None:
+            nonlocal shown
+            if status is not None:
+                status.update(f"{name} … {share:.0%}")
+            elif self._clock() - shown >= SECONDS_BETWEEN_LINES:
+                shown = self._clock()
+                self.say(f"{name} … {share:.0%}")
+
         with status or contextlib.nullcontext():
             try:
-                yield
+                yield told
             except BaseException:
                 self.say(f"{name} … failed after {seconds(self._clock() - begun)}")
                 raise

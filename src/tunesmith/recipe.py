@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal, Self, Union
 from pydantic import Field, SerializeAsAny, ValidationError, create_model, model_validator
 
 from tunesmith.adapters import METHODS
-from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.adapters.settings import KINDS, AdapterSettings
 from tunesmith.adapters.virtual import VirtualSettings
-from tunesmith.data.settings import DataSettings, HeldOut
+from tunesmith.data.settings import DataSettings, HeldOut, name_and_split
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.models.settings import ModelSettings
 from tunesmith.notation import Path, dotted, read, read_scalar, write_inline
@@ -30,7 +30,7 @@ from tunesmith.strict import near, parse, setting_names, unknown_key
 from tunesmith.train.settings import TrainSettings
 
 DEFAULT_METHOD = "lora"
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz")
 
 
 class Recipe(Settings):
@@ -56,6 +56,23 @@ class Recipe(Settings):
     def _virtual_or_added_tokens(self) -> Self:
         if self.model.add_tokens and isinstance(self.adapter, VirtualSettings) and self.model.adapter is None:
             raise Contradiction("model.add_tokens", "cannot be trained beside virtual tokens", "leave out either")
+        return self
+
+    @model_validator(mode="after")
+    def _something_frozen(self) -> Self:
+        fresh = self.train.cache_frozen and self.model.adapter is None
+        if fresh and isinstance(self.adapter, VirtualSettings):
+            raise Contradiction(
+                "train.cache_frozen",
+                "has no block to store: virtual tokens change what every block gives",
+                "leave it out, or choose a method that stands beside layers",
+            )
+        if fresh and self.adapter.targets in KINDS and self.adapter.last_blocks is None:
+            raise Contradiction(
+                "train.cache_frozen",
+                "has no frozen block to store: all of them are adapted",
+                "set adapter.last_blocks, for example to 4",
+            )
         return self
 
     def explicit(self) -> dict[str, Any]:
@@ -114,8 +131,14 @@ class Resolved:
         return "\n".join(lines) + "\n"
 
 
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, past: bool = False) -> Resolved:
-    """The recipe in a YAML file (or in a run folder), with `section.key=value` overrides on top.
+Change = tuple[str, Any, str]
+"""A setting on top of a recipe's: "section.key" (or a section, replaced whole), its value, and where it was said."""
+
+
+def load(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), *, past: bool = False, changes: Sequence[Change] = ()
+) -> Resolved:
+    """The recipe in a YAML file (or in a run folder), with `changes`, then `section.key=value` overrides on top.
 
     `past`: of a run that was, whose files may be gone or elsewhere by now; they are not looked for.
     """
@@ -141,14 +164,24 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, past: b
     tree = _Tree(lined.value or {}, sources, str(file), lined.errors)
     if file.name == "recipe.yaml" and (file.parent / "provenance.json").is_file():
         tree.stand_in(file.absolute().parent)
-    return _resolve(tree, overrides, name, file.parent, past)
+    return _resolve(tree, overrides, name, file.parent, past, changes)
 
 
 def from_dict(
-    values: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str = "run", source: str = "recipe"
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    name: str = "run",
+    source: str = "recipe",
+    sources: Mapping[Path, str] | None = None,
+    folder: str | os.PathLike[str] = "",
+    changes: Sequence[Change] = (),
 ) -> Resolved:
-    """The recipe in plain nested values; relative paths start at the current folder."""
-    return _resolve(_Tree(values, {}, source), overrides, name, FilePath())
+    """The recipe in plain nested values, with `changes`, then overrides on top; relative paths start at `folder`.
+
+    `sources`: where each value was said, where it was not all said in `source`.
+    """
+    return _resolve(_Tree(values, dict(sources or {}), source), overrides, name, FilePath(folder), changes=changes)
 
 
 def json_schema() -> dict[str, Any]:
@@ -166,7 +199,16 @@ def _recipes_beside(file: FilePath) -> str:
     return "there is " + ", ".join(found[:8]) if found else "name a YAML file"
 
 
-def _resolve(tree: _Tree, overrides: Sequence[str], name: str, folder: FilePath, past: bool = False) -> Resolved:
+def _resolve(
+    tree: _Tree,
+    overrides: Sequence[str],
+    name: str,
+    folder: FilePath,
+    past: bool = False,
+    changes: Sequence[Change] = (),
+) -> Resolved:
+    for change in changes:
+        tree.change(*change)
     for text in overrides:
         tree.override(text)
     recipe = tree.recipe() if past else _Paths(tree, folder).in_recipe(tree.recipe())
@@ -206,6 +248,16 @@ class _Tree:
                 expected = "section.key=value"
                 raise RecipeError(f"{text!r} is not an override", where="command line", expected=expected)
             self.set(_split(key, "command line"), read_scalar(value), "command line")
+        except RecipeError as error:
+            self.errors.append(error)
+
+    def change(self, key: str, value: Any, source: str) -> None:
+        """`key` is section.key, or a section that is replaced whole."""
+        try:
+            path = (key,) if key in SECTIONS else _split(key, source)
+            if len(path) == 1 and not isinstance(value, Mapping):
+                raise RecipeError(f"{key} is a section", where=source, expected=f"a mapping, or {key}.key")
+            self.set(path, _copied(value), source)
         except RecipeError as error:
             self.errors.append(error)
 
@@ -345,13 +397,25 @@ class _Paths:
         )
         data = data.model_copy(update=self._changed("data", "train", data.train, DATA_SUFFIXES))
         if isinstance(data.held_out, str):
-            data = data.model_copy(update=self._changed("data", "held_out", data.held_out, DATA_SUFFIXES))
+            data = data.model_copy(update=self._of_its_own("held_out", data.held_out))
         elif isinstance(data.held_out, HeldOut):
-            file = self._changed("data", "file", data.held_out.file, DATA_SUFFIXES)
+            file = self._of_its_own("file", data.held_out.file)
             data = data.model_copy(update={"held_out": data.held_out.model_copy(update=file)} if file else {})
         if self.errors:
             raise together(self.errors)
         return recipe.model_copy(update={"model": model, "data": data})
+
+    def _of_its_own(self, key: str, text: str | None) -> dict[str, str]:
+        """The same for held-out rows, `path` or `path:split`."""
+        name, split = (text, None) if text is None or self._found(text) else name_and_split(text)
+        changed = self._changed("data", key, name, DATA_SUFFIXES)
+        return {key: path if split is None else f"{path}:{split}" for key, path in changed.items()}
+
+    def _tried(self, text: str) -> list[FilePath]:
+        return [folder / FilePath(text).expanduser() for folder in self.folders]
+
+    def _found(self, text: str) -> FilePath | None:
+        return next((path for path in self._tried(text) if path.exists()), None)
 
     def _changed(
         self, section: Literal["model", "data"], key: str, text: str | None, suffixes: tuple[str, ...]
@@ -359,18 +423,15 @@ class _Paths:
         """{key: absolute path} where `text` is a file or folder; {} where it is a hub id, a name or inline text."""
         if text is None or "://" in text or "\n" in text or "{" in text:
             return {}
-        wanted = FilePath(text).expanduser()
-        tried = [folder / wanted for folder in self.folders]
-        for path in tried:
-            if path.exists():
-                return {key: os.path.normpath(path)}
+        if found := self._found(text):
+            return {key: os.path.normpath(found)}
         if text.startswith((".", "/", "~")) or text.lower().endswith(suffixes or ("/",)) or text.count("/") > 1:
             full: Path = (section, "held_out", "file") if key == "file" else (section, key)
             self.errors.append(
                 RecipeError(
                     f"{dotted(full)}: there is no {text}",
                     where=self.tree.where(full),
-                    notes={"looked for": " and ".join(dict.fromkeys(os.path.normpath(path) for path in tried))},
+                    notes={"looked for": " and ".join(dict.fromkeys(map(os.path.normpath, self._tried(text))))},
                 )
             )
         return {}

@@ -5,6 +5,7 @@
     environment.json  machine, versions, command line; never an environment variable
     metrics.jsonl     one line per step, evaluation and note
     summary.json      what came out of it; `status` is finished, interrupted, failed, or unfinished (at work, or killed)
+    trackers.json     by service, the id of this run there
     loss.png          the curves, of a run that was broken off too
     README.md         the model card
 
@@ -34,6 +35,8 @@ from tunesmith.settings import Settings
 
 FREE_TO_CHANGE = ("output", "train.save_every", "train.keep_checkpoints")
 """Settings that a resumed run may have otherwise: no weight depends on them."""
+
+TRACKERS = "trackers.json"
 
 BESIDES = ("lock", "tensorboard", "wandb")
 """What may stand in the folder before its run does."""
@@ -84,7 +87,7 @@ class Run:
         path = Path(folder)
         with guarded(path):
             path.mkdir(parents=True, exist_ok=True)
-        lock = _locked(path)
+        lock = locked(path)
         try:
             _may_run_here(path, resolved, resume)
             run = cls(path, resolved, lock)
@@ -101,6 +104,26 @@ class Run:
     @property
     def picture(self) -> Path:
         return self.folder / "loss.png"
+
+    def trackers(self) -> dict[str, str]:
+        """By service, the id that this run had there so far."""
+        path = self.folder / TRACKERS
+        if not path.is_file():
+            return {}
+        try:
+            return {str(name): str(run_id) for name, run_id in json.loads(path.read_text()).items()}
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(
+                "the services' ids of this run cannot be read",
+                where=str(path),
+                found=str(error),
+                fix="put the file back, or delete it: then the services get a run more",
+            ) from None
+
+    def remember_trackers(self, ids: dict[str, str]) -> None:
+        """Keeps the ids for a run that goes on here."""
+        if ids:
+            write_json(self.folder / TRACKERS, ids)
 
     def describe(self, **facts: Any) -> None:
         """Adds to what summary and model card say; see `tunesmith.card` for the names that the card knows."""
@@ -236,7 +259,7 @@ class Run:
         write_json(self.folder / "summary.json", summary | self.facts)
 
 
-def _locked(folder: Path) -> int:
+def locked(folder: Path) -> int:
     """A descriptor that holds the folder's lock; it goes with the process, however that ends."""
     path = folder / "lock"
     with guarded(path):

@@ -3,6 +3,8 @@
 What is sent is numbers by name and step, and the run's name. No text, no path, no recipe, no secret; who is logged in
 is the service's own business. What services gather by themselves (terminal output, command lines, host and user names,
 versions of packages, the state of the repository) is switched off. They are started before the model loads.
+
+A run that goes on goes on in the services too: by the id that it had there, and without points that are there already.
 """
 
 from __future__ import annotations
@@ -11,19 +13,25 @@ import importlib
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import MachineError, TunesmithError, together
-from tunesmith.events import BrokenOff, Ended, Evaluated, Event, StepDone
+from tunesmith.events import BrokenOff, Ended, Evaluated, Event, Started, StepDone
 
 PROJECT = "tunesmith"
 
 
-def reporters(names: Iterable[str], run_name: str, folder: Path) -> list[Reporter]:
-    """A listener for each of `names`, started; one that is not installed, or does not start, is an error."""
+def reporters(
+    names: Iterable[str], run_name: str, folder: Path, earlier: Mapping[str, str] | None = None
+) -> list[Reporter]:
+    """A listener for each of `names`, started; one that is not installed, or does not start, is an error.
+
+    `earlier`: by service, the `run_id` of the run that goes on.
+    """
     wanted = [REPORTERS[name] for name in dict.fromkeys(names)]
+    known = earlier or {}
     errors: list[TunesmithError] = []
     for reporter in wanted:
         try:
@@ -42,14 +50,16 @@ def reporters(names: Iterable[str], run_name: str, folder: Path) -> list[Reporte
     started: list[Reporter] = []
     for reporter in wanted:
         try:
-            started.append(reporter(run_name, folder))
+            started.append(reporter(run_name, folder, known.get(reporter.name)))
         except Exception as error:
-            for earlier in started:
-                earlier.close()
+            for other in started:
+                other.close()
+            id_given = known.get(reporter.name)
+            goes_on = "; or, to begin another run there, delete trackers.json in the run folder" if id_given else ""
             raise MachineError(
                 f"report_to: {reporter.name} does not start",
                 found=str(error).partition("\n")[0] or type(error).__name__,
-                fix=f"set {reporter.name} up with its own tool, or take it out of output.report_to",
+                fix=f"set {reporter.name} up with its own tool, or take it out of output.report_to{goes_on}",
             ) from error
     return started
 
@@ -78,9 +88,12 @@ class Reporter:
     name = ""
     modules: tuple[str, ...] = ()
     """What must be importable."""
+    run_id: str | None = None
+    """By which the service knows the run again; None where it needs none."""
     _done = False
 
-    def __init__(self, run_name: str, folder: Path) -> None:
+    def __init__(self, run_name: str, folder: Path, earlier: str | None = None) -> None:
+        """`earlier`: the `run_id` of a run that goes on."""
         raise NotImplementedError
 
     def __call__(self, event: Event) -> None:
@@ -90,6 +103,8 @@ class Reporter:
             values = numbers(event)
             if values and isinstance(event, StepDone | Evaluated):
                 self.send(values, event.step)
+            elif isinstance(event, Started) and event.first_step:
+                self.go_on(event.first_step)
             elif isinstance(event, Ended | BrokenOff):
                 self._done = True
                 self.finish(whole=isinstance(event, Ended))
@@ -106,6 +121,9 @@ class Reporter:
             except Exception as error:
                 warnings.warn(f"{self.name} could not be closed: {error}", RuntimeWarning, stacklevel=2)
 
+    def go_on(self, first_step: int) -> None:
+        """The run goes on behind `first_step`: what was sent of later steps comes again."""
+
     def send(self, values: dict[str, float], step: int) -> None:
         raise NotImplementedError
 
@@ -117,7 +135,7 @@ class Reporter:
 class Wandb(Reporter):
     name, modules = "wandb", ("wandb",)
 
-    def __init__(self, run_name: str, folder: Path) -> None:
+    def __init__(self, run_name: str, folder: Path, earlier: str | None = None) -> None:
         wandb = importlib.import_module("wandb")
         silent = _known(
             wandb.Settings,
@@ -136,10 +154,12 @@ class Wandb(Reporter):
             x_save_requirements=False,
         )
         settings = wandb.Settings(**silent)
-        self._run = wandb.init(project=PROJECT, name=run_name, dir=str(folder), settings=settings)
+        same: dict[str, str] = {"id": earlier, "resume": "allow"} if earlier else {}
+        self._run = wandb.init(project=PROJECT, name=run_name, dir=str(folder), settings=settings, **same)
+        self.run_id = str(self._run.id)
 
     def send(self, values: dict[str, float], step: int) -> None:
-        self._run.log(values, step=step)
+        self._run.log(values, step=step)  # what it holds of this step already it keeps, and passes over the rest
 
     def finish(self, whole: bool) -> None:
         self._run.finish(exit_code=0 if whole else 1)
@@ -148,9 +168,12 @@ class Wandb(Reporter):
 class Trackio(Reporter):
     name, modules = "trackio", ("trackio",)
 
-    def __init__(self, run_name: str, folder: Path) -> None:
+    def __init__(self, run_name: str, folder: Path, earlier: str | None = None) -> None:
         init = importlib.import_module("trackio").init
-        self._run = init(project=PROJECT, name=run_name, **_known(init, auto_log_gpu=False, auto_log_cpu=False))
+        same = {"resume": "allow"} if earlier else {}
+        silent = _known(init, auto_log_gpu=False, auto_log_cpu=False)
+        self._run = init(project=PROJECT, name=earlier or run_name, **silent, **same)
+        self.run_id = str(self._run.name)  # it knows runs again by name
 
     def send(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
@@ -162,8 +185,14 @@ class Trackio(Reporter):
 class TensorBoard(Reporter):
     name, modules = "tensorboard", ("tensorboard", "torch.utils.tensorboard")
 
-    def __init__(self, run_name: str, folder: Path) -> None:
-        self._writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder / "tensorboard"))
+    def __init__(self, run_name: str, folder: Path, earlier: str | None = None) -> None:
+        self._folder = str(folder / "tensorboard")  # a folder is a run there, so the same folder is the same run
+        self._writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(self._folder)
+
+    def go_on(self, first_step: int) -> None:
+        self._writer.close()
+        writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+        self._writer = writer(self._folder, purge_step=first_step + 1)
 
     def send(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -176,15 +205,28 @@ class TensorBoard(Reporter):
 class Mlflow(Reporter):
     name, modules = "mlflow", ("mlflow",)
 
-    def __init__(self, run_name: str, folder: Path) -> None:
+    def __init__(self, run_name: str, folder: Path, earlier: str | None = None) -> None:
         self._mlflow = importlib.import_module("mlflow")
         self._mlflow.set_experiment(PROJECT)
+        self._there: dict[str, int] = {}
+        self._goes_on = earlier is not None
         told = ("user", "source.name", "source.git.commit", "source.git.branch", "source.git.repoURL")
         silent = _known(self._mlflow.start_run, log_system_metrics=False)
-        self._mlflow.start_run(run_name=run_name, tags={f"mlflow.{name}": "" for name in told}, **silent)
+        which = {"run_id": earlier} if earlier else {"run_name": run_name}
+        run = self._mlflow.start_run(tags={f"mlflow.{name}": "" for name in told}, **which, **silent)
+        self.run_id = str(run.info.run_id)
 
     def send(self, values: dict[str, float], step: int) -> None:
-        self._mlflow.log_metrics(values, step=step)
+        new = {name: value for name, value in values.items() if step > self._last_step(name)}
+        if new:
+            self._mlflow.log_metrics(new, step=step)
+
+    def _last_step(self, name: str) -> int:
+        """The last step of which the run had this number before it went on: a second point would stand beside it."""
+        if self._goes_on and name not in self._there:
+            history = self._mlflow.MlflowClient().get_metric_history(self.run_id, name)
+            self._there[name] = max((point.step for point in history), default=-1)
+        return self._there.get(name, -1)
 
     def finish(self, whole: bool) -> None:
         self._mlflow.end_run("FINISHED" if whole else "FAILED")

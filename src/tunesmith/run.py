@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,29 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.adapters import identity, store
-from tunesmith.adapters.adapter_set import AdapterSet, add
+from tunesmith.adapters.adapter_set import AdapterSet, add, refusal
+from tunesmith.adapters.adapter_set import check as check_method
 from tunesmith.adapters.attach import Switch
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.problems import counted
 from tunesmith.data.report import summary
 from tunesmith.data.templates import install
-from tunesmith.errors import CheckpointError, Interrupted, MachineError, RecipeError
-from tunesmith.events import Ended, Event, Listener
-from tunesmith.models.load import Loaded, has_tokenizer, load_config, load_model, load_tokenizer, most_tokens
+from tunesmith.errors import CheckpointError, Interrupted, RecipeError
+from tunesmith.events import Ended, Listener
+from tunesmith.machine import cache_folder
+from tunesmith.models.load import (
+    Loaded,
+    has_tokenizer,
+    load_config,
+    load_model,
+    load_tokenizer,
+    made_for,
+    most_tokens,
+    settle,
+)
 from tunesmith.models.policy import Policy, probe
+from tunesmith.models.stored import described
 from tunesmith.objectives.sft import SFT
 from tunesmith.progress import Progress
 from tunesmith.recipe import Recipe, Resolved, from_dict
@@ -34,9 +46,11 @@ from tunesmith.reporters import reporters
 from tunesmith.session import Session, adapter_folder
 from tunesmith.train.budget import Budget
 from tunesmith.train.checkpoint import Checkpoints, Restored
+from tunesmith.train.frozen import store_frozen
 from tunesmith.train.loop import Job, Loop, train_mode
 from tunesmith.train.noise import NEFTune
 from tunesmith.train.optim import check_optimizer
+from tunesmith.train.publish import Publisher, published_step, take
 from tunesmith.train.signals import Signals, watched
 
 FROM_PYTHON = "rows"
@@ -83,20 +97,26 @@ def train(
         _told_how_to_go_on(run.folder, rows is not None),
     ):
         check_optimizer(recipe.train)
-        sinks = reporters(recipe.output.report_to, recipe.output.name or resolved.name, run.folder)
+        earlier = run.trackers() if resume else {}
+        sinks = reporters(recipe.output.report_to, recipe.output.name or resolved.name, run.folder, earlier)
         for sink in sinks:
             on_exit.enter_context(closing(sink))
+        run.remember_trackers(earlier | {sink.name: sink.run_id for sink in sinks if sink.run_id is not None})
         saved = _last_checkpoint(run, recipe, resume, progress)
-        tokenizer, prepared = _read(recipe, trust_remote_code, progress, rows)
+        tokenizer, prepared = read_rows(recipe, trust_remote_code, progress, rows)
         for line in summary(prepared):
             progress.say(line)
         objective = _objective(recipe, prepared)
-        Budget(recipe.train, objective.steps_per_epoch)  # what is wrong with it shows before any weight is loaded
+        budget = Budget(recipe.train, objective.steps_per_epoch)  # what is wrong shows before any weight is loaded
+        if recipe.model.adapter is None:
+            check_method(recipe.adapter, budget.num_steps, recipe.train.optimizer)
         loaded, policy, adapter_set = _model(recipe, tokenizer, trust_remote_code, saved, progress)
         if recipe.data.group_by is not None:
             objective.share = policy.flat
             how = "is computed once" if policy.flat else "is computed for each of them, since batches run padded"
             progress.say(f"what rows of one {recipe.data.group_by} begin with {how}")
+        before = None if saved is None else bool(saved.state.get("frozen"))
+        store_frozen(policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress)
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
         everyone: list[Listener] = [progress, run, *sinks, *listeners]
         loop = _loop(recipe, policy, adapter_set, tokenizer, objective, prepared, base, run, signals, everyone)
@@ -112,9 +132,12 @@ def train(
         ended = loop.run()
         progress.say(f"adapter: {run.folder / 'adapter'}")
     session = Session(loaded.model, tokenizer, prepared.renderer, policy.switch, name=recipe.model.name, adapter=NAME)
+    if _has_own_words(recipe):
+        bare = recipe.model.model_copy(update={"template": None, "add_tokens": ()})
+        session.base_tokenizer = partial(load_tokenizer, bare, trust_remote_code=trust_remote_code)
     session.stand(adapter_set)
     policy.switch.name = None
-    _take_best(adapter_set, run.folder / "checkpoints", ended)
+    take(adapter_set, run.folder / "checkpoints", ended, published_step(ended, recipe.train.publish))
     loaded.model.eval()
     return Trained(resolved.folder, ended, session)
 
@@ -142,17 +165,25 @@ def _last_checkpoint(run: Run, recipe: Recipe, resume: bool, progress: Progress)
     return saved
 
 
-def _read(
+def read_rows(
     recipe: Recipe, trust_remote_code: bool, progress: Progress, rows: Iterable[Mapping[str, Any]] | None = None
 ) -> tuple[PreTrainedTokenizerBase, Prepared]:
     """Tokenizer and rows: everything that can be wrong with the data shows before any weight is loaded."""
     with progress.stage("loading the tokenizer"):
         config = load_config(recipe.model, trust_remote_code=trust_remote_code)
+        _refuse_pair(recipe, settle(recipe.model, config, trust_remote_code=trust_remote_code))
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code, folder=_origin(recipe))
         if recipe.model.template:
             install(recipe.model.template, tokenizer)
     with progress.stage("reading the data"):
-        prepared = prepare(recipe.data, tokenizer, seed=recipe.train.seed, rows=rows, most_tokens=_room(recipe, config))
+        prepared = prepare(
+            recipe.data,
+            tokenizer,
+            seed=recipe.train.seed,
+            rows=rows,
+            most_tokens=_room(recipe, config),
+            made_for=made_for(config),
+        )
     return tokenizer, prepared
 
 
@@ -161,6 +192,16 @@ def _room(recipe: Recipe, config: Any) -> int | None:
     most, origin = most_tokens(config), _origin(recipe)
     before = recipe.adapter.virtual_tokens if origin is None else store.virtual_tokens(origin)
     return most if most is None else max(1, most - before)
+
+
+def _refuse_pair(recipe: Recipe, storage: str) -> None:
+    """A method that cannot stand beside the base's storage is refused before any weight is read."""
+    reason = refusal(recipe.adapter, storage)
+    if reason is not None:
+        raise RecipeError(
+            f"adapter.method {recipe.adapter.method} does not go with a base in {storage}: {reason}",  # type: ignore[attr-defined]
+            fix="model.storage=plain, or another method (docs/storages.md has the table)",
+        )
 
 
 def _model(
@@ -175,7 +216,7 @@ def _model(
     with progress.stage("loading the model"):
         loaded = load_model(recipe.model, tokenizer, trust_remote_code=trust_remote_code, dtype=dtype)
     switch = Switch()
-    adapter_set = _adapter(recipe, loaded, tokenizer, switch)
+    adapter_set = _adapter(recipe, loaded, tokenizer, switch, progress.say)
     counts = adapter_set.counts()
     policy, reason = probe(loaded.model, switch)
     switch.name = NAME
@@ -183,6 +224,8 @@ def _model(
     progress.say(
         f"{type(loaded.model).__name__} in {str(loaded.dtype).removeprefix('torch.')} on {loaded.model.device}, {how}"
     )
+    if few_bits := described(loaded.model):
+        progress.say(few_bits)
     progress.say(f"training {counts.trained:,} of {counts.total:,} parameters ({counts.share:.2%})")
     for line in _reached(adapter_set):
         progress.say(f"  {line}")
@@ -217,7 +260,19 @@ def _origin(recipe: Recipe) -> Path | None:
     return None if recipe.model.adapter is None else adapter_folder(Path(recipe.model.adapter).expanduser())
 
 
-def _adapter(recipe: Recipe, loaded: Loaded, tokenizer: PreTrainedTokenizerBase, switch: Switch) -> AdapterSet:
+def _has_own_words(recipe: Recipe) -> bool:
+    """Whether the adapter has a template or tokens that the base has not."""
+    origin = _origin(recipe)
+    return bool(recipe.model.add_tokens or recipe.model.template or (origin and has_tokenizer(origin)))
+
+
+def _adapter(
+    recipe: Recipe,
+    loaded: Loaded,
+    tokenizer: PreTrainedTokenizerBase,
+    switch: Switch,
+    say: Callable[[str], object],
+) -> AdapterSet:
     """A fresh adapter, or the one that training goes on from."""
     folder = _origin(recipe)
     if folder is None:
@@ -228,7 +283,8 @@ def _adapter(recipe: Recipe, loaded: Loaded, tokenizer: PreTrainedTokenizerBase,
         )  # fmt: skip
         fresh.added_tokens = recipe.model.add_tokens
         return fresh
-    adapter_set = store.load(folder, loaded.model, switch, NAME, trainable=True)
+    adapter_set = store.load(folder, loaded.model, switch, NAME, trainable=True, say=say)
+    check_method(adapter_set.settings, None, recipe.train.optimizer)  # another budget than its own is no matter
     _refuse_untrained_tokens(recipe, loaded, adapter_set)
     given = recipe.explicit().get("adapter", {})
     held = adapter_set.settings.model_dump(mode="json")
@@ -281,8 +337,7 @@ def _loop(
     signals: Signals,
     listeners: Sequence[Listener],
 ) -> Loop:
-    origin = _origin(recipe)
-    is_own = bool(recipe.model.add_tokens or recipe.model.template or (origin and has_tokenizer(origin)))
+    is_own = _has_own_words(recipe)
 
     def write(folder: Path) -> None:
         store.save(folder, adapter_set, base)
@@ -294,48 +349,19 @@ def _loop(
         "base": base.fingerprint,
         "dtype": str(policy.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "frozen": policy.stored is not None,
     }
-    publish = _Publisher(run.folder)
+    publish = Publisher(run.folder, recipe.train.publish)
     return Loop(
         policy,
         objective,
-        Job(adapter_set.parameters(), adapter_set.groups(), write),
+        Job.of(adapter_set, write),
         recipe.train,
         Checkpoints(run.checkpoints, recipe.train.keep_checkpoints),
         signals,
         [publish, *listeners],
         extra,
     )
-
-
-class _Publisher:
-    """Puts the adapter of the best checkpoint (the last, where nothing is held out) into the run's `adapter/`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, event: Event) -> None:
-        if not isinstance(event, Ended):
-            return
-        step = event.step if event.best_step is None else event.best_step
-        checkpoint = self.folder / "checkpoints" / f"step-{step:06d}"
-        made, final = self.folder / ".making-adapter", self.folder / "adapter"
-        try:
-            shutil.rmtree(made, ignore_errors=True)
-            made.mkdir()
-            for path in checkpoint.iterdir():
-                if path.name not in ("trainer.safetensors", "state.json", "MANIFEST.json"):
-                    shutil.copy2(path, made / path.name)
-            shutil.rmtree(final, ignore_errors=True)
-            made.replace(final)
-        except OSError as error:
-            shutil.rmtree(made, ignore_errors=True)
-            raise MachineError(
-                "the adapter could not be written",
-                where=str(final),
-                found=str(error),
-                fix=f"free some space; the checkpoint {checkpoint} is whole, and --resume finishes the run",
-            ) from error
 
 
 def _same_run(saved: Restored, prepared: Prepared, base: str) -> None:
@@ -351,23 +377,13 @@ def _same_run(saved: Restored, prepared: Prepared, base: str) -> None:
             )
 
 
-def _take_best(adapter_set: AdapterSet, checkpoints: Path, ended: Ended) -> None:
-    """The tensors in memory become those that were published."""
-    from safetensors.torch import load_file
-
-    if ended.best_step is None or ended.best_step == ended.step:
-        return
-    saved = load_file(checkpoints / f"step-{ended.best_step:06d}" / "trainer.safetensors")
-    with torch.no_grad():
-        for name, parameter in adapter_set.parameters().items():
-            parameter.copy_(saved[f"weights/{name}"])
-
-
 def _facts(recipe: Recipe, base: identity.BaseIdentity, prepared: Prepared, adapter_set: AdapterSet) -> dict[str, Any]:
     counts, rows = adapter_set.counts(), prepared.counts
     return {
         "base_model": base.name,
         "base_digest": base.fingerprint,
+        "published": recipe.train.publish,
+        "base_storage": base.storage,
         "trained_parameters": counts.trained,
         "total_parameters": counts.total,
         "rows": rows.kept,
@@ -389,7 +405,7 @@ def check(resolved: Resolved, *, rows: int = 3, as_json: bool = False, trust_rem
     from tunesmith.data.report import print_report
 
     with Progress(quiet=as_json) as progress:
-        tokenizer, prepared = _read(resolved.recipe, trust_remote_code, progress)
+        tokenizer, prepared = read_rows(resolved.recipe, trust_remote_code, progress)
     if as_json:
         print(json.dumps(as_dict(prepared), indent=2, ensure_ascii=False))
     else:

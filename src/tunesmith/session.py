@@ -12,20 +12,20 @@ import shlex
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.adapters import store
 from tunesmith.adapters.adapter_set import AdapterSet, unload
-from tunesmith.adapters.attach import Switch
 from tunesmith.data.render import Renderer
 from tunesmith.data.templates import install
 from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, ModelError
 from tunesmith.models.load import has_tokenizer, load_model, load_tokenizer, stored_dtype
-from tunesmith.models.session import Params
+from tunesmith.models.session import Params, Words
 from tunesmith.models.session import Session as BaseSession
-from tunesmith.models.settings import ModelSettings
+from tunesmith.models.settings import MADE, ModelSettings
 from tunesmith.recipe import Recipe, load
 from tunesmith.train.checkpoint import Checkpoints
 
@@ -34,10 +34,12 @@ from tunesmith.train.checkpoint import Checkpoints
 class Session(BaseSession):
     """`adapter` is the one that answers unless a call says otherwise; None is the base.
 
-    `adapters` names those that are loaded; `sets` holds them.
+    `adapters` names those that are loaded; `sets` holds them. `base_tokenizer` loads the base's own tokenizer, where
+    the session's is that of an adapter.
     """
 
     name: str = ""
+    base_tokenizer: Callable[[], Any] | None = None
     sets: dict[str, AdapterSet] = field(default_factory=dict)
     adapter: str | None = None
 
@@ -46,21 +48,54 @@ class Session(BaseSession):
         self.sets[adapter_set.name] = adapter_set
         self.adapters.append(adapter_set.name)
 
-    def load_adapter(self, folder: str | Path, name: str | None = None, *, same_base: bool = False) -> str:
+    def load_adapter(
+        self,
+        folder: str | Path,
+        name: str | None = None,
+        *,
+        same_base: bool = False,
+    ) -> str:
         """Put an adapter of a folder beside the others; returns its name. Reads that folder's files alone.
 
-        `same_base`: PEFT's note in it names another base, but this is the same.
+        One that was trained with another template or other tokens than the session's is asked with its own, and that
+        is said, and where the base is held otherwise than when the adapter was trained. `same_base`: PEFT's note in it
+        names another base, but this is the same.
         """
         path = adapter_folder(Path(folder))
-        called = name or unused_name(path, self.sets)
-        self.stand(store.load(path, self.model, self.switch, called, same_base=same_base))
+        words = self._own_words(path)
+        called = self._place(path, name, same_base)
+        if words is not None:
+            self.words[called] = words
+            self.say(f"{called} was trained with another chat template or other tokens: it is asked with its own")
         return called
+
+    def _place(self, path: Path, name: str | None = None, same_base: bool = False) -> str:
+        called = name or unused_name(path, self.sets)
+        self.stand(store.load(path, self.model, self.switch, called, same_base=same_base, say=self.say))
+        return called
+
+    def _own_words(self, path: Path) -> Words | None:
+        """What the adapter in `path` reads and writes; None where the session's tokenizer does."""
+        if has_tokenizer(path):
+            tokenizer = load_tokenizer(ModelSettings(name=str(path)))
+        elif self.base_tokenizer is not None:
+            tokenizer = self.base_tokenizer()
+        else:
+            return None
+        if not tokenizer.chat_template:  # trained on plain text, or by a program that wrote none
+            tokenizer.chat_template = self.tokenizer.chat_template
+        same = tokenizer.chat_template == self.tokenizer.chat_template
+        if same and tokenizer.get_added_vocab() == self.tokenizer.get_added_vocab():
+            return None
+        recipe = recipe_of(path)
+        return Words(tokenizer, Renderer(tokenizer, system_turn="keep" if recipe is None else recipe.data.system_turn))
 
     def unload_adapter(self, name: str) -> None:
         self.known(name)
         unload(self.model, name)
         del self.sets[name]
         self.adapters.remove(name)
+        self.words.pop(name, None)
         if self.adapter == name:
             self.adapter = None
 
@@ -83,8 +118,10 @@ class Session(BaseSession):
         self.known(*chosen)
         params = params or Params()
         turns = [[Message("user", item)] if isinstance(item, str) else item for item in conversations]
-        made = self.generate([self.prompt_ids(item) for item in turns], params, adapters=chosen, **options)
-        return [self.text(item, params) for item in made]
+        prompts = [self.prompt_ids(item, adapter=name) for item, name in zip(turns, chosen, strict=True)]
+        made = self.generate(prompts, params, adapters=chosen, **options)
+        each = options.get("num_samples", 1)
+        return [self.text(item, params, chosen[i // each]) for i, item in enumerate(made)]
 
 
 def adapter_folder(path: Path) -> Path:
@@ -164,7 +201,7 @@ def find_source(source: str, base: str | None = None, say: Callable[[str], objec
     if base is not None:
         settings = ModelSettings(name=base) if settings is None else _on_another(settings, base)
     if settings is None:
-        settings = ModelSettings(name=_base_in_config(adapter))
+        settings = ModelSettings.model_validate({"name": _base_in_config(adapter), "storage": _storage_noted(adapter)})
     settings = _still_there(settings, adapter)
     system_turn = "keep" if recipe is None else recipe.data.system_turn
     return Source(settings.model_copy(update={"adapter": None}), adapter, system_turn)
@@ -192,14 +229,6 @@ def _still_there(settings: ModelSettings, adapter: Path) -> ModelSettings:
     return settings
 
 
-def _writes_alike(folder: Path, other: Path | None, tokenizer: Any) -> bool:
-    """Whether the adapter in `folder` was trained with the template and tokens of `tokenizer`, that of `other`."""
-    if not has_tokenizer(folder):  # it knows the base's own
-        return other is None or not has_tokenizer(other)
-    own = load_tokenizer(ModelSettings(name=str(folder)))
-    return bool(own.chat_template == tokenizer.chat_template and own.get_added_vocab() == tokenizer.get_added_vocab())
-
-
 def recipe_of(source: str | Path) -> Recipe | None:
     """The recipe of the run that `source` is or lies in (its adapter, a checkpoint); None where it is no run's."""
     path = Path(source).expanduser().absolute()
@@ -221,6 +250,13 @@ def _base_in_config(adapter: Path) -> str:
     return str(name)
 
 
+def _storage_noted(adapter: Path) -> str:
+    """The storage that an adapter of ours was trained beside, where it is one to ask for; else auto."""
+    side = adapter / store.SIDE
+    noted = json.loads(side.read_text()).get("base", {}).get("storage") if side.is_file() else None
+    return noted if noted in MADE else "auto"
+
+
 def open_session(
     source: str,
     *,
@@ -228,6 +264,7 @@ def open_session(
     adapters: Sequence[str | Path] = (),
     device: str = "auto",
     dtype: str = "auto",
+    storage: str = "auto",
     template: str | None = None,
     system_turn: Literal["keep", "into-user"] | None = None,
     trust_remote_code: bool = False,
@@ -236,9 +273,10 @@ def open_session(
     """Load what `source` names, and further `adapters` beside it. The source's own adapter answers first.
 
     Prompts are written with the source's tokenizer and template; where the source is a bare base, with those of the
-    first adapter. `device` and `dtype` other than auto go before what a run's recipe says; "stored": the dtype of the
-    base's files. `template` and `system_turn` replace what the source says of them. `say` gets what one should know of
-    it: that a run has not ended and its best checkpoint stands in.
+    first adapter. A further adapter with others is asked with its own. `device`, `dtype` and `storage` other than auto
+    go before what a run's recipe says; dtype "stored": that of the base's files. `template` and `system_turn` replace
+    what the source says of them. `say` gets what one should know of it: that a run has not ended and its best
+    checkpoint stands in, that a base is held otherwise.
     """
     found = find_source(source, base, say)
     folders = [standing_adapter(Path(folder).expanduser(), say) for folder in adapters]
@@ -249,19 +287,27 @@ def open_session(
     settings = found.model
     if dtype == "stored":
         dtype = stored_dtype(settings, trust_remote_code=trust_remote_code)
-    given = {"device": device, "dtype": dtype, "template": template}
+    if storage not in ("auto", "plain", *MADE):
+        raise ModelError(f"there is no storage {storage}", expected=", ".join(("auto", "plain", *MADE)))
+    given = {"device": device, "dtype": dtype, "storage": storage, "template": template}
     settings = settings.model_copy(update={key: value for key, value in given.items() if value not in ("auto", None)})
     tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code, folder=written_for)
     if settings.template:
         install(settings.template, tokenizer)
     model = load_model(settings, tokenizer, trust_remote_code=trust_remote_code).model
     renderer = Renderer(tokenizer, system_turn=system_turn or found.system_turn)
-    session = Session(model, tokenizer, renderer, Switch(), name=settings.name)
+    session = Session(model, tokenizer, renderer, name=settings.name, say=say)
+    if written_for is not None and has_tokenizer(written_for):
+        session.base_tokenizer = partial(_base_tokenizer, settings, trust_remote_code)
     if found.adapter is not None:
-        session.adapter = session.load_adapter(found.adapter, same_base=base is not None)
+        session.adapter = session._place(found.adapter, same_base=base is not None)
     for folder in folders:
-        called = session.load_adapter(folder)
-        if folder != written_for and not _writes_alike(folder, written_for, tokenizer):
-            say(f"{called} was trained with another chat template or other tokens: prompts are not written as it knows")
+        session._place(folder) if folder == written_for else session.load_adapter(folder)
     model.eval()
     return session
+
+
+def _base_tokenizer(settings: ModelSettings, trust_remote_code: bool) -> Any:
+    """The base's own tokenizer, as adapters without one were trained with it."""
+    bare = settings.model_copy(update={"template": None, "add_tokens": ()})
+    return load_tokenizer(bare, trust_remote_code=trust_remote_code)

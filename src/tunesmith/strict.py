@@ -201,8 +201,12 @@ def _sentence(
             notes["did you mean"] = match[0]
         elif {int, float} & set(members) and re.fullmatch(r"[-+\d.eE]+", value):
             fix = "take the quotes off"
+        elif float in members and re.fullmatch(r"[-+]?\d+,\d+", value):
+            fix = f"write {value.replace(',', '.')}"
     elif str in members and isinstance(value, int | float):
         fix = "put it in quotes, to say that it is text"
+    elif int in members and isinstance(value, float) and value.is_integer():
+        fix = f"write {value:.0f}"
     return RecipeError(
         f"{dotted(full)} cannot be {_shown(value)}",
         where=where(full),

@@ -76,9 +76,9 @@ def test_it_stands_behind_attention_and_mlp_or_behind_the_mlp_alone(arch):
     )
     if ends[1] is None:
         with pytest.raises(AdapterError, match="experts"):
-            choose(model, Settings(targets="mlp-outputs"))
+            choose(model, Settings(targets="mlp-down"))
         return
-    mlp = choose(model, Settings(targets="mlp-outputs")).adapted
+    mlp = choose(model, Settings(targets="mlp-down")).adapted
     assert len(mlp) == 2
     assert all(path.endswith("." + ends[1]) for path in mlp)
 
@@ -86,11 +86,11 @@ def test_it_stands_behind_attention_and_mlp_or_behind_the_mlp_alone(arch):
 def test_layers_whose_names_do_not_tell_are_asked_for():
     model = tiny("llama")
     for block in model.model.layers:
-        block.mlp.last_of_all = block.mlp.down_proj
-        del block.mlp.down_proj
+        block.self_attn.last_of_all = block.self_attn.o_proj
+        del block.self_attn.o_proj
     with pytest.raises(AdapterError, match=r"cannot be told(.|\n)*last_of_all(.|\n)*name the layers"):
         choose(model, Settings())
-    named = choose(model, Settings(targets=("o_proj", "last_of_all"))).adapted
+    named = choose(model, Settings(targets=("last_of_all", "mlp-down"))).adapted
     assert len(named) == 4
 
 
@@ -118,8 +118,8 @@ def test_peft_refuses_its_files_by_name(tmp_path):
 
     model = tiny("llama")
     save(tmp_path, add(model, Switch(), Settings(r=3), name="a", seed=0), identify(model))
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "BOTTLENECK"
-    with pytest.raises(KeyError, match="BOTTLENECK"):
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "TUNESMITH_BOTTLENECK"
+    with pytest.raises(KeyError, match="TUNESMITH_BOTTLENECK"):
         PeftConfig.from_pretrained(str(tmp_path))
 
 

@@ -45,7 +45,7 @@ def test_a_start_with_more_directions_than_the_weight_has_is_refused():
         )
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "lora-fa"])
+@pytest.mark.parametrize("method", ["lora", "dora", "lora-fa", "delta-lora", "relora"])
 def test_lora_plus_gives_b_and_embeddings_rates_of_their_own(method):
     settings = METHODS[method].Settings(r=2, lr_ratio=16.0, embedding_lr_ratio=0.5, targets=("q_proj", "embed_tokens"))
     adapter_set = add(tiny("llama"), Switch(), settings, name="a", seed=0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.adapters import merge as merging
 from tunesmith.adapters.adapter_set import add
@@ -14,6 +17,7 @@ from tunesmith.adapters.merge import merge, merge_to_folder
 from tunesmith.errors import AdapterError
 from tunesmith.models.tiny import ARCHITECTURES, tiny
 
+REAL = Path("~/.cache/tunesmith/smollm2-135m-instruct-0.1.2").expanduser()
 IDS = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(1))
 EMBEDDING = {"gpt2": "wte", "falcon": "word_embeddings", "bloom": "word_embeddings", "gpt_neox": "embed_in"}
 CHOICES = {
@@ -25,16 +29,18 @@ CHOICES = {
 }
 
 
-def adapted(arch: str, choice: str = "all-linear", dtype: torch.dtype = torch.float32):
+def adapted(
+    arch: str, choice: str = "all-linear", dtype: torch.dtype = torch.float32, seed: int = 4, size: float = 0.1
+):
     keys, added = CHOICES[choice]
     if keys.get("targets") == ("EMBEDDING",):
         keys = {"targets": (EMBEDDING.get(arch, "embed_tokens"),)}
     model, switch = tiny(arch, dtype=dtype), Switch()
     adapter_set = add(model, switch, Settings(r=2, **keys), name="a", seed=0, added_tokens=added)
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adapter_set.parameters().values():
-            parameter += 0.1 * torch.empty(parameter.shape).normal_(generator=generator)
+            parameter += size * torch.empty(parameter.shape).normal_(generator=generator)
     return model, adapter_set
 
 
@@ -75,7 +81,8 @@ def test_bf16_weights_are_merged_in_bf16(tmp_path):
     model, adapter_set = adapted("llama", dtype=torch.bfloat16)
     report = merge_to_folder(model, adapter_set, tmp_path / "merged")
     assert report.dtype == torch.bfloat16
-    assert 0 < report.gap <= report.bound
+    assert report.proof < report.gap
+    assert 0 < report.lost < 0.2
 
 
 def test_a_wrong_merge_is_refused_and_nothing_is_kept(tmp_path, monkeypatch):
@@ -85,6 +92,97 @@ def test_a_wrong_merge_is_refused_and_nothing_is_kept(tmp_path, monkeypatch):
     with pytest.raises(AdapterError, match="does not compute"):
         merge_to_folder(model, adapter_set, tmp_path / "merged")
     assert not list(tmp_path.iterdir())
+
+
+def wrongly(adapter, share: float):
+    """`adapter` merges `share` of its update."""
+
+    def merged(weight, bias, right=adapter.merged):
+        made, _ = right(weight, bias)
+        return weight + share * (made - weight), bias
+
+    return merged
+
+
+@pytest.mark.parametrize("share", [0.0, 0.98, 1.02], ids=["forgotten", "too little", "too much"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_one_wrong_layer_of_all_is_caught_whichever_it_is(dtype, share, tmp_path, monkeypatch):
+    """Of small updates too, and though rounding to bf16 moves the logits by more than the fault does."""
+    model, adapter_set = adapted("llama", dtype=dtype, size=0.03)
+    for path, adapter in adapter_set.adapters.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(adapter, "merged", wrongly(adapter, share))
+            with pytest.raises(AdapterError, match="does not compute") as caught:
+                merge_to_folder(model, adapter_set, tmp_path / "merged")
+        assert "before rounding" in caught.value.found, path
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma3", "mixtral"])
+def test_a_right_merge_passes_whatever_the_numbers(arch, tmp_path):
+    for seed in range(12):
+        for size in (0.01, 0.1):
+            model, adapter_set = adapted(arch, dtype=torch.bfloat16, seed=seed, size=size)
+            before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            report = merge_to_folder(model, adapter_set, tmp_path / f"{seed}-{size}")
+            assert report.proof <= 3e-5 * report.largest_logit
+            assert report.lost < 0.5
+            assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+            assert all(tensor.dtype == before[name].dtype for name, tensor in model.state_dict().items())
+
+
+def test_a_number_that_changed_on_its_way_to_the_disk_is_caught(tmp_path, monkeypatch):
+    """By one unit in its last place, which no comparison of logits would see."""
+    model, adapter_set = adapted("llama", dtype=torch.bfloat16)
+    save = type(model).save_pretrained
+
+    def torn(self, folder, **options):
+        save(self, folder, **options)
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        name = "model.layers.1.mlp.up_proj.weight"
+        tensors[name].view(torch.int16)[3, 5] += 1
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    monkeypatch.setattr(type(model), "save_pretrained", torn)
+    with pytest.raises(AdapterError, match="read back from disk") as caught:
+        merge_to_folder(model, adapter_set, tmp_path / "merged")
+    assert caught.value.found == "model.layers.1.mlp.up_proj.weight"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_update_that_rounding_takes_away_is_refused(tmp_path):
+    """Each weight stands on a bf16 number, and changes by less than half the way to the next."""
+    model, adapter_set = adapted("llama", dtype=torch.bfloat16)
+    with torch.no_grad():
+        for parameter in adapter_set.parameters().values():
+            parameter.mul_(0.03)
+    with pytest.raises(AdapterError, match="has lost what the adapter does") as caught:
+        merge_to_folder(model, adapter_set, tmp_path / "merged")
+    assert "--dtype float32" in caught.value.fix
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="the small model is not in the cache")
+def test_one_wrong_layer_of_a_real_model_is_caught_in_bf16(tmp_path, monkeypatch):
+    model, switch = AutoModelForCausalLM.from_pretrained(REAL, dtype=torch.bfloat16).eval(), Switch()
+    adapter_set = add(model, switch, Settings(r=8), name="a", seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapter_set.parameters().values():
+            parameter += 0.01 * torch.empty(parameter.shape).normal_(generator=generator)
+    tokenizer = AutoTokenizer.from_pretrained(REAL)
+    assert merge_to_folder(model, adapter_set, tmp_path / "right", tokenizer).agreement > 0.9
+    paths = list(adapter_set.adapters)
+    assert len(paths) == 210
+    for path in (paths[0], paths[100], paths[-1]):
+        for share in (0.0, 0.98):
+            adapter = adapter_set.adapters[path]
+            with monkeypatch.context() as patch:
+                patch.setattr(adapter, "merged", wrongly(adapter, share))
+                with pytest.raises(AdapterError, match="does not compute"):
+                    merge_to_folder(model, adapter_set, tmp_path / "wrong", tokenizer)
 
 
 def test_nothing_is_overwritten(tmp_path):

@@ -7,14 +7,18 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
 
 from tunesmith.adapters.adapter_set import AdapterSet, add
 from tunesmith.adapters.attach import Switch
+from tunesmith.adapters.delta_lora import Settings as DeltaLoRASettings
 from tunesmith.adapters.dora import Settings as DoRASettings
+from tunesmith.adapters.ia3 import Settings as IA3Settings
 from tunesmith.adapters.identity import identify
 from tunesmith.adapters.lora import Settings
 from tunesmith.adapters.lora_fa import Settings as LoRAFASettings
+from tunesmith.adapters.merge import merge
+from tunesmith.adapters.relora import Settings as ReLoRASettings
 from tunesmith.adapters.store import load, save
 from tunesmith.adapters.vera import Settings as VeRASettings
 from tunesmith.models.tiny import ARCHITECTURES, tiny
@@ -27,13 +31,15 @@ def perturb(adapter_set: AdapterSet, seed: int = 5) -> None:
     """Move every tensor: a fresh adapter has B = 0 and hides all faults."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in adapter_set.parameters().values():
-            parameter += 0.2 * torch.empty(parameter.shape).normal_(generator=generator)
+        for tensor in adapter_set.state().values():
+            tensor += 0.2 * torch.empty(tensor.shape).normal_(generator=generator)
 
 
 def ours(arch: str, settings: Settings, added_tokens: int = 0):
     model, switch = tiny(arch), Switch()
     adapter_set = add(model, switch, settings, name="a", seed=3, added_tokens=added_tokens)
+    for step in (1, 2, 3):
+        adapter_set.on_step(step, None)
     perturb(adapter_set)
     switch.name = "a"
     return model, adapter_set
@@ -64,6 +70,11 @@ CHOICES = {
     "olora, rank-stabilised": (Settings(r=3, start="olora", rank_stabilised=True, targets="attention"), 0),
     "vera": (VeRASettings(r=24), 0),
     "lora-fa": (LoRAFASettings(r=4, targets="attention"), 0),
+    "ia3": (IA3Settings(targets="all-linear", train_in_full=("norms",)), 0),
+    "ia3, attention fed forward": (IA3Settings(targets="all-linear", feedforward=("attention",)), 0),
+    "delta-lora": (DeltaLoRASettings(r=4, alpha=4, update_ratio=1.5, start_step=0), 0),
+    "relora, side by side": (ReLoRASettings(r=4, alpha=1, restart_every=1, rewarm=0), 0),
+    "relora, some multiplied out": (ReLoRASettings(r=7, alpha=1, restart_every=1, rewarm=0, rank_stabilised=True), 0),
 }
 
 
@@ -94,6 +105,8 @@ def test_peft_computes_the_same_from_our_folder(arch, choice, tmp_path):
             piece = stored.pieces[0]  # what follows it in a file of PEFT's is frozen here
             if id(piece) in learned:
                 wanted = grad.narrow(stored.dim, 0, piece.shape[stored.dim])
+                if settings.method == "delta-lora":  # its W is a number within a step, whatever the factors
+                    wanted = wanted / (1 + settings.update_ratio)
                 torch.testing.assert_close(piece.grad, wanted, rtol=1e-4, atol=5 * close * wanted.abs().max().item())
                 compared += 1
     assert compared
@@ -101,6 +114,21 @@ def test_peft_computes_the_same_from_our_folder(arch, choice, tmp_path):
         own = sum(t.numel() for name, t in adapter_set.state().items() if not name.startswith("shared."))
         frozen = own - adapter_set.counts().trained
         assert sum(p.numel() for p in theirs.parameters() if p.requires_grad) == adapter_set.counts().trained + frozen
+
+
+@pytest.mark.parametrize("choice", ["ia3", "ia3, attention fed forward", "delta-lora", "relora, some multiplied out"])
+@pytest.mark.parametrize("arch", ["llama-tied", "gpt2", "falcon", "opt", "mixtral"])
+def test_peft_merges_our_folder_into_the_same_weights(arch, choice, tmp_path):
+    model, adapter_set = ours(arch, *CHOICES[choice])
+    save(tmp_path / "a", adapter_set, identify(model))
+    wanted = peft_loads(arch, tmp_path / "a").merge_and_unload().state_dict()
+    merged, base = merge(model, adapter_set).state_dict(), tiny(arch).state_dict()
+    assert merged.keys() == wanted.keys()
+    changed = 0
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-5 * max(1.0, tensor.abs().max().item()))
+        changed += not torch.equal(tensor, base[name])
+    assert changed >= len(adapter_set.targets.adapted)
 
 
 def theirs_saved(arch: str, folder, kind=LoraConfig, **config):
@@ -120,6 +148,9 @@ def theirs_saved(arch: str, folder, kind=LoraConfig, **config):
 THEIRS = {
     "lora": {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"},
     "vera": {"r": 24, "target_modules": ["UP", "DOWN"], "d_initial": 0.3},
+    "ia3": {"target_modules": ["V", "UP", "DOWN"], "feedforward_modules": ["DOWN"]},
+    "ia3 by pattern": {"target_modules": r".*\.(UP|DOWN)", "feedforward_modules": r".*\.0\..*(UP|DOWN)"},
+    "ia3 of outputs": {"target_modules": ["V", "UP"], "feedforward_modules": [], "modules_to_save": ["NORM"]},
     "dora": {"r": 4, "use_dora": True, "target_modules": "all-linear"},
     "dora of embeddings": {"r": 4, "use_dora": True, "target_modules": ["EMBED", "UP"]},
     "rslora": {"r": 4, "use_rslora": True, "target_modules": "all-linear"},
@@ -150,8 +181,16 @@ NAMES = {
         "HEAD": "lm_head",
         "UP": "up_proj",
         "DOWN": "down_proj",
+        '"V"': '"v_proj"',
     },
-    "gpt2": {"NORM": "ln_1", "EMBED": "wte", "HEAD": "lm_head", "UP": "c_fc", "DOWN": "c_proj"},
+    "gpt2": {
+        "NORM": "ln_1",
+        "EMBED": "wte",
+        "HEAD": "lm_head",
+        "UP": "c_fc",
+        "DOWN": "c_proj",
+        '"V"': '"c_attn"',
+    },
 }
 NAMES |= {"llama-tied": NAMES["llama"], "gemma2": NAMES["llama"]}
 
@@ -167,7 +206,7 @@ def named(value, names: dict[str, str]):
 @pytest.mark.parametrize("choice", THEIRS)
 @pytest.mark.parametrize("arch", NAMES)
 def test_we_compute_the_same_from_peft_s_folder(arch, choice, tmp_path):
-    kind = VeraConfig if choice.startswith("vera") else LoraConfig
+    kind = {"vera": VeraConfig, "ia3": IA3Config}.get(choice.split()[0], LoraConfig)
     theirs = theirs_saved(arch, tmp_path / "a", kind, **named(THEIRS[choice], NAMES[arch]))
     model, switch = tiny(arch), Switch()
     adapter_set = load(tmp_path / "a", model, switch, "a", trainable=True)

@@ -160,7 +160,7 @@ def test_a_cut_file_is_refused(folder):
         ("layer_replication", [[0, 2]]),
         ("target_parameters", ["mlp.experts.down_proj"]),
         ("init_lora_weights", "pissa_niter_4"),
-        ("peft_type", "IA3"),
+        ("peft_type", "LOHA"),
         ("task_type", "SEQ_CLS"),
         ("use_qalora", True),
         ("some_new_switch", True),

@@ -67,6 +67,21 @@ def test_a_group_far_larger_than_the_share_stays_in_training(seed):
     assert len(split(two, data(held_out=HeldOut(key="topic")), seed=seed).held_out) == 30
 
 
+def test_held_out_rows_of_a_folder_name_their_split(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    for held_out, found in ((f"{tmp_path}:test", "test"), (f"{tmp_path}", "train"), (f"{tmp_path}/test.jsonl", "test")):
+        for way in (held_out, HeldOut(file=held_out)):
+            assert [row["text"] for _, row in split(RAW, data(held_out=way), seed=0).held_out] == [found]
+    assert len(split(RAW, data(held_out=str(tmp_path), split="test"), seed=0).held_out) == 1
+    with pytest.raises(DataError, match="a file has no splits"):
+        split(RAW, data(held_out=f"{tmp_path}/test.jsonl:test"), seed=0)
+    with pytest.raises(DataError, match="no file for the split 'dev'"):
+        split(RAW, data(held_out=f"{tmp_path}:dev"), seed=0)
+    (tmp_path / "a:b.jsonl").write_text('{"text": "colon"}\n')
+    assert len(split(RAW, data(held_out=f"{tmp_path}/a:b.jsonl"), seed=0).held_out) == 1
+
+
 def test_a_held_out_file_is_read_and_wrong_splits_are_refused(tmp_path):
     (tmp_path / "valid.jsonl").write_text('{"text": "v"}\n')
     parted = split(RAW, data(held_out=str(tmp_path / "valid.jsonl")), seed=0)
@@ -166,6 +181,27 @@ def test_a_model_s_table_of_positions_bounds_the_rows():
     cut = prepare(data(overlong="truncate"), TOKENIZER, seed=0, rows=rows, most_tokens=40)
     assert max(map(len, cut.train)) == 40
     assert prepare(data(), TOKENIZER, seed=0, rows=rows, most_tokens=4000).notes == ("nothing is held out",)
+
+
+def test_where_a_table_of_positions_binds_nobody_is_told_to_raise_max_length():
+    rows = [{"prompt": "q", "completion": "word " * 60}]
+    for overlong in ("drop", "error"):
+        with pytest.raises(DataError) as caught:
+            prepare(data(overlong=overlong), TOKENIZER, seed=0, rows=rows, most_tokens=40)
+        assert "raise" not in str(caught.value)
+        assert "model with more positions" in caught.value.fix
+        with pytest.raises(DataError, match=r"raise data\.max_length"):
+            prepare(data(overlong=overlong, max_length=40), TOKENIZER, seed=0, rows=rows, most_tokens=400)
+
+
+def test_rows_longer_than_the_model_was_made_for_are_kept_and_counted_in_one_note():
+    rows = [{"prompt": "q", "completion": "word " * n} for n in (1, 50, 60)]
+    made = prepare(data(), TOKENIZER, seed=0, rows=rows, made_for=40)
+    assert made.counts.kept == 3
+    notes = [note for note in made.notes if "made for 40" in note]
+    assert len(notes) == 1
+    assert notes[0].startswith(f"2 rows of up to {max(map(len, made.train))} tokens")
+    assert prepare(data(), TOKENIZER, seed=0, rows=rows, made_for=4000).notes == ("nothing is held out",)
 
 
 def test_nothing_left_to_train_is_an_error_that_says_why():

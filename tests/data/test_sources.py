@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -267,7 +268,7 @@ PIECES = [
 ]
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "txt"])
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "txt", "csv.gz"])
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.one_of(st.binary(max_size=60), st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)))
 def test_no_bytes_give_anything_but_rows_or_a_data_error(tmp_path, ending, content):
@@ -278,3 +279,28 @@ def test_no_bytes_give_anything_but_rows_or_a_data_error(tmp_path, ending, conte
         told = str(error)
         rows = []
     assert all(isinstance(row, dict) for _, row in rows) if rows else f"a.{ending}" in told
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if not name.endswith((".parquet", ".arrow"))])
+def test_a_packed_file_gives_the_rows_of_the_file(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    packed = tmp_path / f"{name.upper()}.gz"
+    packed.write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+    found = read(str(packed))
+    assert [row for _, row in found] == rows_of(tmp_path / name)
+    assert {origin.source for origin, _ in found} == {str(packed)}
+
+
+def test_what_is_wrong_in_a_packed_file_is_told_of_its_own_lines(tmp_path):
+    path = write(tmp_path / "a.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": \n'))
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz, line 2"):
+        read(path)
+    whole = gzip.compress(json.dumps(ROWS * 500).encode())
+    for content in (whole[:-20], b"\x1f\x8b" + b"nonsense" * 9, b"text", whole[:40] + b"\0" * 40 + whole[80:]):
+        with pytest.raises(DataError, match="not a whole gzip archive") as caught:
+            read(write(tmp_path / "b.json.gz", content))
+        assert caught.value.where == str(tmp_path / "b.json.gz")
+    with pytest.raises(DataError, match=r"'\.gz'|\.parquet\.gz"):
+        read(write(tmp_path / "c.parquet.gz", b""))
+    with pytest.raises(DataError, match="has no rows"):
+        read(write(tmp_path / "d.csv.gz", b""))

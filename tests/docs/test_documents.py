@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import pytest
 import workshop
 
+from tunesmith.compare import settings
+from tunesmith.compare.grid import arms_of, resolve
 from tunesmith.recipe import from_dict
 
 PAGES = [*(workshop.ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
@@ -77,11 +79,15 @@ def test_blocks_run(page, models, monkeypatch):
 
 
 def _load(text):
-    """A whole recipe, or sections of one beside what every recipe needs."""
+    """A study, a whole recipe, or sections of one beside what every recipe needs."""
     from tunesmith.notation import read
 
     lined = read(text, "document")
     assert not lined.errors
+    if "arms" in lined.value:
+        study = settings.from_dict(lined.value)
+        assert [resolve(study, arm).plain for arm in arms_of(study)]
+        return
     values = {"model": {"name": workshop.MODELS[0]}, "data": {"train": "recipes/data/marketing_mail.jsonl"}}
     assert from_dict(values | lined.value).plain
 

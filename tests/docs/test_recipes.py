@@ -8,8 +8,10 @@ import pytest
 import workshop
 
 RECIPES = sorted((workshop.ROOT / "recipes").glob("*.yaml"))
-SMALLER = {"chat_identity": ["adapter.last_blocks=1"], "base_model_template": ["data.limit=40"]}
-SMALLER |= {name: ["data.limit=40", "data.held_out=4"] for name in ("alpaca", "function_calling", "squad")}
+STUDIES = sorted((workshop.ROOT / "recipes" / "studies").glob("*.yaml"))
+SMALLER = {name: ["adapter.last_blocks=1"] for name in ("chat_identity", "last_blocks")}
+SMALLER |= {"base_model_template": ["data.limit=40"]}
+SMALLER |= {name: ["data.limit=40", "data.held_out=4"] for name in ("alpaca", "function_calling", "qlora", "squad")}
 SMALLER |= {"plain_text": ["data.limit=4", "data.max_length=256"]}
 
 
@@ -42,6 +44,20 @@ def test_two_steps(path, checkout):
     summary = json.loads((checkout / "runs" / f"two-{path.stem}" / "summary.json").read_text())
     assert summary["step"] == 2
     assert (checkout / "runs" / f"two-{path.stem}" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_studies_are_sound(path, checkout):
+    """All that a study says is checked, on a tiny model and its own rows; nothing is trained."""
+    from tunesmith.compare.checks import plan
+    from tunesmith.compare.settings import load
+
+    if "../shared/" in path.read_text() and not workshop.SHARED.is_dir():
+        pytest.skip("the shared data is not beside the repository")
+    out = checkout / "runs" / f"study-{path.stem}"
+    planned = plan(load(checkout / "recipes" / "studies" / path.name, [f"folder={out}", "shared.data.limit=200"]))
+    assert len(planned.arms) >= 2
+    assert planned.baseline == planned.arms[0].name
 
 
 @pytest.mark.slow

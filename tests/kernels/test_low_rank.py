@@ -189,3 +189,33 @@ def test_the_input_is_kept_only_where_a_learns():
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.shape) or t, lambda t: t):
             low_rank(x.requires_grad_(), base, A.requires_grad_(learns), B.requires_grad_(), 2.0)
         assert (x.shape in kept) == learns
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_second_pair_equals_the_reference_and_is_never_dropped_out(dtype, keep):
+    for rows, in_, out, beside_rank in ((1, 3, 5, 1), (40, 13, 70, 9), (300, 64, 33, 64)):
+        x, base, A, B, mask, dy = case(rows, in_, out, 4, dtype, keep=keep)
+        _, _, A1, B1, _, _ = case(rows, in_, out, beside_rank, dtype, seed=1)
+        before = A1.clone(), B1.clone()
+        results = []
+        for function in (low_rank, low_rank_reference):
+            leaves = [t.detach().clone().requires_grad_() for t in (x, A, B)]
+            y = function(leaves[0], base, leaves[1], leaves[2], 1.7, mask, None, (A1, B1))
+            y.backward(dy)
+            results.append([y.detach(), *(leaf.grad for leaf in leaves)])
+        for mine, wanted in zip(*results, strict=True):
+            close(mine, wanted, dtype)
+        with torch.no_grad():
+            close(low_rank(x, base, A, B, 1.7, mask, None, (A1, B1)), results[1][0], dtype)
+        assert torch.equal(A1, before[0])
+        assert torch.equal(B1, before[1])
+
+
+def test_of_a_second_pair_nothing_is_kept():
+    x, base, A, B, _, _ = case(30, 24, 40, 4, torch.float32)
+    _, _, A1, B1, _, _ = case(30, 24, 40, 16, torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        low_rank(x.requires_grad_(), base, A.requires_grad_(), B.requires_grad_(), 2.0, beside=(A1, B1))
+    assert not {shape for shape in kept if 16 in shape or 20 in shape}

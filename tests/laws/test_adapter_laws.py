@@ -55,10 +55,24 @@ def _of_method(name: str, **values):
     settings = method.Settings(**values)
 
     def build(base, seed):
-        shared = getattr(method, "shared", lambda *_: None)(settings, [(OUT, IN + 3)], generator_of(seed, "shared"))
+        shapes = [(base.out_features, base.in_features + 3)]
+        shared = getattr(method, "shared", lambda *_: None)(settings, shapes, generator_of(seed, "shared"))
         return method.build(settings, base, generator_of(seed, "here"), *([shared] if shared else []))
 
     return build
+
+
+def _restarted(times: int, **values):
+    """ReLoRA that has merged so often already."""
+    build = _of_method("relora", **values)
+
+    def restarted(base, seed):
+        adapter = build(base, seed)
+        for _ in range(times):
+            adapter.restart()
+        return adapter
+
+    return restarted
 
 
 BESIDE = [name for name, module in METHODS.items() if not issubclass(module.Settings, VirtualSettings)]
@@ -68,9 +82,13 @@ METHOD_BUILDS |= {
     "lora, pissa": _of_method("lora", r=3, start="pissa"),
     "lora, pissa by iteration": _of_method("lora", r=3, start="pissa", svd_iterations=4, rank_stabilised=True),
     "lora, olora": _of_method("lora", r=3, start="olora"),
+    "ia3, feed-forward": _of_method("ia3", feedforward=("here",)),
+    "delta-lora, rank-stabilised": _of_method("delta-lora", r=3, update_ratio=2.0, rank_stabilised=True),
+    "relora, factors side by side": _restarted(2, r=3),
+    "relora, multiplied out": _restarted(3, r=3),
 }
 BUILDS = dict(METHOD_BUILDS)
-BUILDS |= {"full": lambda base, seed: Full(base), "tokens": lambda base, seed: Tokens(base, [5, 0, 2])}
+BUILDS |= {"tokens": lambda base, seed: Tokens(base, [5, 0, 2])}
 CASES = [(method, kind) for method in BUILDS for kind in LAYERS if not (method == "tokens" and "conv1d" in kind)]
 UNMERGEABLE = {"bottleneck"}
 """Those that declare law 2 to be impossible: what they compute instead is written out in tests/adapters."""

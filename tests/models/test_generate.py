@@ -311,3 +311,21 @@ def test_impossible_settings_are_refused(bad):
         generate(tiny("llama"), [[5]], **{"max_new_tokens": 1, "eos_ids": [], **bad})
     with pytest.raises(ValueError, match="empty"):
         generate(tiny("llama"), [[]], max_new_tokens=1, eos_ids=[])
+
+
+def test_each_prompt_may_end_in_its_own_way():
+    model = tiny("llama")
+    prompts = prompts_of(8, 4)
+    free = generate(model, prompts, max_new_tokens=12, eos_ids=[])
+    ends = [[answer.token_ids[i]] for i, answer in enumerate(free)]
+    made = generate(model, prompts, max_new_tokens=[3, 12, 12, 12], eos_ids=[[], *ends[1:]], max_rows=2)
+    for i, (answer, whole) in enumerate(zip(made, free, strict=True)):
+        at = 3 if i == 0 else whole.token_ids.index(ends[i][0]) + 1
+        assert answer.token_ids == whole.token_ids[:at]
+        assert answer.finish_reason == ("length" if i == 0 else "eos")
+    stopped = generate(
+        model, prompts[:2], max_new_tokens=12, eos_ids=[], stop_strings=["x"], decode=[lambda _: "x", lambda _: "o"]
+    )
+    assert [len(answer.token_ids) for answer in stopped] == [1, 12]
+    with pytest.raises(ValueError, match="one for each"):
+        generate(model, prompts, max_new_tokens=[1, 2], eos_ids=[])

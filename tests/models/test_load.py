@@ -8,7 +8,7 @@ from tiny_session import tiny_session
 
 from tunesmith.data.types import Message
 from tunesmith.errors import MachineError, ModelError
-from tunesmith.models.load import load_config, most_tokens, pick_device
+from tunesmith.models.load import load_config, made_for, most_tokens, pick_device
 from tunesmith.models.session import Params
 from tunesmith.models.settings import ModelSettings
 from tunesmith.models.tiny import ARCHITECTURES, config
@@ -28,6 +28,8 @@ def test_a_table_of_positions_is_told_from_positions_that_are_reckoned() -> None
     tables = {arch for arch in ARCHITECTURES if most_tokens(config(arch)) is not None}
     assert tables == {"gpt2", "opt"}
     assert most_tokens(config("opt")) == 128
+    assert {arch for arch in ARCHITECTURES if made_for(config(arch)) is None} == {"gpt2", "opt", "bloom"}
+    assert made_for(config("llama")) == 128
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "opt", "llama"])
@@ -42,3 +44,27 @@ def test_what_no_position_is_left_for_is_not_asked_of_a_model(arch) -> None:
     assert len(answer.token_ids) <= 25
     with pytest.raises(ModelError, match="longer than the model can read"):
         session.stream([Message("user", "a" * 126)], params, print)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "opt"])
+def test_a_long_prompt_does_not_shorten_the_answers_beside_it(arch) -> None:
+    session = tiny_session(arch)
+    session.renderer.end_ids = ()
+    prompts = [[7] * 120, [8] * 5, [9] * 90]
+    made = session.generate(prompts, Params(max_new_tokens=40), adapters=[None] * 3)
+    assert [len(answer.token_ids) for answer in made] == [8, 40, 38]
+    alone = [session.generate([prompt], Params(max_new_tokens=40), adapters=[None])[0] for prompt in prompts]
+    assert [answer.token_ids for answer in made] == [answer.token_ids for answer in alone]
+
+
+@pytest.mark.parametrize(
+    ("arch", "length", "told"), [("llama", 126, 1), ("llama", 140, 1), ("llama", 100, 0), ("gpt2", 126, 0)]
+)
+def test_a_text_past_what_the_model_was_made_for_is_told_of_once(arch, length, told) -> None:
+    session, said = tiny_session(arch), []
+    session.renderer.end_ids, session.say = (), said.append
+    for _ in range(2):
+        session.generate([[7] * 20, [8] * length], Params(max_new_tokens=5), adapters=[None, None])
+    assert len(said) == told
+    if told:
+        assert f"{length if length > 128 else length + 5} tokens: the model was made for 128" in said[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from tunesmith.adapters.adapter_set import AdapterSet, add
 from tunesmith.adapters.attach import Switch
 from tunesmith.adapters.lora import Settings
 from tunesmith.data.types import Example, Origin
-from tunesmith.events import Event
+from tunesmith.events import Event, StepDone
 from tunesmith.models import attention
 from tunesmith.models.policy import Policy, probe
 from tunesmith.models.tiny import tiny
@@ -106,10 +107,26 @@ def bench(
     loop = Loop(
         policy,
         made,
-        Job(adapter_set.parameters(), adapter_set.groups(), write),
+        Job.of(adapter_set, write),
         options,
         Checkpoints(folder / "checkpoints", options.keep_checkpoints),
         signals or Signals(),
         [events.append, *listeners],
     )
     return Bench(loop, policy, adapter_set, events)
+
+
+class Clock:
+    """Every look at it takes `tick` seconds."""
+
+    def __init__(self, monkeypatch, tick: float) -> None:
+        self.now, self.tick = 0.0, tick
+        monkeypatch.setattr(time, "perf_counter", self.look)
+
+    def look(self) -> float:
+        self.now += self.tick
+        return self.now
+
+
+def rates(made) -> list[float]:
+    return [event.learning_rate / made.loop.settings.learning_rate for event in made.kinds(StepDone)]

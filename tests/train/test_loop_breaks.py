@@ -8,8 +8,7 @@ import signal
 
 import pytest
 import torch
-from loops import bench, rows
-from test_loop import Clock
+from loops import Clock, bench, rows
 
 from tunesmith.errors import Interrupted, MachineError, NonFiniteError, RecipeError
 from tunesmith.events import BrokenOff, Ended, Evaluated, Noted, Saved, StepDone

@@ -9,6 +9,7 @@ unload(model, name)                        out again; layers without adapters st
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,13 +19,15 @@ from transformers import PreTrainedModel
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.attach import Switch, attach, layers, remove, slots
-from tunesmith.adapters.base import Adapter, Base, base_of
+from tunesmith.adapters.base import Adapter, Base, Request, base_of, lengthen
 from tunesmith.adapters.full import Full
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy, choose
 from tunesmith.adapters.tokens import Tokens
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.errors import AdapterError
+from tunesmith.quant.dense import weight_shape
+from tunesmith.quant.quantised import QuantisedLinear
 
 
 @dataclass(frozen=True)
@@ -100,15 +103,38 @@ class AdapterSet:
         """Copy `tensors` (as `state` gave them) in; all of them fit, or none is taken."""
         own = self.state()
         missing, unused = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-        bent = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+        grown = self._growing()
+        bent = [
+            name
+            for name in own.keys() & tensors.keys()
+            if not _fits(own[name].shape, tensors[name].shape, grown[name][1] if name in grown else None)
+        ]
         if missing or unused or bent:
             notes = {"missing": missing, "unused": unused, "misshapen": bent}
             raise AdapterError(
                 f"these tensors are not those of adapter {self.name}",
                 notes={word: ", ".join(names[:5]) for word, names in notes.items()},
             )
-        for name, tensor in own.items():
+        for name, (buffer, dim) in grown.items():
+            lengthen(buffer, dim, tensors[name].shape[dim])
+        for name, tensor in self.state().items():
             tensor.copy_(tensors[name])
+
+    def _growing(self) -> dict[str, tuple[Tensor, int]]:
+        """Buffers that grow while training, under the names of `state`, and along which dimension."""
+        return {
+            f"{path}.{name}": (adapter.get_buffer(name), dim)
+            for path, adapter in self.adapters.items()
+            for name, dim in adapter.growing.items()
+        }
+
+    def on_step(self, step: int, num_steps: int | None) -> Sequence[Request]:
+        """What the method does when `step` updates are done, and what it asks of the loop."""
+        hook = getattr(METHODS[self.settings.method], "on_step", None)  # type: ignore[attr-defined]
+        if hook is None:
+            return ()
+        requests: Sequence[Request] = hook({path: self.adapters[path] for path in self.layer_settings}, step, num_steps)
+        return requests
 
     def requires_grad(self, flag: bool) -> None:
         for parameter in self.parameters().values():
@@ -121,6 +147,29 @@ class AdapterSet:
 
     def eval(self) -> None:
         self.train(False)
+
+
+def _fits(own: torch.Size, given: torch.Size, growing: int | None) -> bool:
+    """Whether one shape is the other, but for its length along `growing`."""
+    if growing is None or len(own) != len(given):
+        return own == given
+    return all(one == other for dim, (one, other) in enumerate(zip(own, given, strict=True)) if dim != growing)
+
+
+def check(settings: AdapterSettings, num_steps: int | None, optimizer: str) -> None:
+    """Refuse a run that the method cannot serve. `num_steps` is None for a budget in minutes."""
+    hook = getattr(METHODS[settings.method], "check", None)  # type: ignore[attr-defined]
+    if hook is not None:
+        hook(settings, num_steps, optimizer)
+
+
+def by_layer(settings: AdapterSettings, body: Anatomy, paths: Sequence[str]) -> dict[str, AdapterSettings]:
+    """Each layer's own settings: the same for all, unless the method says otherwise."""
+    hook = getattr(METHODS[settings.method], "for_layers", None)  # type: ignore[attr-defined]
+    if hook is None:
+        return dict.fromkeys(paths, settings)
+    own: dict[str, AdapterSettings] = hook(settings, body, paths)
+    return own
 
 
 def add(
@@ -184,7 +233,7 @@ def make(
     if not name or "." in name:
         raise AdapterError(f"an adapter cannot be called {name!r}", fix="use letters, digits, - and _")
     body = anatomy(model)
-    layer_settings = layer_settings or dict.fromkeys(targets.adapted, settings)
+    layer_settings = layer_settings or by_layer(settings, body, targets.adapted)
     bases = {path: base_of(body.modules[path]) for path in layer_settings}
     shared = _shared(settings, bases, seed)
     more: list[object] = [shared] if shared else [body] if isinstance(settings, VirtualSettings) else []
@@ -193,11 +242,17 @@ def make(
         generator = None if seed is None else generator_of(seed, path)
         built[path] = METHODS[own.method].build(own, bases[path], generator, *more)  # type: ignore[attr-defined]
     _refuse_head(body, built)
-    _build_in_full(body, targets.in_full, built, share_tied)
+    for path in targets.in_full:
+        built[path] = Full(base_of(body.modules[path]))
+    if share_tied:
+        _tie(body, built)
     _build_tokens(body, token_rows, built)
     order = [path for path in body.modules if path in built]
     adapters = {path: built[path].train(model.training) for path in order}
     total = sum(parameter.numel() for parameter in base_parameters(model).values())
+    total += sum(
+        math.prod(weight_shape(layer)) for layer in body.modules.values() if isinstance(layer, QuantisedLinear)
+    )
     rows = {path: tuple(ids) for path, ids in token_rows.items()}
     return AdapterSet(name, settings, targets, body, adapters, layer_settings, rows, shared=shared, total=total)
 
@@ -224,13 +279,11 @@ def _shared(settings: AdapterSettings, bases: Mapping[str, Base], seed: int | No
     return {letter: tensor.to(device) for letter, tensor in made.items()}
 
 
-def _build_in_full(body: Anatomy, paths: Sequence[str], built: dict[str, Adapter], share_tied: bool) -> None:
-    """A trained copy beside each of `paths`; embedding and head of a tied model share one."""
-    for path in sorted(paths, key=lambda path: path == body.head):
-        shared = None
-        if path == body.head and body.tied and share_tied and body.embedding in paths:
-            shared = built[body.embedding].get_parameter("weight")  # type: ignore[index]
-        built[path] = Full(base_of(body.modules[path]), shared)  # type: ignore[arg-type]
+def _tie(body: Anatomy, built: Mapping[str, Adapter]) -> None:
+    """Embedding and head of a tied model, both trained as copies, share one."""
+    first, second = (built.get(path or "") for path in (body.embedding, body.head))
+    if body.tied and isinstance(first, Full) and isinstance(second, Full):
+        second.tie(first)
 
 
 def _build_tokens(body: Anatomy, token_rows: Mapping[str, Sequence[int]], built: dict[str, Adapter]) -> None:
@@ -248,6 +301,12 @@ def _build_tokens(body: Anatomy, token_rows: Mapping[str, Sequence[int]], built:
         same = body.tied and path == body.head and list(ids) == list(token_rows.get(body.embedding or "", ()))
         built[path] = Tokens(base_of(body.modules[path]), ids, shared if same else None)
         shared = built[path].get_parameter("rows")  # type: ignore[assignment]
+
+
+def refusal(settings: AdapterSettings, storage: str) -> str | None:
+    """Why the method cannot stand beside matrices in `storage`; None where it can."""
+    wants_plain: str | None = getattr(METHODS[settings.method], "PLAIN_ONLY", None)  # type: ignore[attr-defined]
+    return None if storage == "plain" else wants_plain
 
 
 def place(model: PreTrainedModel, switch: Switch, adapter_set: AdapterSet) -> None:
@@ -268,7 +327,8 @@ def unload(model: PreTrainedModel, name: str) -> None:
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's own parameters by name, tied ones once, as if no adapter were attached."""
+    """The model's own parameters by name, tied ones once, as if no adapter were attached. What is held in few bits is
+    no parameter."""
     named: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for path, module in layers(model):

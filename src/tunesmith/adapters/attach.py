@@ -78,12 +78,15 @@ class Slot(nn.Module):
         adapter = self.adapter(switch.name)
         return self.layer(x, *more, **named) if adapter is None else adapter(x, self.base, *more, **named)
 
-    def _mixed(self, x: Tensor, rows: tuple[str | None, ...], *more: Any, **named: Any) -> Tensor:
-        """x [B, …] with one adapter name per row: the frozen product once, then each adapter on its own rows.
+    def _mixed(self, x: Tensor, rows: tuple[str | None, ...], *more: Any, **named: Any) -> Any:
+        """x [B, …] with one adapter name per row: the frozen output once, then each adapter on its own rows.
 
-        Models that flatten their tokens for a layer ([B·T, …], row after row) are followed.
+        Models that flatten their tokens for a layer ([B·T, …], row after row) are followed. What all rows have in
+        common (GPT-2's positions, [1, T]) is handed to each.
         """
         acting = [name for name in dict.fromkeys(rows) if self.adapter(name) is not None]
+        if acting and x.shape[0] == 1:
+            x = x.expand(len(rows), *x.shape[1:])
         y = self.layer(ordinary(x) if self.base.is_embedding else x, *more, **named)
         if not acting:
             return y
@@ -94,14 +97,24 @@ class Slot(nn.Module):
                 expected=f"{x.shape[0]} rows",
             )
         per_row = x.shape[0] // len(rows)
-        y = y.clone()
+        outputs = [part.clone() for part in (y if isinstance(y, tuple) else (y,))]
         for name in acting:
             mine = torch.tensor([row == name for row in rows]).repeat_interleave(per_row)
             index = mine.nonzero().squeeze(1).to(x.device)
             adapter = self.adapters[name]  # type: ignore[index]
-            base = self.base if adapter.replaces() is not None else Precomputed(self.base, y[index])  # type: ignore[operator]
-            y[index] = adapter(x[index], base, *more, **named)
-        return y
+            alone = adapter.replaces() is not None or adapter.changes_input  # type: ignore[operator]
+            base = self.base if alone else Precomputed(self.base, outputs[0][index])
+            others = [_of_rows(value, index, len(x)) for value in more]
+            made = adapter(x[index], base, *others, **{key: _of_rows(v, index, len(x)) for key, v in named.items()})
+            for output, part in zip(outputs, made if isinstance(made, tuple) else (made,), strict=True):
+                output[index] = part
+        return tuple(outputs) if isinstance(y, tuple) else outputs[0]
+
+
+def _of_rows(value: Any, index: Tensor, num_rows: int) -> Any:
+    """The rows of an argument that has one for each of the batch's; others are for all."""
+    has_rows = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == num_rows
+    return value[index] if has_rows else value
 
 
 def slots(model: nn.Module) -> dict[str, Slot]:

@@ -9,20 +9,54 @@ A method is one file in this folder and one line in `METHODS` (adapters/__init__
     build(settings, base, generator)    -> Adapter for one layer; generator None: zeros, to be filled from a file
     to_peft(settings), from_peft(config)    its adapter_config.json, both ways; None for a config of another method
 
-and, where layers share tensors that do not learn, `shared(settings, shapes, generator) -> {letter: Tensor}`, which is
-handed to `build` as its last argument, and `SHARED`, the names of these tensors in a file.
+and, where a method needs them:
+
+    shared(settings, shapes, generator) -> {letter: Tensor}, SHARED     tensors that layers share and that do not learn,
+                                        handed to `build` as its last argument, and their names in a file
+    for_layers(settings, body, paths) -> {path: settings}    where a layer's settings depend on where it stands
+    peft_layers(layer_settings) -> fields of adapter_config.json that name layers
+    check(settings, num_steps, optimizer)    refuses a run that the method cannot serve, before any weight is loaded;
+                                        `num_steps` is None for a budget in minutes
+    PLAIN_ONLY    why it cannot stand beside a base of few bits, in a sentence: the pair is refused
+    on_step(adapters, step, num_steps) -> requests    called within every optimizer step, when `step` updates are done.
+                                        It may change tensors of `adapters` (by path), and draws from torch's own
+                                        generator. What only the loop can do it returns: `ResetMoments`, `Rewarm`
+
+What `on_step` changes, and all that it will read, stands in parameters and persistent buffers: they are the adapter's
+state, which a checkpoint holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from tunesmith.quant.dense import dense_weight, storage_of, weight_shape
+from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.quant.dense import dense_weight, like, storage_of, weight_shape
+
+
+@dataclass(frozen=True)
+class ResetMoments:
+    """Asks the loop to forget what the optimizer has learned of some tensors."""
+
+    names: tuple[str, ...]
+    """As in the adapter set: "path.letter"."""
+    kept: float = 0.0
+    """Share of the numbers whose moments stay, those with the largest first one; 0: as new to the optimizer."""
+
+
+@dataclass(frozen=True)
+class Rewarm:
+    """Asks the loop to raise the learning rate anew from nearly 0 to what the schedule says, over so many steps."""
+
+    steps: int
+
+
+Request = ResetMoments | Rewarm
 
 
 @dataclass(frozen=True)
@@ -31,6 +65,8 @@ class Stored:
 
     pieces: Sequence[Tensor]
     dim: int = 0
+    grows: bool = False
+    """The last piece becomes as long as the file has it."""
 
     def joined(self) -> Tensor:
         return self.pieces[0] if len(self.pieces) == 1 else torch.cat([*self.pieces], self.dim)
@@ -39,12 +75,29 @@ class Stored:
     def shape(self) -> torch.Size:
         return self.joined().shape
 
+    def fits(self, shape: torch.Size) -> bool:
+        """Whether a tensor of this shape can be copied in."""
+        if not self.grows or len(shape) != len(self.shape):
+            return shape == self.shape
+        fixed = sum(piece.shape[self.dim] for piece in self.pieces[:-1])
+        others = [size for dim, size in enumerate(shape) if dim != self.dim]
+        own = [size for dim, size in enumerate(self.shape) if dim != self.dim]
+        return others == own and shape[self.dim] >= fixed
+
     @torch.no_grad()
     def fill(self, tensor: Tensor) -> None:
-        """Copy `tensor`, shaped as this, into the pieces."""
+        """Copy `tensor`, which fits, into the pieces."""
         sizes = [piece.shape[self.dim] for piece in self.pieces]
+        if self.grows:
+            sizes[-1] = tensor.shape[self.dim] - sum(sizes[:-1])
+            lengthen(self.pieces[-1], self.dim, sizes[-1])
         for piece, part in zip(self.pieces, tensor.split(sizes, self.dim), strict=True):
             piece.copy_(part)
+
+
+def lengthen(tensor: Tensor, dim: int, size: int) -> None:
+    """Give a buffer another length in place; its numbers are then anything."""
+    tensor.resize_(*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])
 
 
 class Base:
@@ -54,9 +107,6 @@ class Base:
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        storage = storage_of(layer)
-        if storage is None:
-            raise TypeError(f"no storage knows {type(layer).__name__}")
         self._layer = (layer,)
         self.out_features, self.in_features = weight_shape(layer)
         self.is_embedding = isinstance(layer, nn.Embedding)
@@ -77,11 +127,11 @@ class Base:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.weight().dtype
+        return like(self.layer).dtype
 
     @property
     def device(self) -> torch.device:
-        return self.weight().device
+        return like(self.layer).device
 
     def weight(self) -> Tensor:
         """Dense [out, in]. Ask again in the backward pass; keep no copy."""
@@ -138,6 +188,10 @@ class Adapter(nn.Module):
     """Starts as the base: the first forward equals the frozen layer's."""
     mergeable: ClassVar[bool] = True
     """`merged` is exact."""
+    growing: ClassVar[Mapping[str, int]] = {}
+    """Buffers that become longer while training, each with the dimension along which it does."""
+    changes_input: bool = False
+    """Asks the frozen layer for the product of something other than x, which rows of a mixed batch cannot share."""
 
     def forward(self, x: Tensor, base: Base, *more: Any, **named: Any) -> Tensor:
         """x [..., in] -> [..., out], the adapted layer's whole output, in x's dtype.
@@ -160,6 +214,10 @@ class Adapter(nn.Module):
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
         """(A [r, in], B [out, r], scale) when the update is purely scale * B @ A, else None."""
         return None
+
+    def in_file(self, settings: AdapterSettings) -> AdapterSettings:
+        """The settings that its file is written by: the layer's own, unless training changed the adapter's shape."""
+        return settings
 
     def groups(self) -> dict[str, float]:
         """Learning-rate multipliers by parameter name; absent means 1 (LoRA+ gives B its own)."""

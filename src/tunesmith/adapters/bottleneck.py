@@ -25,6 +25,8 @@ from tunesmith.adapters.base import Adapter, Base, Stored
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.errors import AdapterError
 
+PEFT_TYPE = "TUNESMITH_BOTTLENECK"
+"""PEFT has no such type, and refuses it by name."""
 UNMERGEABLE = "the network of a bottleneck adapter is not linear: no weight computes the same"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -37,7 +39,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Settings(AdapterSettings):
     method: Literal["bottleneck"] = "bottleneck"
     targets: str | tuple[str, ...] = "outputs"
-    """outputs: behind attention and MLP (Houlsby); mlp-outputs: behind the MLP (Pfeiffer); or as for every method."""
+    """outputs: behind attention and MLP (Houlsby); mlp-down: behind the MLP (Pfeiffer); or as for every method."""
     r: int = Field(64, gt=0)
     """Width of the bottleneck."""
     activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu"
@@ -82,10 +84,10 @@ def build(settings: Settings, base: Base, generator: torch.Generator | None = No
 
 def to_peft(settings: Settings) -> dict[str, Any]:
     """A type of our own: PEFT refuses it by name."""
-    return {"peft_type": "BOTTLENECK", "r": settings.r, "activation": settings.activation}
+    return {"peft_type": PEFT_TYPE, "r": settings.r, "activation": settings.activation}
 
 
 def from_peft(config: dict[str, Any]) -> dict[str, Any] | None:
-    if config.get("peft_type") != "BOTTLENECK":
+    if config.get("peft_type") != PEFT_TYPE:
         return None
     return {"method": "bottleneck", "r": config["r"], "activation": config["activation"]}

@@ -22,6 +22,8 @@ from transformers import PreTrainedModel
 
 from tunesmith.adapters.adapter_set import base_parameters
 from tunesmith.adapters.targets import anatomy
+from tunesmith.quant.dense import weight_shape
+from tunesmith.quant.quantised import QuantisedLinear, storage_name
 
 SAMPLE = 256
 ESSENTIALS = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
@@ -39,6 +41,10 @@ class BaseIdentity:
     """In which the base was held then."""
     signs: str
     """The fingerprint of the sample's signs alone."""
+    storage: str
+    """How its matrices were held: plain, nf4 …"""
+    frame: str
+    """The fingerprint of what no storage touches: embeddings, head, norms and biases, by signs."""
 
     def as_dict(self) -> dict[str, str | int | None]:
         return asdict(self)
@@ -49,11 +55,25 @@ def identify(model: PreTrainedModel, name: str | None = None, revision: str | No
     body = anatomy(model)
     given = name if name is not None else str(getattr(model.config, "_name_or_path", "") or "")
     rows = body.rows(body.embedding)
-    return BaseIdentity(public_name(given), revision, fingerprint(model), rows, _dtype(model), signs(model))
+    held = storage_name(model)
+    return BaseIdentity(
+        public_name(given), revision, fingerprint(model), rows, _dtype(model), signs(model), held, frame(model)
+    )
+
+
+def held_otherwise(base: Mapping[str, Any], model: PreTrainedModel) -> str | None:
+    """The storage in which the base that a `BaseIdentity`, written out, is of was held, where `model` has another."""
+    then = str(base.get("storage", "plain"))
+    return None if then == storage_name(model) else then
 
 
 def is_same(base: Mapping[str, Any], model: PreTrainedModel) -> bool:
-    """Whether `model` is the base that a `BaseIdentity`, written out, is of."""
+    """Whether `model` is the base that a `BaseIdentity`, written out, is of.
+
+    Held otherwise, the numbers of its matrices are others: then what no storage touches decides, and their names.
+    """
+    if held_otherwise(base, model) is not None:
+        return base.get("frame") == frame(model)
     if "float16" in (base.get("dtype"), _dtype(model)) and base.get("dtype") != _dtype(model):
         return base.get("signs") == signs(model)
     return base.get("fingerprint") == fingerprint(model)
@@ -80,14 +100,34 @@ def signs(model: PreTrainedModel) -> str:
     return _digest(model, _signs)
 
 
+def frame(model: PreTrainedModel) -> str:
+    """64 hex digits that are the same however the matrices are held, and in whatever dtype."""
+    return _digest(model, _signs, matrices=False)
+
+
 @torch.no_grad()
-def _digest(model: PreTrainedModel, as_bytes: Callable[[Tensor], bytes]) -> str:
+def _digest(model: PreTrainedModel, as_bytes: Callable[[Tensor], bytes], matrices: bool = True) -> str:
     body = anatomy(model)
     config = model.config.get_text_config()
     digest = hashlib.sha256(json.dumps({key: getattr(config, key, None) for key in ESSENTIALS}).encode())
     vocabulary = {path for path in (body.embedding, body.head) if path}
-    for name, parameter in base_parameters(model).items():
-        by_token = name.rpartition(".")[0] in vocabulary
+    own: dict[str, Tensor] = dict(base_parameters(model))
+    held = {f"{path}.weight": layer for path, layer in body.modules.items() if isinstance(layer, QuantisedLinear)}
+    order = sorted({*own, *held}) if held or not matrices else own
+    for name in order:
+        path = name.rpartition(".")[0]
+        by_token = path in vocabulary
+        if not matrices and not by_token and (name in held or own[name].dim() > 1):
+            digest.update(name.encode())
+            continue
+        if name in held:  # integers and scales as they are: no dtype changes them
+            layer = held[name]
+            digest.update(f"{name}{weight_shape(layer)}{layer.storage}".encode())
+            digest.update(_sample(getattr(layer, layer.FIXED), by_token).cpu().numpy().tobytes())
+            continue
+        parameter = own[name]
+        if not matrices and parameter.device.type != "meta" and not parameter.any():
+            continue  # biases of zero, which writers of quantised files add
         shape = tuple(parameter.shape[1:]) if by_token else tuple(parameter.shape)
         digest.update(f"{name}{shape}".encode())
         if parameter.device.type != "meta":

@@ -25,7 +25,7 @@ from tunesmith.adapters.base import Base, Stored
 from tunesmith.adapters.targets import Anatomy
 from tunesmith.adapters.virtual import UNMERGEABLE, Virtual, VirtualSettings
 from tunesmith.errors import AdapterError
-from tunesmith.quant.dense import compute_dtype
+from tunesmith.quant.dense import like
 
 __all__ = ["UNMERGEABLE", "Settings", "build", "from_peft", "to_peft"]
 
@@ -67,7 +67,7 @@ class LLaMAAdapter(Virtual):
             return None
         P = self.get_parameter(f"P{layer}")[0]
         frozen = [part.layer if isinstance(part, Slot) else part for part in (module.k_proj, module.v_proj)]
-        keys, values = (part(P.to(compute_dtype(part))).view(len(P), -1, module.head_dim) for part in frozen)
+        keys, values = (part(P.to(like(part).dtype)).view(len(P), -1, module.head_dim) for part in frozen)
         norm = getattr(module, "k_norm", None)
         if norm is not None:
             keys = norm.layer(keys) if isinstance(norm, Slot) else norm(keys)

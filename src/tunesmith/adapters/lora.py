@@ -28,20 +28,19 @@ from torch import Tensor, nn
 from tunesmith.adapters.base import Adapter, Base, Stored
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.errors import AdapterError
+from tunesmith.kernels.dropout import keep_mask
 from tunesmith.kernels.gain import gained
 from tunesmith.kernels.low_rank import low_rank
 from tunesmith.settings import Contradiction
 
 
-class LowRankSettings(AdapterSettings):
+class FactorSettings(AdapterSettings):
     """What every method with A and B lets one choose."""
 
     r: int = Field(8, gt=0)
     """Rank: width of the low-rank change."""
     alpha: float = Field(16.0, gt=0)
     """Numerator of the update's scale."""
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of the adapter's inputs set to zero while training."""
     rank_stabilised: bool = False
     """Scale by alpha / sqrt(r) instead of alpha / r."""
     lr_ratio: PositiveFloat = 1.0
@@ -52,6 +51,16 @@ class LowRankSettings(AdapterSettings):
     @property
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.r) if self.rank_stabilised else self.r)
+
+    def of_rank(self, r: int) -> Self:
+        """The same scale at another rank."""
+        times = math.sqrt(r / self.r) if self.rank_stabilised else r / self.r
+        return self.model_copy(update={"r": r, "alpha": self.alpha * times})
+
+
+class LowRankSettings(FactorSettings):
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the adapter's inputs set to zero while training."""
 
 
 class Settings(LowRankSettings):
@@ -69,33 +78,42 @@ class Settings(LowRankSettings):
 
 
 class LoRA(Adapter):
-    A0: Tensor | None
-    minus_B0: Tensor | None
-    """What is subtracted is A0 [r, in] and, with its sign, minus_B0 [out, r]; None for a start at zero."""
+    A1: Tensor | None
+    B1: Tensor | None
+    """A second product B1 A1 that does not learn, A1 [R, in], B1 [out, R]: A0 and -B0 after a start of W's own."""
 
-    def __init__(self, settings: LowRankSettings, base: Base, generator: torch.Generator | None) -> None:
+    def __init__(self, settings: FactorSettings, base: Base, generator: torch.Generator | None) -> None:
         """`generator` None: zeros, to be filled from a file."""
         super().__init__()
-        self.scale, self.dropout, self.is_embedding = settings.scale, settings.dropout, base.is_embedding
+        self.scale, self.is_embedding = settings.scale, base.is_embedding
+        self.dropout = settings.dropout if isinstance(settings, LowRankSettings) else 0.0
         self.lr_ratio = settings.lr_ratio
         self.embedding_lr_ratio = settings.embedding_lr_ratio
-        A, B = torch.zeros(settings.r, base.in_features), torch.zeros(base.out_features, settings.r)
-        if generator is not None and base.is_embedding:
+        self.A = nn.Parameter(torch.zeros(settings.r, base.in_features, device=base.device))
+        self.B = nn.Parameter(torch.zeros(base.out_features, settings.r, device=base.device))
+        self.register_buffer("A1", None)
+        self.register_buffer("B1", None)
+        if generator is not None:
+            self.draw(generator)
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator | None) -> None:
+        """A fresh A and B whose product is zero; `generator` (CPU) None: torch's own."""
+        A, B = torch.zeros(self.A.shape), torch.zeros(self.B.shape)
+        if self.is_embedding:
             B.normal_(generator=generator)
-        elif generator is not None:
-            bound = 1.0 / math.sqrt(base.in_features)
+        else:
+            bound = 1.0 / math.sqrt(A.shape[1])
             A.uniform_(-bound, bound, generator=generator)
-        self.A = nn.Parameter(A.to(base.device))
-        self.B = nn.Parameter(B.to(base.device))
-        self.register_buffer("A0", None)
-        self.register_buffer("minus_B0", None)
+        self.A.copy_(A)
+        self.B.copy_(B)
 
     def start_from(self, A0: Tensor, B0: Tensor) -> None:
         """Begin at B0 A0 and subtract it ever after."""
         with torch.no_grad():
             self.A.copy_(A0)
             self.B.copy_(B0)
-        self.A0, self.minus_B0 = self.A.detach().clone(), -self.B.detach()
+        self.A1, self.B1 = self.A.detach().clone(), -self.B.detach()
 
     def forward(self, x: Tensor, base: Base, *more: Any, **named: Any) -> Tensor:
         A, B, scale = self._factors()
@@ -108,10 +126,13 @@ class LoRA(Adapter):
             if base.output_scale is not None:
                 change = change * base.output_scale.to(y.dtype)
             return y + change if gain is None else gained(y + change, gain)
-        keep = None
-        if self.training and self.dropout > 0:
-            keep = torch.empty_like(x).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
-        return low_rank(x, base, A, B, scale, keep, gain)
+        return low_rank(x, base, A, B, scale, self.keep(x), gain)
+
+    def keep(self, x: Tensor) -> Tensor | None:
+        """A mask for x: 0 where it is dropped out, 1 / (1 - dropout) elsewhere; None where nothing is."""
+        if not self.training or self.dropout == 0:
+            return None
+        return keep_mask(x, self.dropout)
 
     def gain(self, base: Base) -> Tensor | None:
         """A factor [out] on the whole product; LoRA has none."""
@@ -123,9 +144,9 @@ class LoRA(Adapter):
         return torch.addmm(weight.to(wide), B.to(wide), A.to(wide), alpha=scale).to(weight.dtype), bias
 
     def _factors(self) -> tuple[Tensor, Tensor, float]:
-        if self.A0 is None or self.minus_B0 is None:
+        if self.A1 is None or self.B1 is None:
             return self.A, self.B, self.scale
-        return torch.cat([self.A, self.A0]), torch.cat([self.B, self.minus_B0], dim=1), self.scale
+        return torch.cat([self.A, self.A1]), torch.cat([self.B, self.B1], dim=1), self.scale
 
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
         return self._factors()
@@ -136,8 +157,8 @@ class LoRA(Adapter):
         return {"B": self.lr_ratio}
 
     def stored(self) -> dict[str, Stored]:
-        A = Stored([tensor for tensor in (self.A, self.A0) if tensor is not None], dim=0)
-        B = Stored([tensor for tensor in (self.B, self.minus_B0) if tensor is not None], dim=1)
+        A = Stored([tensor for tensor in (self.A, self.A1) if tensor is not None], dim=0)
+        B = Stored([tensor for tensor in (self.B, self.B1) if tensor is not None], dim=1)
         if self.is_embedding:
             return {"lora_embedding_A": A, "lora_embedding_B": B}
         return {"lora_A.weight": A, "lora_B.weight": B}
@@ -182,14 +203,15 @@ OVERSAMPLED = 8
 """Directions that a randomised SVD finds beyond those that are wanted: they make these exact."""
 
 
-def to_peft(settings: LowRankSettings) -> dict[str, Any]:
+def to_peft(settings: FactorSettings) -> dict[str, Any]:
     """The fields of PEFT's LoraConfig that change the maths. A start of W's own doubles the rank, at the same scale."""
-    times = 1 if getattr(settings, "start", "zero") == "zero" else 2
+    if getattr(settings, "start", "zero") != "zero":
+        settings = settings.of_rank(2 * settings.r)
     return {
         "peft_type": "LORA",
-        "r": times * settings.r,
-        "lora_alpha": settings.alpha * (math.sqrt(times) if settings.rank_stabilised else times),
-        "lora_dropout": settings.dropout,
+        "r": settings.r,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": getattr(settings, "dropout", 0.0),
         "use_rslora": settings.rank_stabilised,
     }
 

@@ -1,18 +1,30 @@
 """An adapter worked into plain weights: a transformers model without slots, and the proof that it computes the same.
 
-Merged numbers are reckoned in fp64 from the weights that the adapter saw and rounded once, to the base's dtype. What
-the rounding costs is measured on logits before anything is called done.
+Merged numbers are reckoned in fp64 from the weights that the adapter saw and rounded once, to the base's dtype. Nothing
+is called done before three things have been shown:
+
+    the merge is right      in fp32, weights of the base widened (which is exact) and merged ones not rounded, logits
+                            equal those of the adapted model to within fp32's own noise
+    the files are right     each number read back from disk is the unrounded one, to half a unit in its last place
+    the adapter is left     logits of what stands on disk, in fp32 again, are nearer to those of the adapted model than
+                            half the way back to the base: each weight of a bf16 base is a bf16 number, and an update of
+                            less than half the way to the next is rounded away
+
+Comparing in bf16 would hide the first behind the second: activations rounded in every layer move logits by several per
+cent of the largest, and a forgotten layer by less. Widened, only the weights' own rounding is left, and it is taken out
+of the first comparison too. Costs four bytes for each weight more, twice, while it lasts.
 """
 
 from __future__ import annotations
 
 import copy
-import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +32,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters.adapter_set import AdapterSet
-from tunesmith.adapters.attach import detach, slots
+from tunesmith.adapters.attach import detach, replace, slots
 from tunesmith.adapters.base import Adapter
+from tunesmith.atomic import no_room
 from tunesmith.errors import AdapterError, MachineError
 from tunesmith.quant.dense import dense_weight
+from tunesmith.quant.quantised import QuantisedLinear, dequantise, quantised_layers, storage_name
 
-BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest gap between logits that passes, as a share of the largest logit, by the dtype of the weights."""
+EXACT = {torch.float64: 1e-9, torch.float32: 3e-5}
+"""Largest gap of a logit between adapted and merged, unrounded, as a share of the largest: noise of the arithmetic."""
+MOST_LOST = 0.5
+"""Share of what the adapter does to the logits that rounding may undo."""
 PROMPTS = (
     "The capital of France is",
     "SELECT name, COUNT(*) FROM",
@@ -40,26 +56,42 @@ PROMPTS = (
 class MergeReport:
     folder: Path
     dtype: torch.dtype
+    """Of the files."""
+    proof: float
+    """Largest difference of a logit between the adapted model and the merged one before rounding, in fp32 or wider."""
     gap: float
-    """Largest difference of a logit between the adapted model and the reloaded merged one."""
+    """The same for the merged model as read back from disk: what rounding costs."""
+    lost: float
+    """Root mean square of that, over the same of what the adapter does to the logits."""
     largest_logit: float
     agreement: float
-    """Share of positions where both would say the same next token."""
-
-    @property
-    def bound(self) -> float:
-        return BOUNDS[self.dtype] * self.largest_logit
+    """Share of positions where the adapted and the stored model would say the same next token."""
+    storage: str = "plain"
+    """How the matrices were held that the adapter was beside."""
 
     def __str__(self) -> str:
-        return (
-            f"merged = adapted: largest gap of a logit {self.gap:.3g} (logits reach {self.largest_logit:.3g}), "
-            f"same next token at {self.agreement:.1%} of positions"
+        seen = (
+            ""
+            if self.storage == "plain"
+            else f", from {self.storage} as the adapter saw it, written in {_name(self.dtype)}"
         )
+        return (
+            f"merged = adapted: largest gap of a logit {self.proof:.2g} before rounding to {_name(self.dtype)}, "
+            f"{self.gap:.2g} after it (logits reach {self.largest_logit:.3g}), which undoes {self.lost:.1%} of what "
+            f"the adapter does; same next token at {self.agreement:.1%} of positions{seen}"
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @torch.no_grad()
 def merge(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedModel:
-    """A plain copy of `model` with `adapter_set` in its weights; what it does not touch is shared, not copied."""
+    """A plain copy of `model` with `adapter_set` in its weights; what it does not touch is shared, not copied.
+
+    Matrices held in few bits become dense ones of the dtype that products run in, those without an adapter too.
+    """
     keep = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     plain = copy.deepcopy(model, keep)
     merged = {
@@ -71,8 +103,8 @@ def merge(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedModel:
     tied = body.tied
     detach(plain)
     for path, layer in merged.items():
-        parent, _, leaf = path.rpartition(".")
-        setattr(plain.get_submodule(parent), leaf, layer)
+        replace(plain, path, layer)
+    dequantise(plain)
     if tied and body.embedding and body.head:
         _settle_tie(plain, body.embedding, body.head)
     return plain.requires_grad_(False)
@@ -81,8 +113,11 @@ def merge(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedModel:
 def _plain_layer(layer: nn.Module, adapter: Adapter | None) -> nn.Module:
     """A copy of `layer` (not of its tensors) that holds the merged ones."""
     assert adapter is not None
-    plain = copy.copy(layer)
-    plain._parameters = dict(layer._parameters)
+    if isinstance(layer, QuantisedLinear):
+        plain: nn.Module = layer.plain()
+    else:
+        plain = copy.copy(layer)
+        plain._parameters = dict(layer._parameters)
     own = adapter.replaces()
     if own is None:
         if not adapter.mergeable:
@@ -92,7 +127,7 @@ def _plain_layer(layer: nn.Module, adapter: Adapter | None) -> nn.Module:
         stored = weight.t() if isinstance(layer, (Conv1D, nn.Embedding)) else weight
         own = {"weight": stored} if bias is None else {"weight": stored, "bias": bias}
     for name, tensor in own.items():
-        dtype = layer.get_parameter(name).dtype
+        dtype = plain.get_parameter(name).dtype
         plain._parameters[name] = nn.Parameter(tensor.to(dtype).contiguous(), requires_grad=False)
     return plain
 
@@ -134,7 +169,7 @@ def merge_to_folder(
             folder.rmdir()
         half.replace(folder)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = no_room(error)
         raise MachineError(
             "the merged model cannot be written" + (": the disk is full" if full else f": {error.strerror or error}"),
             where=str(folder),
@@ -149,36 +184,125 @@ def merge_to_folder(
 def _compare(
     model: PreTrainedModel, adapter_set: AdapterSet, half: Path, folder: Path, prompts: list[Tensor]
 ) -> MergeReport:
-    """Logits of the adapted model against those of the folder; a gap past the bound is an error."""
+    """The three proofs; one that fails is an error."""
     device, dtype = next(model.parameters()).device, model.dtype
-    plain: nn.Module = AutoModelForCausalLM.from_pretrained(half, dtype=dtype, local_files_only=True)
-    plain.to(device).eval()
+    prompts = [ids.to(device) for ids in prompts]
+    with _answering(model):
+        with _widened(model):
+            with adapter_set.switch.set_to(adapter_set.name):
+                wanted = _logits(model, prompts)
+            with adapter_set.switch.set_to(None):
+                base = _logits(model, prompts)
+            unrounded = merge(model, adapter_set)
+            merged = _logits(unrounded, prompts)
+        largest = wanted.abs().max().item()
+        proof, bound = _gap(merged, wanted), EXACT[wanted.dtype] * largest
+        if not proof <= bound:
+            raise AdapterError(
+                "the merged model does not compute what the adapted one does; nothing was kept",
+                where=str(folder),
+                found=f"largest gap of a logit {proof:.3g} before rounding",
+                expected=f"at most {bound:.3g}; the adapter moves logits by up to {_gap(base, wanted):.3g}",
+                fix="serve the adapter unmerged, and report this: the model has a layer that merging does not reach",
+            )
+        plain: Any = AutoModelForCausalLM.from_pretrained(half, dtype=dtype, local_files_only=True)
+        plain.to(device).eval()
+        _same_numbers(plain, unrounded, folder)
+        del unrounded
+        with _widened(plain):
+            got = _logits(plain, prompts)
+    same = (got.argmax(-1) == wanted.argmax(-1)).double().mean().item()
+    lost = _size(got - wanted) / max(_size(base - wanted), torch.finfo(wanted.dtype).tiny)
+    report = MergeReport(folder, dtype, proof, _gap(got, wanted), lost, largest, same, storage_name(model))
+    if not (lost <= MOST_LOST or report.gap <= bound):
+        raise AdapterError(
+            f"rounded to {_name(dtype)}, the merged model has lost what the adapter does; nothing was kept",
+            where=str(folder),
+            found=f"{lost:.0%} of what it does to the logits is rounded away",
+            expected=f"at most {MOST_LOST:.0%}",
+            fix="merge in float32 (--dtype float32), or serve the adapter unmerged",
+        )
+    return report
+
+
+def _logits(model: PreTrainedModel, prompts: list[Tensor]) -> Tensor:
+    """[positions of all prompts, vocabulary], in fp32 or wider."""
+    logits = [model(input_ids=ids, use_cache=False).logits[0] for ids in prompts]
+    joined = torch.cat(logits)
+    return joined.to(torch.promote_types(joined.dtype, torch.float32))
+
+
+def _size(logits: Tensor) -> float:
+    """Root mean square."""
+    return logits.double().square().mean().sqrt().item()
+
+
+def _gap(one: Tensor, other: Tensor) -> float:
+    return (one - other).abs().max().item()
+
+
+@contextmanager
+def _answering(model: PreTrainedModel) -> Iterator[None]:
+    """In evaluation mode, then each module as it was."""
     learning = [module for module in model.modules() if module.training]
     model.eval()
-    gap, largest, same, positions = 0.0, 0.0, 0, 0
     try:
-        for ids in prompts:
-            ids = ids.to(device)
-            with adapter_set.switch.set_to(adapter_set.name):
-                wanted = model(input_ids=ids, use_cache=False).logits.float()
-            got = plain(input_ids=ids, use_cache=False).logits.float()
-            gap = max(gap, (got - wanted).abs().max().item())
-            largest = max(largest, wanted.abs().max().item())
-            same += int((got.argmax(-1) == wanted.argmax(-1)).sum())
-            positions += wanted.shape[1]
+        yield
     finally:
         for module in learning:
             module.training = True
-    report = MergeReport(folder, dtype, gap, largest, same / positions)
-    if not gap <= report.bound:
+
+
+@contextmanager
+def _widened(model: nn.Module) -> Iterator[None]:
+    """Weights in fp32 where they are narrower, then bit for bit as they were. What is held in few bits stays so, and
+    gives the numbers that it gave."""
+    narrow = [
+        (tensor, tensor.dtype)
+        for tensor in (*model.parameters(), *model.buffers())
+        if tensor.is_floating_point() and tensor.element_size() < 4
+    ]
+    quantised = [layer for _, layer in quantised_layers(model)]
+    try:
+        for layer in quantised:
+            layer.rounded = layer.like.dtype
+        for tensor, _ in narrow:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, dtype in narrow:
+            tensor.data = tensor.data.to(dtype)
+        for layer in quantised:
+            layer.rounded = None
+
+
+def _same_numbers(plain: nn.Module, unrounded: nn.Module, folder: Path) -> None:
+    """Each number of `plain` is that of `unrounded` to within half a unit in its last place."""
+    wanted = dict(unrounded.named_parameters(remove_duplicate=False))
+    found = dict(plain.named_parameters(remove_duplicate=False))
+    wrong = sorted(wanted.keys() ^ found.keys())
+    for name in wanted.keys() & found.keys():
+        stored, exact = found[name], wanted[name]
+        if stored.shape != exact.shape:
+            wrong.append(name)
+            continue
+        wide = torch.promote_types(exact.dtype, torch.float32)
+        if not ((stored.to(wide) - exact.to(wide)).abs() <= _half_unit(exact.to(wide), stored.dtype)).all():
+            wrong.append(name)
+    if wrong:
         raise AdapterError(
-            "the merged model does not compute what the adapted one does; nothing was kept",
+            "what was read back from disk is not what was merged; nothing was kept",
             where=str(folder),
-            found=f"largest gap of a logit {gap:.3g}, same next token at {report.agreement:.1%} of positions",
-            expected=f"at most {report.bound:.3g} in {str(dtype).removeprefix('torch.')}",
-            fix="merge in float32 (model.dtype=float32)",
+            found=", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
+            fix="merge again, on another disk; where a number is too large for float16: --dtype bfloat16 or float32",
         )
-    return report
+
+
+def _half_unit(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Half the distance of two neighbours in `dtype`, for each number of `x`; a hair more, for a second rounding."""
+    limits = torch.finfo(dtype)
+    exponent = torch.frexp(x.abs().clamp_min(limits.smallest_normal)).exponent
+    return torch.ldexp(torch.full_like(x, 0.5001 * limits.eps), exponent - 1)
 
 
 def _token_ids(

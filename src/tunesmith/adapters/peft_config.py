@@ -14,28 +14,30 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters import METHODS
-from tunesmith.adapters.adapter_set import AdapterSet
-from tunesmith.adapters.full import Full
+from tunesmith.adapters.adapter_set import AdapterSet, by_layer
+from tunesmith.adapters.full import PEFT_TYPE, Full
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, before_documents
 from tunesmith.adapters.virtual import Virtual, VirtualSettings
 from tunesmith.errors import AdapterError, TunesmithError, together
 
-KNOWN_TYPES = ("LORA", "VERA", "BOTTLENECK", "PROMPT_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT")
-"""The peft_type of the methods that are read here; BOTTLENECK is our own."""
+KNOWN_TYPES = tuple(
+    dict.fromkeys(method.to_peft(method.Settings())["peft_type"] for method in METHODS.values())  # type: ignore[attr-defined]
+)
+"""The peft_type of the methods that are read here; PEFT knows most of them."""
 
 READ = {
     *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
     *("trainable_token_indices", "ensure_weight_tying", "task_type", "bias", "init_lora_weights"),
     *("base_model_name_or_path", "revision", "use_dora"),
-    *("vera_dropout", "d_initial", "save_projection"),
+    *("vera_dropout", "d_initial", "save_projection", "feedforward_modules"),
     *("activation", "num_virtual_tokens", "adapter_len", "adapter_layers"),
 }
 INERT = {
     *("auto_mapping", "peft_version", "inference_mode", "fan_in_fan_out", "megatron_core", "qalora_group_size"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
-    *("projection_prng_key", "init_weights", "prompt_tuning_init", "prompt_tuning_init_text"),
+    *("projection_prng_key", "init_weights", "init_ia3_weights", "prompt_tuning_init", "prompt_tuning_init_text"),
     *("tokenizer_name_or_path", "tokenizer_kwargs", "encoder_hidden_size", "prefix_projection"),
     *("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"),
 }
@@ -89,7 +91,12 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
         return common | main | own[0]
     adapted, in_full = adapter_set.targets.adapted, adapter_set.targets.in_full
     tokens = {path: ids for path, ids in adapter_set.token_rows.items() if not (body.tied and path == body.head)}
-    per_layer = {path: method.to_peft(own) for path, own in adapter_set.layer_settings.items()}
+    per_layer = {
+        path: method.to_peft(adapter_set.adapters[path].in_file(own))
+        for path, own in adapter_set.layer_settings.items()
+    }
+    if main not in per_layer.values():
+        main = next(iter(per_layer.values()))
     config = {
         **common,
         "fan_in_fan_out": all(isinstance(body.modules[path], Conv1D) for path in adapted),
@@ -98,6 +105,7 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
         "layers_to_transform": None,
         "layers_pattern": None,
         **main,
+        **(method.peft_layers(adapter_set.layer_settings) if hasattr(method, "peft_layers") else {}),
     }
     of_lora = {
         "bias": "none",
@@ -150,14 +158,14 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
         raise together(errors)
     chosen = {"targets": tuple(adapted), "train_in_full": tuple(in_full)}
     settings = method.Settings(**fields, **chosen)
-    layers = {}
+    layers: dict[str, AdapterSettings] = {}
     for path in adapted:
         own = dict(config)
         for key, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
             found = _matching_key(config.get(pattern) or {}, path)
             if found is not None:
                 own[key] = config[pattern][found]
-        layers[path] = method.Settings(**method.from_peft(own), **chosen)
+        layers |= by_layer(method.Settings(**method.from_peft(own), **chosen), body, [path])
     share = bool(config.get("ensure_weight_tying")) and body.tied
     return Plan(settings, layers, tuple(in_full), rows, share, config.get("base_model_name_or_path"))
 
@@ -264,7 +272,8 @@ def _target_modules(
         )
     if not found:
         errors.append(AdapterError("target_modules matches nothing in this model", found=str(targets)[:120]))
-    if config.get("ensure_weight_tying") and body.tied and {body.embedding, body.head} & set(found):
+    copied = config.get("peft_type") == PEFT_TYPE
+    if config.get("ensure_weight_tying") and body.tied and {body.embedding, body.head} & set(found) and not copied:
         errors.append(
             AdapterError("ensure_weight_tying of a low-rank change is not supported", fix="merge it with PEFT")
         )

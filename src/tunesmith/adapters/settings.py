@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import PositiveInt, model_validator
 
 from tunesmith.settings import Contradiction, Settings
 
+KINDS = ("all-linear", "attention", "mlp", "key-value", "mlp-down", "outputs")
+"""Words for `targets`."""
+
 
 class AdapterSettings(Settings):
+    whole: ClassVar[bool] = False
+    """The method trains copies of whole weights: a tied table is one copy, on both sides."""
+
     targets: str | tuple[str, ...] = "all-linear"
-    """all-linear, attention, mlp, outputs (of both), mlp-outputs, names, or "re:" and a regular expression."""
+    """all-linear, attention, mlp, key-value, mlp-down, outputs (mlp-down and the attention's own), a list of such words
+    or of layer names, or "re:" and a regular expression over full paths."""
     last_blocks: PositiveInt | None = None
     """Adapt only the last so many blocks."""
     train_in_full: tuple[str, ...] = ()
-    """Modules trained in full beside the adapter: embeddings, norms, head, or names."""
+    """Modules trained in full beside the adapter: embeddings, norms, head, rest (all the targets leave), or names."""
 
     @property
     def virtual_tokens(self) -> int:
@@ -27,10 +34,15 @@ class AdapterSettings(Settings):
     def _targets_readable(self) -> Self:
         if not self.targets or (not isinstance(self.targets, str) and "" in self.targets):
             raise Contradiction("targets", "is empty", "name layers, or say all-linear")
-        for target in (self.targets,) if isinstance(self.targets, str) else self.targets:
-            if target.startswith("re:"):
-                try:
-                    re.compile(target[3:])
-                except re.error as error:
-                    raise Contradiction("targets", f"holds a broken regular expression: {error}") from error
+        patterns_compile("targets", self.targets)
         return self
+
+
+def patterns_compile(key: str, targets: str | tuple[str, ...]) -> None:
+    """Refuse a broken regular expression behind "re:"."""
+    for target in (targets,) if isinstance(targets, str) else targets:
+        if target.startswith("re:"):
+            try:
+                re.compile(target[3:])
+            except re.error as error:
+                raise Contradiction(key, f"holds a broken regular expression: {error}") from error

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,16 @@ from tunesmith.adapters import METHODS, peft_config
 from tunesmith.adapters.adapter_set import AdapterSet, make, place
 from tunesmith.adapters.attach import Switch, slots
 from tunesmith.adapters.base import Stored
-from tunesmith.adapters.identity import BaseIdentity, is_same, public_name
+from tunesmith.adapters.identity import BaseIdentity, held_otherwise, is_same, public_name
 from tunesmith.adapters.peft_config import Plan
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy
 from tunesmith.adapters.tokens import Tokens
 from tunesmith.adapters.virtual import Virtual
+from tunesmith.atomic import write_file
 from tunesmith.errors import AdapterError, MachineError, TunesmithError, together
+from tunesmith.quant.dense import dense_weight
+from tunesmith.quant.quantised import storage_name
 
 CONFIG, TENSORS, SIDE = "adapter_config.json", "adapter_model.safetensors", "tunesmith.json"
 PREFIX = "base_model.model."
@@ -61,7 +64,7 @@ def save(folder: Path | str, adapter_set: AdapterSet, base: BaseIdentity) -> Pat
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in (*files.items(), (SIDE, _json(side))):
-            _write(folder / name, data)
+            write_file(folder / name, data)
     except OSError as error:
         raise MachineError(f"the adapter cannot be written: {error.strerror}", where=str(folder)) from error
     return folder
@@ -79,19 +82,6 @@ def _odd_layers(adapter_set: AdapterSet) -> dict[str, dict[str, Any]]:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All of it or nothing, under the name."""
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with half.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
 
 
 def _keys(adapter_set: AdapterSet) -> dict[str, Stored]:
@@ -117,16 +107,22 @@ def load(
     *,
     trainable: bool = False,
     same_base: bool = False,
+    say: Callable[[str], object] = warnings.warn,
 ) -> AdapterSet:
     """Read an adapter, ours or PEFT's, prove that it is whole and of this base, and place it in `model` as `name`.
 
     `trainable`: training goes on from it, and it alone learns. `same_base`: PEFT's folder names another base model,
-    but the caller knows that this is the same.
+    but the caller knows that this is the same. `say` is told where the base is held otherwise than in training.
     """
     folder = _folder(folder)
     try:
         config, side = _read(folder)
         _check_base(config, side, model, same_base)
+        if side is not None and (then := held_otherwise(side.get("base", {}), model)) is not None:
+            say(
+                f"{name} was trained beside this base held in {then}; here it is {storage_name(model)}: the weights "
+                "differ by what rounding to few bits costs, and so will answers"
+            )
         tensors = _tensors(folder)
         body = anatomy(model)
         plan = peft_config.read(config, body)
@@ -304,7 +300,7 @@ def _build(
     layers = plan.layers
     if side is not None and "layer_settings" in side:
         odd = side["layer_settings"]
-        layers = {path: settings.model_copy(update=odd.get(path, {})) for path in layers}
+        layers = {path: _with_odd(settings, odd.get(path, {})) for path in layers}
     adapter_set = make(
         model,
         settings,
@@ -328,6 +324,11 @@ def _own_settings(side: dict[str, Any]) -> AdapterSettings:
         raise AdapterError(f"the settings in {SIDE} cannot be read: {error}") from error
 
 
+def _with_odd(settings: AdapterSettings, odd: dict[str, Any]) -> AdapterSettings:
+    """A layer's own settings, where they differ."""
+    return settings.model_validate(settings.model_dump(mode="json") | odd) if odd else settings
+
+
 def _brought_tables(body: Anatomy, plan: Plan, left: dict[str, Tensor]) -> list[str]:
     """Embedding and head that PEFT stored whole without being asked, as it does after a resize.
 
@@ -335,9 +336,10 @@ def _brought_tables(body: Anatomy, plan: Plan, left: dict[str, Tensor]) -> list[
     """
     brought = []
     for path in (body.embedding, body.head):
-        if path is None or path in plan.in_full:
+        if path is None or path in plan.in_full or (plan.settings.whole and path in plan.layers):
             continue
-        own = body.modules[path].weight.detach()  # type: ignore[union-attr,operator]
+        dense = dense_weight(body.modules[path]).detach()
+        own = dense.t() if path == body.embedding else dense
         for key in _tables(path):
             if key not in left:
                 continue
@@ -363,7 +365,7 @@ def _fill(adapter_set: AdapterSet, plan: Plan, left: dict[str, Tensor]) -> None:
             errors.append(AdapterError(f"{key} is missing", expected=str(list(target.shape))))
         elif tensor is None:
             continue
-        elif tensor.shape != target.shape:
+        elif not target.fits(tensor.shape):
             errors.append(
                 AdapterError(f"{key} is misshapen", found=str(list(tensor.shape)), expected=str(list(target.shape)))
             )

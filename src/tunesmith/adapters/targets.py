@@ -18,27 +18,24 @@ from transformers import PreTrainedModel
 
 from tunesmith.adapters.attach import Slot, layers
 from tunesmith.adapters.full import is_lookup
-from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.adapters.settings import KINDS, AdapterSettings
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.errors import AdapterError, TunesmithError, together
-from tunesmith.quant.dense import is_matrix
+from tunesmith.quant.dense import is_matrix, weight_shape
+from tunesmith.quant.quantised import QuantisedLinear
 
-KINDS = ("all-linear", "attention", "mlp", "outputs", "mlp-outputs")
-"""Words for `targets`."""
-PARTS = ("embeddings", "norms", "head")
+PARTS = ("embeddings", "norms", "head", "rest")
 """Words for `train_in_full`."""
 
 _ATTENTION = re.compile(r"attn|attention", re.I)
 _MLP = re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.I)
 _ATTENTION_LEAF = re.compile(r"(q|k|v|o|qkv|out)_proj|query_key_value|query|key|value|c_attn|w?qkv|wqkv|wo", re.I)
-_OUTPUT_LEAF = {
-    "attention": re.compile(r"o_proj|out_proj|c_proj|dense|proj|wo|o", re.I),
-    "mlp": re.compile(r"down_proj|c_proj|dense_4h_to_h|fc_?2|fc_out|w2|wo|lin(ear)?_?2|output_linear|dense|proj", re.I),
-}
-"""Names of what attention and MLP end in."""
+_ATTENTION_OUT = re.compile(r"o_proj|out_proj|c_proj|dense|proj|wo|o", re.I)
+"""Names of what the attention ends in."""
 _MLP_LEAF = re.compile(
     r"fc\d?|fc_(in|out)|c_fc|(gate|up|down|gate_up)_proj|dense_h_to_4h|dense_4h_to_h|linear\d|w\d|lin\d", re.I
 )
+_KEY_VALUE = re.compile(r"(k|v|kv|qkv)_proj|query_key_value|key|value|c_attn|w?qkv|wqkv|w?k|w?v", re.I)
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,10 @@ class Anatomy:
 
     def rows(self, path: str | None) -> int:
         """Tokens in the table of the embedding or head at `path`."""
-        return 0 if path is None else self.modules[path].get_parameter("weight").shape[0]
+        if path is None:
+            return 0
+        layer = self.modules[path]
+        return weight_shape(layer)[0] if isinstance(layer, QuantisedLinear) else layer.get_parameter("weight").shape[0]
 
     @cached_property
     def matrices(self) -> dict[str, nn.Module]:
@@ -118,6 +118,30 @@ class Anatomy:
             return "attention"
         return "mlp" if _MLP_LEAF.fullmatch(leaf) else None
 
+    def is_of(self, path: str, kind: str) -> bool:
+        """Whether the matrix at `path`, inside a block, is meant by a word of `KINDS`."""
+        if kind == "all-linear":
+            return True
+        if kind == "key-value":
+            return self.kind(path) == "attention" and _KEY_VALUE.fullmatch(path.rpartition(".")[2]) is not None
+        if kind == "outputs" and self.kind(path) == "attention":
+            return _ATTENTION_OUT.fullmatch(path.rpartition(".")[2]) is not None
+        return path in self._mlp_downs if kind in ("mlp-down", "outputs") else self.kind(path) == kind
+
+    @cached_property
+    def _mlp_downs(self) -> frozenset[str]:
+        """The last matrix of each MLP: it leads back to the width from which an earlier one beside it came."""
+        widths: dict[str, set[int]] = {}
+        last: dict[str, str] = {}
+        for path, module in self.matrices.items():
+            if self.kind(path) == "mlp":
+                out, in_ = weight_shape(module)
+                parent = path.rpartition(".")[0]
+                if out in widths.setdefault(parent, set()):
+                    last[parent] = path
+                widths[parent].add(in_)
+        return frozenset(last.values())
+
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
     """Look `model` over; slots count as the layers they hold."""
@@ -132,7 +156,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     longest = max(outermost, key=lambda path: len(outermost[path]), default=None)
     blocks = () if longest is None else tuple(f"{longest}.{name}" for name, _ in outermost[longest].named_children())
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head is not None and embedding is not None and head.weight is embedding.weight
+    tied = head is not None and embedding is not None and getattr(head, "weight", None) is embedding.weight
     return Anatomy(modules, blocks, path_of(embedding), path_of(head), tied)
 
 
@@ -143,9 +167,11 @@ def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
     _refuse_blocks(body, settings, errors)
     if isinstance(settings, VirtualSettings) and not errors:
         return before_documents(body)
-    in_full = _modules_in_full(body, settings.train_in_full, errors)
     adapted = _matrices(body, settings.targets, errors)
-    named = settings.targets not in KINDS
+    if settings.whole and body.tied and {body.embedding, body.head} & set(adapted):
+        adapted = [path for path in body.matrices if path in {*adapted, body.embedding, body.head}]
+    in_full = _modules_in_full(body, settings, set(adapted), errors)
+    named = not set([settings.targets] if isinstance(settings.targets, str) else settings.targets) <= set(KINDS)
     if settings.last_blocks is not None:
         first = len(body.blocks) - settings.last_blocks
         adapted = [path for path in adapted if (body.block_of(path) or 0) >= first or body.block_of(path) is None]
@@ -195,28 +221,18 @@ def _matrices(body: Anatomy, targets: str | tuple[str, ...], errors: list[Tunesm
     chosen: set[str] = set()
     for target in (targets,) if isinstance(targets, str) else targets:
         known = len(errors)
+        found = matching(body, target)
         if target in KINDS:
-            found = [
-                path
-                for path, module in body.matrices.items()
-                if body.block_of(path) is not None and not isinstance(module, nn.Embedding)
-            ]
-            kind = target.removesuffix("-outputs")
-            if target.endswith("outputs"):
-                found = _outputs(body, found, ("mlp",) if kind == "mlp" else tuple(_OUTPUT_LEAF), errors)
-            else:
-                found = [path for path in found if target == "all-linear" or body.kind(path) == target]
-            stacks = [path for path in body.stacks if body.kind(path) == kind]
+            stacks = [path for path in body.stacks if body.kind(path) == target.removesuffix("-down")]
+            if target == "outputs":
+                _refuse_untold(body, found, errors)
             if not found and _refuse_stacks(target, stacks, errors):
                 continue
         elif target.startswith("re:"):
-            pattern = re.compile(target[3:])
-            found = [path for path in body.matrices if pattern.fullmatch(path)]
-            stacks = [path for path in body.stacks if pattern.fullmatch(path)]
+            stacks = [path for path in body.stacks if re.fullmatch(target[3:], path)]
             if not found and _refuse_stacks(target, stacks, errors):
                 continue
         else:
-            found = [path for path in body.matrices if _ends(path, target)]
             stacks = [path for path in body.stacks if _ends(path, target) or _ends(path.rpartition(".")[0], target)]
             if _refuse_stacks(target, stacks, errors):
                 continue
@@ -226,26 +242,36 @@ def _matrices(body: Anatomy, targets: str | tuple[str, ...], errors: list[Tunesm
     return [path for path in body.matrices if path in chosen]
 
 
-def _outputs(body: Anatomy, paths: list[str], kinds: tuple[str, ...], errors: list[TunesmithError]) -> list[str]:
-    """Of the matrices at `paths`, those that attention or MLP end in; of each block's every kind at least one."""
-    found: list[str] = []
-    untold: list[str] = []
-    for block in range(len(body.blocks)):
-        for kind in kinds:
-            there = [path for path in paths if body.block_of(path) == block and body.kind(path) == kind]
-            ends = [path for path in there if _OUTPUT_LEAF[kind].fullmatch(path.rpartition(".")[2])]
-            found += ends
-            untold += there if not ends else []
+def _refuse_untold(body: Anatomy, outputs: list[str], errors: list[TunesmithError]) -> None:
+    """Every block's attention and MLP, where they have matrices, have an output among `outputs`."""
+    ended = {(body.block_of(path), body.kind(path)) for path in outputs}
+    untold = [
+        path
+        for path in body.matrices
+        if body.kind(path) is not None and (body.block_of(path), body.kind(path)) not in ended
+    ]
     if untold:
         leaves = dict.fromkeys(path.rpartition(".")[2] for path in untold)
         errors.append(
             AdapterError(
-                "which layer ends the attention or the MLP of a block cannot be told from its name",
+                "which layer ends the attention or the MLP of a block cannot be told",
                 found=", ".join(leaves),
                 fix="name the layers in adapter.targets",
             )
         )
-    return found
+
+
+def matching(body: Anatomy, target: str) -> list[str]:
+    """Paths of the matrices that one word or name means, in the model's order."""
+    if target in KINDS:
+        return [
+            path
+            for path, module in body.matrices.items()
+            if body.block_of(path) is not None and not isinstance(module, nn.Embedding) and body.is_of(path, target)
+        ]
+    if target.startswith("re:"):
+        return [path for path in body.matrices if re.fullmatch(target[3:], path)]
+    return [path for path in body.matrices if _ends(path, target)]
 
 
 def _refuse_stacks(target: str, stacks: list[str], errors: list[TunesmithError]) -> bool:
@@ -260,26 +286,41 @@ def _refuse_stacks(target: str, stacks: list[str], errors: list[TunesmithError])
     return bool(stacks)
 
 
-def _modules_in_full(body: Anatomy, names: Iterable[str], errors: list[TunesmithError]) -> list[str]:
-    """Modules with parameters of their own that `names` reach; a container stands for all below it."""
+def _modules_in_full(
+    body: Anatomy, settings: AdapterSettings, adapted: set[str], errors: list[TunesmithError]
+) -> list[str]:
+    """Modules with parameters of their own that `train_in_full` reaches; a container stands for all below it."""
     owners = [path for path, module in body.modules.items() if any(True for _ in module.parameters(recurse=False))]
     chosen: set[str] = set()
-    for name in names:
+    for name in settings.train_in_full:
         if name == "embeddings":
             found = [body.embedding] if body.embedding else []
         elif name == "head":
             found = [body.head] if body.head else []
         elif name == "norms":
-            found = [path for path in owners if "norm" in type(body.modules[path]).__name__.lower()]
+            found = [path for path in owners if _is_norm(body, path)]
+        elif name == "rest":
+            found = [path for path in owners if path not in adapted]
+            if settings.last_blocks is not None:
+                found = [path for path in found if body.block_of(path) is not None or _follows_blocks(body, path)]
         else:
             tops = [path for path in body.modules if _ends(path, name)]
             found = [path for path in owners if any(path == top or path.startswith(top + ".") for top in tops)]
-        if not found:
+        if not found and name != "rest":
             errors.append(_unmatched("adapter.train_in_full", name, (*PARTS, *body.modules), body))
         chosen.update(found)
     if body.tied and chosen & {body.embedding, body.head}:
         chosen.update(path for path in (body.embedding, body.head) if path)
     return [path for path in owners if path in chosen]
+
+
+def _is_norm(body: Anatomy, path: str) -> bool:
+    return "norm" in type(body.modules[path]).__name__.lower()
+
+
+def _follows_blocks(body: Anatomy, path: str) -> bool:
+    """A norm behind the last block; one of the embeddings (BLOOM's) says so by its name."""
+    return _is_norm(body, path) and body.block_of(path) is None and "embed" not in path.rpartition(".")[2].lower()
 
 
 def _ends(path: str, name: str) -> bool:

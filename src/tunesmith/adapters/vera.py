@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tunesmith.adapters.base import Adapter, Base, Stored
 from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.kernels.dropout import keep_mask
 from tunesmith.kernels.gain import gained
 
 
@@ -57,7 +58,7 @@ class VeRA(Adapter):
             change = gained(gained(F.embedding(x, A.T), self.d) @ B.T, self.b)
             return y + (change if base.output_scale is None else change * base.output_scale.to(y.dtype))
         if self.training and self.dropout > 0:
-            x = F.dropout(x, self.dropout)
+            x = x * keep_mask(x, self.dropout)
         return y + gained(gained(x @ A.T, self.d) @ B.T, self.b)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -1,13 +1,16 @@
 """Reading one file of rows, strictly: every broken row is named with its line, what was found and what to do.
 
 JSONL, JSON and CSV are parsed here and not by `datasets`, whose readers give one error without a line and let NaN,
-duplicate keys and lone surrogates pass. Parquet and Arrow go through `datasets`.
+duplicate keys and lone surrogates pass. Parquet and Arrow go through `datasets`. Text files may be packed with gzip.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +36,15 @@ _BINARY = {b"\x1f\x8b": "a gzip archive", b"PK\x03\x04": "a zip archive", b"PAR1
 def read_file(path: Path, limit: int | None) -> list[RawRow]:
     """All rows of one file, by its ending."""
     problems = Problems(f"broken rows in {path}")
-    rows = READERS[path.suffix.lower()](path, limit, problems)
+    try:
+        rows = READERS[ending(path)](path, limit, problems)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            "not a whole gzip archive",
+            where=str(path),
+            found=str(error),
+            fix="pack or copy the file again; an interrupted download looks like this",
+        ) from error
     problems.raise_if_any()
     if not rows:
         raise DataError(
@@ -45,9 +56,20 @@ def read_file(path: Path, limit: int | None) -> list[RawRow]:
     return rows
 
 
+def ending(path: Path) -> str:
+    """By which a file's reader is found: ".jsonl", or ".jsonl.gz" where it is packed."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    return "".join(suffixes if suffixes[-1:] == [".gz"] else suffixes[-1:])
+
+
+def _opened(path: Path) -> io.BufferedIOBase:
+    """The bytes of a file, unpacked."""
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
 def _checked_head(path: Path) -> None:
     """Refuse what is not UTF-8 text by its first bytes."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         head = file.read(8192)
     for mark, name in _BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
@@ -60,7 +82,7 @@ def _checked_head(path: Path) -> None:
             "this looks like a binary file, not text",
             where=str(path),
             found=kind,
-            expected=f"{path.suffix} as UTF-8 text",
+            expected=f"{ending(path)} as UTF-8 text",
             fix="unpack or convert it, or give it the ending of what it is",
         )
 
@@ -111,7 +133,7 @@ def _as_object(value: Any, where: str, *, has_faults: bool) -> dict[str, Any]:
 def _read_jsonl(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
     _checked_head(path)
     rows: list[RawRow] = []
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for number, raw in enumerate(file, start=1):
             raw = raw.removeprefix(_UTF8_MARK) if number == 1 else raw
             if not raw.strip():
@@ -132,7 +154,8 @@ def _read_jsonl(path: Path, limit: int | None, problems: Problems) -> list[RawRo
 
 def _read_json(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
     _checked_head(path)
-    raw = path.read_bytes().removeprefix(_UTF8_MARK)
+    with _opened(path) as file:
+        raw = file.read().removeprefix(_UTF8_MARK)
     if not raw.strip():
         return []
     first_line = raw.lstrip().partition(b"\n")[0]
@@ -179,7 +202,7 @@ def _long_fields() -> Iterator[None]:
 
 def _text_lines(path: Path, problems: Problems) -> Iterator[str]:
     """The lines of a file; one that is not UTF-8 is a problem, and does not hide those behind it."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for number, raw in enumerate(file, start=1):
             raw = raw.removeprefix(_UTF8_MARK) if number == 1 else raw
             try:
@@ -206,9 +229,7 @@ def _checked_header(header: list[str], path: Path) -> list[str]:
             f"the fields seem to be parted by {parted}",
             where=f"{path}, line 1",
             found=names[0],
-            expected="a tab between fields (.tsv)"
-            if path.suffix.lower() == ".tsv"
-            else "a comma between fields (.csv)",
+            expected="a tab between fields (.tsv)" if ".tsv" in ending(path) else "a comma between fields (.csv)",
             fix="write the file anew, or give it the ending of what it is",
         )
     return names
@@ -218,11 +239,11 @@ def _read_csv(path: Path, limit: int | None, problems: Problems) -> list[RawRow]
     _checked_head(path)
     rows: list[RawRow] = []
     with _long_fields():
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        delimiter = "\t" if ".tsv" in ending(path) else ","
         reader = csv.reader(_text_lines(path, problems), delimiter=delimiter, strict=True)
         records = _csv_records(reader, path, problems)
         try:
-            header = _checked_header(next(records, (1, []))[1], path) if path.stat().st_size else []
+            header = _checked_header(first[1], path) if (first := next(records, None)) else []
         except DataError as error:
             problems.add(error)
             return []
@@ -327,13 +348,17 @@ def _without_filled(value: Any, *, inside: bool = False) -> Any:
     return {key: _without_filled(item, inside=inside or key == "arguments") for key, item in kept.items()}
 
 
-READERS: dict[str, Callable[[Path, int | None, Problems], list[RawRow]]] = {
+_OF_TEXT = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".txt": _read_text,
+}
+READERS: dict[str, Callable[[Path, int | None, Problems], list[RawRow]]] = {
+    **_OF_TEXT,
     ".parquet": _read_columnar,
     ".arrow": _read_columnar,
+    **{f"{name}.gz": reader for name, reader in _OF_TEXT.items()},
 }

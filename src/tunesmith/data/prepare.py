@@ -93,38 +93,41 @@ def prepare(
     seed: int,
     rows: Iterable[Mapping[str, Any]] | None = None,
     most_tokens: int | None = None,
+    made_for: int | None = None,
 ) -> Prepared:
     """All examples of a recipe's `data` section; `rows` stand in for `settings.train` where given.
 
-    `most_tokens`: the model has no more positions, whatever `data.max_length` says.
+    `most_tokens`: the model has no more positions, whatever `data.max_length` says. `made_for`: it goes on beyond
+    these, but was not made for it; rows that do are counted in a note.
     """
     bound: tuple[str, ...] = ()
     if most_tokens is not None and most_tokens < settings.max_length:
         settings = settings.model_copy(update={"max_length": most_tokens})
         bound = (f"the model has {most_tokens:,} positions for a row: that is data.max_length here",)
+    advice = _ADVICE | (_OF_TABLES if bound else {})
     source = settings.train if rows is None else rows
     raw = read(source, split=settings.split, subset=settings.subset, limit=settings.limit)
     parted = split(raw, settings, seed=seed)
     renderer = Renderer(tokenizer, system_turn=settings.system_turn)
-    train, counts, _, form, notes = _side(parted.train, settings, renderer)
+    train, counts, _, form, notes = _side(parted.train, settings, renderer, advice)
     if not train:
         raise DataError(
             "no row is left to train on",
             where=settings.train if rows is None else "rows",
             found=f"{counted(counts.read, 'row')}: " + "; ".join(told(counts)),
-            fix=_advice(counts),
+            fix=_advised(counts, advice),
         )
     held_out: list[Example] = []
     held_out_counts, held_out_rows = Counts(), list[Row]()
     if parted.held_out:
-        held_out, held_out_counts, held_out_rows, _, _ = _side(parted.held_out, settings, renderer)
+        held_out, held_out_counts, held_out_rows, _, _ = _side(parted.held_out, settings, renderer, advice)
         _count_leaks(train, held_out, held_out_counts)
         if not held_out:
             raise DataError(
                 "no held-out row is left",
                 where="data.held_out",
                 found=f"{counted(held_out_counts.read, 'row')}: " + "; ".join(told(held_out_counts)),
-                fix=f"hold out more rows; {_advice(held_out_counts)}",
+                fix=f"hold out more rows; {_advised(held_out_counts, advice)}",
             )
     return Prepared(
         train,
@@ -133,7 +136,7 @@ def prepare(
         counts,
         held_out_counts,
         form,
-        (parted.how, *bound, *notes, *renderer.notes),
+        (parted.how, *bound, *_beyond([*train, *held_out], made_for), *notes, *renderer.notes),
         fingerprint(train, held_out),
         renderer,
     )
@@ -148,8 +151,24 @@ _ADVICE = {
 }
 
 
-def _advice(counts: Counts) -> str:
-    return "; ".join(text for kind, text in _ADVICE.items() if counts[kind]) or "look at the rows that are named"
+# The same, where the model's table of positions is the limit.
+_OF_TABLES = {
+    "overlong": "shorten the rows, or take a model with more positions",
+    "truncated": "shorten the rows, or take a model with more positions: what is learned may have been cut off",
+}
+
+
+def _advised(counts: Counts, advice: Mapping[str, str]) -> str:
+    return "; ".join(text for kind, text in advice.items() if counts[kind]) or "look at the rows that are named"
+
+
+def _beyond(examples: Sequence[Example], made_for: int | None) -> tuple[str, ...]:
+    """The note on rows longer than the model was made for."""
+    lengths = [len(example) for example in examples if made_for is not None and len(example) > made_for]
+    if not lengths:
+        return ()
+    what = f"{counted(len(lengths), 'row')} of up to {max(lengths):,} tokens"
+    return (f"{what}: the model was made for {made_for:,}, and may learn worse beyond them",)
 
 
 def told(counts: Counts) -> list[str]:
@@ -171,7 +190,7 @@ def _places(tally: Tally) -> str:
 
 
 def _side(
-    raw: Sequence[RawRow], settings: DataSettings, renderer: Renderer
+    raw: Sequence[RawRow], settings: DataSettings, renderer: Renderer, advice: Mapping[str, str]
 ) -> tuple[list[Example], Counts, list[Row], str, tuple[str, ...]]:
     reading = convert(raw, settings.format, settings.columns)
     counts = Counts(read=len(raw))
@@ -191,7 +210,7 @@ def _side(
     if settings.group_by is not None:
         groups = _groups(raw, settings.group_by)
         rendered = [replace(example, group=groups[example.origin]) for example in rendered]
-    examples = _fit(full, rendered, settings, counts)
+    examples = _fit(full, rendered, settings, counts, advice)
     counts.kept = len(examples)
     counts.tokens = sum(len(example) for example in examples)
     counts.learned = sum(example.num_learned for example in examples)
@@ -220,14 +239,20 @@ def is_empty(row: Row) -> bool:
     )
 
 
-def _fit(rows: Sequence[Row], examples: Sequence[Example], settings: DataSettings, counts: Counts) -> list[Example]:
+def _fit(
+    rows: Sequence[Row],
+    examples: Sequence[Example],
+    settings: DataSettings,
+    counts: Counts,
+    advice: Mapping[str, str],
+) -> list[Example]:
     """Examples of at most `max_length` tokens, each with something to learn."""
     problems = Problems("rows are longer than data.max_length")
     fitted: list[Example] = []
     for row, example in zip(rows, examples, strict=True):
         pieces = [example]
         if len(example) > settings.max_length:
-            pieces = _shortened(row, example, settings, counts, problems)
+            pieces = _shortened(row, example, settings, counts, problems, advice)
         learnable = [piece for piece in pieces if piece.num_learned]
         if pieces and not learnable:
             counts.add("unlearnable", example.origin)
@@ -236,7 +261,14 @@ def _fit(rows: Sequence[Row], examples: Sequence[Example], settings: DataSetting
     return fitted
 
 
-def _shortened(row: Row, example: Example, settings: DataSettings, counts: Counts, problems: Problems) -> list[Example]:
+def _shortened(
+    row: Row,
+    example: Example,
+    settings: DataSettings,
+    counts: Counts,
+    problems: Problems,
+    advice: Mapping[str, str],
+) -> list[Example]:
     limit = settings.max_length
     if settings.overlong == "error":
         problems.add(
@@ -245,7 +277,7 @@ def _shortened(row: Row, example: Example, settings: DataSettings, counts: Count
                 where=str(example.origin),
                 found=f"{len(example)} tokens",
                 expected=f"at most {limit}",
-                fix="raise data.max_length, or set data.overlong to drop or truncate",
+                fix=f"{advice['overlong']}; or set data.overlong to drop or truncate",
             )
         )
         return []

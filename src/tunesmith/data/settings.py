@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -30,7 +31,8 @@ class HeldOut(Settings):
     count: PositiveInt | None = None
     """Number of rows."""
     file: str | None = None
-    """A file (or hub id) of its own."""
+    """A file, folder or hub id of its own. `folder:test` and `owner/name:test` name a split; without one it is
+    `data.split`."""
     key: str | None = None
     """A column: whole groups of equal value go to one side, about a tenth of the rows (or `share`, given beside it)."""
 
@@ -45,7 +47,7 @@ class HeldOut(Settings):
 
 class DataSettings(Settings):
     train: Annotated[str, Field(min_length=1)]
-    """A JSONL, JSON, CSV, TSV, text, Parquet or Arrow file, a folder of such files, or a hub id."""
+    """A JSONL, JSON, CSV, TSV or text file (.gz too), a Parquet or Arrow file, a folder of such files, or a hub id."""
     split: str = "train"
     """Which split of a hub data set."""
     subset: str | None = None
@@ -55,7 +57,8 @@ class DataSettings(Settings):
     columns: dict[str, str] = {}
     """Renames columns before the format reads them: {wanted: yours}."""
     held_out: float | int | str | HeldOut | None = None
-    """Share (0.1), count (200), file ("valid.jsonl", or "owner/name:split" on the hub), or {key: column}."""
+    """Share (0.1), count (200), a source of its own ("valid.jsonl", "folder:test", "owner/name:test"), or
+    {key: column}."""
     max_length: Annotated[int, Field(ge=2)] = 2048
     """Longest row in tokens."""
     overlong: Literal["drop", "truncate", "split", "error"] = "drop"
@@ -80,3 +83,9 @@ class DataSettings(Settings):
         if isinstance(value, int) and value < 1:
             raise Contradiction("held_out", f"is {value} rows", "leave it out, or unset it, to hold nothing out")
         return value
+
+
+def name_and_split(text: str) -> tuple[str, str | None]:
+    """`folder:test` or `owner/name:test` as the source and its split; (text, None) where no split is named."""
+    name, _, part = text.rpartition(":")
+    return (name, part) if name and re.fullmatch(r"\w+", part) else (text, None)

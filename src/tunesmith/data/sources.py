@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.files import READERS, RawRow, of_arrow, read_file
+from tunesmith.data.files import READERS, RawRow, ending, of_arrow, read_file
 from tunesmith.data.problems import Problems, listed, shown
 from tunesmith.data.quiet import quiet_datasets
+from tunesmith.data.settings import name_and_split
 from tunesmith.data.types import Origin
 from tunesmith.errors import DataError
 
@@ -29,9 +30,9 @@ def read(source: Source, *, split: str = "train", subset: str | None = None, lim
     if path.is_dir():
         return _read_folder(path, split, limit)
     if path.exists():
-        if path.suffix.lower() not in READERS:
+        if ending(path) not in READERS:
             raise DataError(
-                f"cannot tell what kind of file this is by its ending {path.suffix!r}",
+                f"cannot tell what kind of file this is by its ending {ending(path)!r}",
                 where=str(path),
                 expected=listed(READERS),
                 fix="rename or convert the file",
@@ -43,8 +44,20 @@ def read(source: Source, *, split: str = "train", subset: str | None = None, lim
         return _read_hub(str(source), split, subset, limit)
 
 
+def read_held_out(source: str, *, split: str, subset: str | None = None) -> list[RawRow]:
+    """The rows of a source of its own, `path` or `path:split`; `split` where it names none."""
+    name, part = name_and_split(source)
+    if part is None or Path(source).expanduser().exists():
+        return read(source, split=split, subset=subset)
+    if Path(name).expanduser().is_file():
+        raise DataError(
+            "a file has no splits", where=source, found=f"the split {part!r} of the file {name}", fix=f"name it: {name}"
+        )
+    return read(name, split=part, subset=subset)
+
+
 def _looks_like_hub_id(name: str) -> bool:
-    return _HUB_ID.fullmatch(name) is not None and Path(name).suffix.lower() not in READERS
+    return _HUB_ID.fullmatch(name) is not None and ending(Path(name)) not in READERS
 
 
 def _nearby(path: Path) -> str:
@@ -52,7 +65,7 @@ def _nearby(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
         return f"the folder {parent} does not exist either; check the path (a hub id is written owner/name)"
-    names = sorted(item.name for item in parent.iterdir() if item.suffix.lower() in READERS)[:8]
+    names = sorted(item.name for item in parent.iterdir() if ending(item) in READERS)[:8]
     return f"data files in {parent}: {listed(names)} (a hub id is written owner/name)"
 
 
@@ -116,7 +129,7 @@ def _read_folder(folder: Path, split: str, limit: int | None) -> list[RawRow]:
 def _is_data(path: Path) -> bool:
     """A file of rows, and not in a hidden folder, where tools keep copies."""
     hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.suffix.lower() in READERS and path.name not in _NOT_DATA
+    return not hidden and ending(path) in READERS and path.name not in _NOT_DATA
 
 
 def _split_of(path: Path) -> str | None:

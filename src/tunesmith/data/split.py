@@ -12,7 +12,7 @@ import numpy as np
 from tunesmith.data.files import RawRow
 from tunesmith.data.problems import Problems, counted, listed
 from tunesmith.data.settings import DataSettings, HeldOut
-from tunesmith.data.sources import read
+from tunesmith.data.sources import read_held_out
 from tunesmith.errors import DataError
 
 KEY_SHARE = 0.1
@@ -41,8 +41,7 @@ def split(raw: Sequence[RawRow], settings: DataSettings, *, seed: int) -> Split:
     if wanted is None:
         return Split(list(raw), [], "nothing is held out")
     if wanted.file is not None:
-        name, _, part = wanted.file.rpartition(":") if _names_a_hub_split(wanted.file) else (wanted.file, "", "")
-        held_out = read(name, split=part or settings.split, subset=settings.subset)
+        held_out = read_held_out(wanted.file, split=settings.split, subset=settings.subset)
         return Split(list(raw), held_out, f"held out: {wanted.file}")
     if wanted.key is not None:
         share = KEY_SHARE if wanted.share is None else wanted.share
@@ -63,11 +62,6 @@ def split(raw: Sequence[RawRow], settings: DataSettings, *, seed: int) -> Split:
         [row for index, row in enumerate(raw) if index in chosen],
         how,
     )
-
-
-def _names_a_hub_split(name: str) -> bool:
-    head, colon, part = name.rpartition(":")
-    return bool(colon) and head.count("/") == 1 and part.isidentifier()
 
 
 def group_of(value: Any) -> str:

@@ -1,4 +1,4 @@
-/* Elementwise work of a transformer block in one pass each, for fp32 and bf16 on a CPU.
+/* Elementwise work of a transformer block, and of what stands beside it, in one pass each, for fp32 and bf16 on a CPU.
  *
  * Plain C with OpenMP: the compiler makes vector code for whatever processor it runs on. Each function works row by
  * row, in fp32 inside; the Python side (fused.py) holds the plain reference of each. bf16 is stored as uint16_t.
@@ -182,6 +182,22 @@
     }
 #define WIDE_STRIP 512
 
+/* murmur3's finaliser */
+static inline uint32_t mix(uint32_t h) {
+    h = (h ^ (h >> 16)) * 0x85ebca6bu;
+    h = (h ^ (h >> 13)) * 0xc2b2ae35u;
+    return h ^ (h >> 16);
+}
+
+/* mask[i] = value where the hash of i and seed is below `threshold`, else 0 */
+#define KEEP_MASK(NAME, T)                                                                                       \
+    void keep_mask_##NAME(T *mask, int64_t n, int64_t seed, int64_t threshold, float value) {                   \
+        uint32_t low = (uint32_t)seed, high = (uint32_t)((uint64_t)seed >> 32), below = (uint32_t)threshold;    \
+        T kept = STORE_##NAME(value);                                                                           \
+        _Pragma("omp parallel for simd schedule(static) if (n > 16384)") for (int64_t i = 0; i < n; i++)        \
+            mask[i] = mix(mix((uint32_t)i + low) ^ high) < below ? kept : (T)0;                                 \
+    }
+
 RMS_NORM(f32, float)
 RMS_NORM(b16, bf16)
 SWIGLU(f32, float)
@@ -192,5 +208,7 @@ CROSS_ENTROPY(f32, float)
 CROSS_ENTROPY(b16, bf16)
 GAIN(f32, float)
 GAIN(b16, bf16)
+KEEP_MASK(f32, float)
+KEEP_MASK(b16, bf16)
 THIN_PRODUCT(f32, float)
 THIN_PRODUCT(b16, bf16)

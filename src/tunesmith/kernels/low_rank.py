@@ -3,10 +3,13 @@
     z = base(x) + s (drop(x) A^T) B^T          x [N, in]  A [r, in]  B [out, r]  z [N, out]
     y = z, or with a gain g [out]: g (z - b) + b, where b is the layer's bias
 
+Where a second pair A1 [R, in], B1 [out, R] stands beside, which does not learn, z has s (x A1^T) B1^T more, never
+dropped out.
+
 `low_rank_reference` is the plain form that autograd differentiates. `low_rank` computes the same with a backward
 written by hand: it keeps the [N, r] product, x only where A learns, and z only where the gain does; it asks the frozen
-weight for its numbers again, and skips the input's gradient where nobody below learns. A and B are cast to x's dtype,
-never x to theirs; the gain acts in fp32 or wider.
+weight for its numbers again, and skips the input's gradient where nobody below learns. Of the second pair it keeps
+nothing and reckons no gradient. A and B are cast to x's dtype, never x to theirs; the gain acts in fp32 or wider.
 """
 
 from __future__ import annotations
@@ -29,19 +32,40 @@ class Frozen(Protocol):
     def weight(self) -> Tensor: ...
 
 
+Pair = tuple[Tensor, Tensor]
+
+
 def low_rank_reference(
-    x: Tensor, base: Frozen, A: Tensor, B: Tensor, scale: float, keep: Tensor | None, gain: Tensor | None = None
+    x: Tensor,
+    base: Frozen,
+    A: Tensor,
+    B: Tensor,
+    scale: float,
+    keep: Tensor | None,
+    gain: Tensor | None = None,
+    beside: Pair | None = None,
 ) -> Tensor:
     """The plain form. `keep` is a dropout mask of x's shape, already divided by the keep probability."""
     x_in = x if keep is None else x * keep
     h = x_in @ A.to(x.dtype).T
     z = base.output(x) + (h @ B.to(x.dtype).T) * scale
+    if beside is not None:
+        A1, B1 = beside
+        z = z + ((x @ A1.to(x.dtype).T) @ B1.to(x.dtype).T) * scale
     return z if gain is None else gain_reference(z, gain, base.bias)
 
 
 def _scaled(B: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """s B in `dtype`, multiplied in the wider of both."""
     return (B.to(torch.promote_types(B.dtype, dtype)) * scale).to(dtype)
+
+
+def _joined(x: Tensor, h: Tensor, sb: Tensor, scale: float, beside: Pair | None) -> tuple[Tensor, Tensor]:
+    """([N, r + R], [out, r + R]): the change is their product, summed and rounded once."""
+    if beside is None:
+        return h, sb
+    A1, B1 = beside
+    return torch.cat([h, x @ A1.to(x.dtype).T], 1), torch.cat([sb, _scaled(B1, scale, x.dtype)], 1)
 
 
 class _LowRank(torch.autograd.Function):
@@ -55,19 +79,21 @@ class _LowRank(torch.autograd.Function):
         scale: float,
         keep: Tensor | None,
         gain: Tensor | None,
+        beside: Pair | None,
     ) -> Tensor:
         a = A.to(x.dtype)
         sb = _scaled(B, scale, x.dtype)
         y = base.output(x)
         h = (x if keep is None else x * keep) @ a.T
+        wide_h, wide_sb = _joined(x, h, sb, scale, beside)
         own = y.dim() == 2 and not y._is_view()  # a view may be of what somebody else holds
-        y = torch.addmm(y, h, sb.T, out=y) if own else y + h @ sb.T
+        y = torch.addmm(y, wide_h, wide_sb.T, out=y) if own else y + wide_h @ wide_sb.T
         z = y if gain is not None and ctx.needs_input_grad[6] else None
         if gain is not None:
             y = gain_forward(y, gain, base.bias)
         want_a, want_b = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
         ctx.save_for_backward(x if want_a else None, h if want_b else None, a, sb, keep, gain, z)
-        ctx.base, ctx.scale = base, scale
+        ctx.base, ctx.scale, ctx.beside = base, scale, beside
         ctx.dtypes = (A.dtype, B.dtype)
         return y
 
@@ -94,7 +120,10 @@ class _LowRank(torch.autograd.Function):
                 dx.addmm_(dh, a)
             else:
                 dx += (dh @ a) * keep
-        return dx, None, da, db, None, None, dgain
+            if ctx.beside is not None:
+                A1, B1 = ctx.beside
+                dx.addmm_(dy @ _scaled(B1, ctx.scale, dy.dtype), A1.to(dy.dtype))
+        return dx, None, da, db, None, None, dgain, None
 
 
 def low_rank(
@@ -105,6 +134,7 @@ def low_rank(
     scale: float,
     keep: Tensor | None = None,
     gain: Tensor | None = None,
+    beside: Pair | None = None,
 ) -> Tensor:
     """y [..., out] for x [..., in]; same value and gradients as `low_rank_reference`."""
     flat = x.reshape(-1, x.shape[-1])
@@ -112,10 +142,12 @@ def low_rank(
         keep = keep.reshape(flat.shape)
     learns = flat.requires_grad or A.requires_grad or B.requires_grad or (gain is not None and gain.requires_grad)
     if torch.is_grad_enabled() and learns:
-        y = _LowRank.apply(flat, base, A, B, scale, keep, gain)
+        y = _LowRank.apply(flat, base, A, B, scale, keep, gain, beside)
     else:
         y = base.output(flat)
-        y = y + ((flat if keep is None else flat * keep) @ A.to(flat.dtype).T) @ _scaled(B, scale, flat.dtype).T
+        h = (flat if keep is None else flat * keep) @ A.to(flat.dtype).T
+        h, sb = _joined(flat, h, _scaled(B, scale, flat.dtype), scale, beside)
+        y = y + h @ sb.T
         if gain is not None:
             y = gain_forward(y, gain, base.bias)
     return y.reshape(*x.shape[:-1], y.shape[-1])

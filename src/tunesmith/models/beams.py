@@ -35,11 +35,10 @@ class Beams:
     def __init__(
         self,
         width: int,
-        reason: Callable[[list[int]], FinishReason | None],
         finish: Callable[[Row, FinishReason], object],
     ) -> None:
-        """`reason` says why an answer ends with its last token, if it does; `finish` takes a prompt's answer."""
-        self.width, self.reason, self.finish = width, reason, finish
+        """`finish` takes a prompt's answer."""
+        self.width, self.finish = width, finish
         self._best: dict[int, _Best] = {}
 
     def take(self, batch: Batch, rows: Sequence[Row], logits: Tensor) -> None:
@@ -88,7 +87,7 @@ class Beams:
             source, token = divmod(at, vocabulary)
             logprob = logprobs[source, token].item()
             made = [*group[source].token_ids, token]
-            reason = self.reason(made)
+            reason = group[source].ending.reason(made)
             if reason in ("eos", "stop"):
                 if value > best.score:
                     self._best[group[0].index] = best = _Best(value, made, [*group[source].logprobs, logprob], reason)
@@ -100,7 +99,7 @@ class Beams:
 
     def _over(self, group: list[Row]) -> bool:
         under_way = max(sum(row.logprobs) for row in group)
-        at_length = self.reason(group[0].token_ids) == "length"
+        at_length = group[0].ending.reason(group[0].token_ids) == "length"
         return at_length or self._best[group[0].index].score >= under_way
 
     def _end(self, group: list[Row]) -> None:

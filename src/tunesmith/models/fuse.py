@@ -18,6 +18,7 @@ from tunesmith.data.types import Segment
 from tunesmith.kernels.fused import rms_norm, rotary, swiglu
 from tunesmith.kernels.native import library
 from tunesmith.models.attention import Layout, flat_of
+from tunesmith.quant.dense import like, weight_shape
 
 Forward = Callable[..., Any]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
@@ -102,20 +103,19 @@ def _try_norm(module: Any, fused: Any) -> tuple[Any, Any]:
 
 
 def _try_mlp(module: Any, fused: Any) -> tuple[Any, Any]:
-    weight = module.gate_proj.weight
-    x = torch.randn(1, 3, weight.shape[1], dtype=weight.dtype)
+    x = torch.randn(1, 3, weight_shape(module.gate_proj)[1], dtype=like(module.gate_proj).dtype)
     return module(x), fused(x)
 
 
 def _attention_inputs(module: Any) -> dict[str, Any]:
     """Two documents of five tokens for one attention module."""
-    weight = module.q_proj.weight
+    width, dtype, device = weight_shape(module.q_proj)[1], like(module.q_proj).dtype, like(module.q_proj).device
     angle = torch.rand(1, 5, module.head_dim // 2).repeat(1, 1, 2)
     return {
-        "hidden_states": torch.randn(1, 5, weight.shape[1], dtype=weight.dtype),
-        "position_embeddings": (angle.cos().to(weight.dtype), angle.sin().to(weight.dtype)),
+        "hidden_states": torch.randn(1, 5, width, dtype=dtype),
+        "position_embeddings": (angle.cos().to(dtype), angle.sin().to(dtype)),
         "attention_mask": None,
-        "layout": Layout((Segment(0, 2), Segment(2, 5)), weight.device, asked=[]),
+        "layout": Layout((Segment(0, 2), Segment(2, 5)), device, asked=[]),
     }
 
 

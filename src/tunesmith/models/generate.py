@@ -24,8 +24,10 @@ from tunesmith.errors import AdapterError, ModelError
 from tunesmith.models import attention
 from tunesmith.models.beams import Beams
 from tunesmith.models.cache import RowCache
-from tunesmith.models.rows import Batch, FinishReason, Prefix, Row
+from tunesmith.models.rows import Batch, Ending, FinishReason, Prefix, Row
 from tunesmith.models.sampling import Sampling, choose, uniforms
+
+Decode = Callable[[list[int]], str]
 
 SHORTEST_PREFIX = 16
 """A shorter common beginning is not worth a pass of its own."""
@@ -55,34 +57,12 @@ class Memory:
     cache: RowCache | None = None
 
 
-@dataclass(frozen=True)
-class _Stop:
-    """When an answer ends."""
-
-    max_new_tokens: int
-    eos_ids: frozenset[int]
-    strings: tuple[str, ...]
-    decode: Callable[[list[int]], str] | None
-
-    def reason(self, token_ids: list[int]) -> FinishReason | None:
-        """Why an answer of `token_ids` ends with the last of them, if it does."""
-        if token_ids[-1] in self.eos_ids:
-            return "eos"
-        if self.strings and self.decode is not None:
-            # a token may be a fraction of a character, never more than four make one
-            tail = self.decode(token_ids[-4 * max(map(len, self.strings)) - 4 :])
-            if any(string in tail for string in self.strings):
-                return "stop"
-        return "length" if len(token_ids) >= self.max_new_tokens else None
-
-
 @dataclass
 class _Answers:
     """What is made of the logits: a token for each row, and the answers of the rows that end."""
 
     made: list[Generated | None]
     sampling: Sampling
-    stop: _Stop
     want_logprobs: bool
     on_token: Callable[[int, int], object] | None
     on_answer: Callable[[int, Generated], object] | None
@@ -102,7 +82,7 @@ class _Answers:
             for row, value in zip(rows, logprobs.tolist(), strict=True):
                 row.logprobs.append(value)
         offset = len(batch.rows) - len(rows)
-        reasons = {offset + i: reason for i, row in enumerate(rows) if (reason := self.stop.reason(row.token_ids))}
+        reasons = {offset + i: reason for i, row in enumerate(rows) if (reason := row.ending.reason(row.token_ids))}
         ended = [(batch.rows[i], reason) for i, reason in reasons.items()]
         if self.memory is not None and ended:
             _remember(self.memory, batch, ended[0][0])
@@ -122,8 +102,8 @@ def generate(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int,
-    eos_ids: Collection[int],
+    max_new_tokens: int | Sequence[int],
+    eos_ids: Collection[int] | Sequence[Collection[int]],
     num_samples: int = 1,
     num_beams: int = 1,
     temperature: float = 0.0,
@@ -131,7 +111,7 @@ def generate(
     top_k: int | None = None,
     seed: int = 0,
     stop_strings: Sequence[str] = (),
-    decode: Callable[[list[int]], str] | None = None,
+    decode: Decode | Sequence[Decode] | None = None,
     want_logprobs: bool = False,
     switch: Switch | None = None,
     adapters: Sequence[str | None] | None = None,
@@ -146,9 +126,10 @@ def generate(
 ) -> list[Generated]:
     """Answers to `prompts`, `num_samples` for each, in the callers' order (prompt 0's samples first).
 
+    max_new_tokens, eos_ids, decode   one for all prompts, or a list of one for each
     num_beams       above 1: the most probable whole answer by beam search (models/beams.py), told when it is there
-    adapters        one name (None: the base) per prompt; needs `switch`. Absent: the switch stays as it is set
     decode          ids -> text, needed for `stop_strings`
+    adapters        one name (None: the base) per prompt; needs `switch`. Absent: the switch stays as it is set
     on_token        (answer's index, token id), as it is chosen; on_answer (index, answer), as it ends
     cancelled       asked between tokens; what is unfinished comes back as it is, "cancelled"
     row_ids         one number per prompt that, with `seed`, decides its draws; absent: its place in `prompts`
@@ -156,22 +137,20 @@ def generate(
     max_rows, prefill_tokens, cache_bytes   bounds on rows at a time, tokens in a prefill pass, and the cache's size
     """
     sampling = Sampling(temperature, top_p, top_k, seed)
-    names = _check(model, prompts, num_samples, num_beams, max_new_tokens, switch, adapters, stop_strings, decode)
+    endings = _endings(len(prompts), max_new_tokens, eos_ids, tuple(stop_strings), decode)
+    names = _check(model, prompts, num_samples, num_beams, switch, adapters)
     leads = virtuals(model, names, switch)
     prompts = [prompt if lead is None else [*lead.ids, *prompt] for prompt, lead in zip(prompts, leads, strict=True)]
-    stop = _Stop(max_new_tokens, frozenset(eos_ids), tuple(stop_strings), decode)
-    answers = _Answers(
-        [None] * (len(prompts) * num_samples), sampling, stop, want_logprobs, on_token, on_answer, memory
-    )
+    answers = _Answers([None] * (len(prompts) * num_samples), sampling, want_logprobs, on_token, on_answer, memory)
     beams = None
     if num_beams > 1:
         _check_beams(num_samples, temperature, on_token, memory)
-        beams = Beams(num_beams, stop.reason, answers.finish)
+        beams = Beams(num_beams, answers.finish)
     ids = range(len(prompts)) if row_ids is None else row_ids
-    waiting = _groups(prompts, names, ids, num_samples, sampling, max_new_tokens, num_beams)
+    waiting = _groups(prompts, names, ids, num_samples, sampling, endings, num_beams)
     chooser = answers if beams is None else beams
     with _for_generation(model, any(lead is not None and lead.gates for lead in leads)):
-        longest = max((len(prompt) for prompt in prompts), default=1) + max_new_tokens
+        longest = max((len(p) + end.max_new_tokens for p, end in zip(prompts, endings, strict=True)), default=1)
         fit = cache_bytes // (longest * _bytes_per_token(model))
         num_rows = max(num_beams, min(max_rows, len(answers.made) * num_beams, fit))
         prefix = _recall(memory, prompts, names) or _shared_prefix(model, prompts, names, switch, prefill_tokens)
@@ -192,22 +171,37 @@ def generate(
     return [made for made in answers.made if made is not None]
 
 
+def _endings(
+    count: int,
+    max_new_tokens: int | Sequence[int],
+    eos_ids: Collection[int] | Sequence[Collection[int]],
+    stop_strings: tuple[str, ...],
+    decode: Decode | Sequence[Decode] | None,
+) -> list[Ending]:
+    """When each of `count` answers ends."""
+    if stop_strings and decode is None:
+        raise ValueError("stop_strings needs `decode`, from token ids to text")
+    mosts: Any = [max_new_tokens] * count if isinstance(max_new_tokens, int) else max_new_tokens
+    ends: Any = [eos_ids] * count if all(isinstance(end, int) for end in eos_ids) else eos_ids
+    decoders: Any = [decode] * count if decode is None or callable(decode) else decode
+    if not len(mosts) == len(ends) == len(decoders) == count:
+        raise ValueError("max_new_tokens, eos_ids and decode are one for all prompts, or one for each")
+    if min(mosts, default=1) < 1:
+        raise ValueError("max_new_tokens is at least 1")
+    return [Ending(most, frozenset(end), stop_strings, d) for most, end, d in zip(mosts, ends, decoders, strict=True)]
+
+
 def _check(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     num_samples: int,
     num_beams: int,
-    max_new_tokens: int,
     switch: Switch | None,
     adapters: Sequence[str | None] | None,
-    stop_strings: Sequence[str],
-    decode: Callable[[list[int]], str] | None,
 ) -> list[str | None]:
     """The adapter's name for each prompt, or the reason why this cannot be run."""
-    if max_new_tokens < 1 or num_samples < 1 or num_beams < 1:
-        raise ValueError("max_new_tokens, num_samples and num_beams are at least 1")
-    if stop_strings and decode is None:
-        raise ValueError("stop_strings needs `decode`, from token ids to text")
+    if num_samples < 1 or num_beams < 1:
+        raise ValueError("num_samples and num_beams are at least 1")
     if memory_types := _unknown_layers(model):
         raise ModelError(
             f"{type(model).__name__} cannot answer in batches",
@@ -288,7 +282,7 @@ def _groups(
     ids: Sequence[int],
     num_samples: int,
     sampling: Sampling,
-    max_new_tokens: int,
+    endings: list[Ending],
     num_beams: int,
 ) -> list[list[Row]]:
     """The rows of each prompt, shortest prompt first (they are taken from the end); beams of one share its index."""
@@ -296,8 +290,8 @@ def _groups(
     def row(i: int, j: int) -> Row:
         u = None
         if sampling.temperature > 0:
-            u = torch.from_numpy(uniforms(sampling.seed, ids[i] * num_samples + j, max_new_tokens))
-        return Row(i * num_samples + j, prompts[i], names[i], u)
+            u = torch.from_numpy(uniforms(sampling.seed, ids[i] * num_samples + j, endings[i].max_new_tokens))
+        return Row(i * num_samples + j, prompts[i], names[i], u, endings[i])
 
     made = [[row(i, j) for j in range(num_samples) for _ in range(num_beams)] for i in range(len(prompts))]
     return sorted(made, key=lambda group: len(group[0].prompt))
@@ -345,7 +339,7 @@ def _shared_prefix(
     if length < SHORTEST_PREFIX or len(adapters) == len(prompts):
         return None
     batch = Batch(model, len(adapters), switch, None, prefill_tokens)
-    batch.admit([[Row(0, list(prompts[0][:length]), name, None)] for name in adapters])
+    batch.admit([[Row(0, list(prompts[0][:length]), name, None, Ending(1))] for name in adapters])
     return Prefix(length, adapters, batch.cache)
 
 

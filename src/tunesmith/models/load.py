@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -19,7 +20,7 @@ from transformers.utils import logging as hf_logging
 
 from tunesmith.errors import MachineError, ModelError
 from tunesmith.machine import cache_folder, cpu_flags, cpu_name
-from tunesmith.models import attention
+from tunesmith.models import attention, stored
 from tunesmith.models.fuse import fuse
 from tunesmith.models.settings import ModelSettings
 from tunesmith.quant.dense import weight_shape
@@ -218,10 +219,26 @@ def most_tokens(config: Any) -> int | None:
     return None if reckoned else getattr(text, "max_position_embeddings", None)
 
 
+def made_for(config: Any) -> int | None:
+    """Longest text that a model with rotary positions was made for: it goes on beyond, but was not trained there."""
+    text = config.get_text_config()
+    rotary = bool(getattr(text, "rope_parameters", None)) and not getattr(text, "alibi", False)
+    return getattr(text, "max_position_embeddings", None) if rotary else None
+
+
 def stored_dtype(settings: ModelSettings, *, trust_remote_code: bool = False) -> str:
     """The dtype in which the model's files hold it, where they say so and it is one of ours; else auto."""
     stored = load_config(settings, trust_remote_code=trust_remote_code).get_text_config().dtype
     return next((name for name, dtype in _DTYPES.items() if dtype == stored), "auto")
+
+
+def settle(settings: ModelSettings, config: Any, *, trust_remote_code: bool = False) -> str:
+    """The storage that the model's matrices will have; refused where it cannot be, before any weight is read."""
+    storage = stored.choose(settings.storage, config, settings.name)
+    stored.reading(copy.deepcopy(config), storage, torch.device("cpu"))  # a package that is missing shows here
+    if storage != "plain" and stored.in_files(config, settings.name) is None:
+        stored.refuse_without_matrices(storage, config, settings.name, trust_remote_code)
+    return storage
 
 
 def load_model(
@@ -237,6 +254,8 @@ def load_model(
     attention.register()
     name = _local(settings.name)
     config = load_config(settings, trust_remote_code=trust_remote_code)
+    storage = settle(settings, config, trust_remote_code=trust_remote_code)
+    reading = stored.reading(config, storage, device)
     with without_bars():
         model = _fetch(
             "model",
@@ -245,12 +264,14 @@ def load_model(
                 name,
                 config=config,
                 revision=settings.revision,
-                dtype=dtype,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
+                **{"dtype": dtype, **reading},
                 **_offline_kwargs(name),
             ),
         )
+    if reading:
+        stored.settle_in(model, dtype, storage)
     resize_for(model, tokenizer)
     model.requires_grad_(False)
     model.eval()

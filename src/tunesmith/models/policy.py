@@ -7,9 +7,9 @@ the batch flat or padded is decided here once, at load, by trying it: two docume
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from tunesmith.adapters.virtual import Virtual
 from tunesmith.data.types import Batch, Segment
 from tunesmith.errors import ModelError
 from tunesmith.models import attention
+from tunesmith.quant.dense import dense_weight, storage_of
 
 WINDOW = 12
 """Tokens to which the probe shortens sliding windows."""
@@ -41,6 +42,18 @@ class Head:
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
+class Stored(Protocol):
+    """Hidden states that are known already (models/frozen.py)."""
+
+    def of(self, batch: Batch) -> Tensor | None:
+        """[T, d] for the tokens of `batch`, or None where one of its rows is not known."""
+        ...
+
+    def given(self, hidden: Tensor) -> AbstractContextManager[None]:
+        """Inside, the model takes `hidden`, shaped as it runs the batch, for the output of its lower blocks."""
+        ...
+
+
 class Policy(nn.Module):
     """`hidden(batch)` and `head()`; `flat` says whether batches run without padding."""
 
@@ -52,6 +65,8 @@ class Policy(nn.Module):
         self._backbone = (model.base_model,)
         self.noise: nn.Module | None = None
         """Called with the embedded tokens [..., d] and the length of each one's document [...]."""
+        self.stored: Stored | None = None
+        """What stands in for the lower blocks, on rows that it knows."""
 
     @property
     def device(self) -> torch.device:
@@ -63,6 +78,27 @@ class Policy(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states [T, d] of a flat batch, in its own order."""
         return self._flat(batch) if self.flat else self._padded(batch)
+
+    def as_run(self, states: Tensor, batch: Batch) -> Tensor:
+        """States [T, d] of `batch` laid out as the model runs it: [1, T + spare, d], or [B, L, d] with padding of 0."""
+        if self.flat:
+            spare = _spare_tokens(len(batch), states.device, self.model.dtype)
+            return nn.functional.pad(states, (0, 0, 0, spare))[None]
+        mask = _padding_mask(batch)
+        laid = states.new_zeros(*mask.shape, states.shape[-1])
+        laid[mask] = states
+        return laid
+
+    def from_run(self, laid: Tensor, batch: Batch) -> Tensor:
+        """The inverse of `as_run`: [T, d] in the batch's own order."""
+        return laid[0, : len(batch)] if self.flat else laid[_padding_mask(batch)]
+
+    def _known(self, batch: Batch) -> AbstractContextManager[None]:
+        """Stored states in place of the lower blocks, where all rows of `batch` have them."""
+        states = None if self.stored is None else self.stored.of(batch)
+        if self.stored is None or states is None:
+            return nullcontext()
+        return self.stored.given(self.as_run(states.to(self.device), batch))
 
     @contextmanager
     def _noised(self, lengths: Tensor) -> Iterator[None]:
@@ -112,7 +148,7 @@ class Policy(nn.Module):
             if layout.given is None:
                 ids = torch.cat([torch.tensor(lead.ids, dtype=torch.long, device=device), ids])
                 positions = torch.cat([torch.arange(lead.num_tokens, device=device), positions])
-        with self._noised(lengths):
+        with self._known(batch), self._noised(lengths):
             output = self._backbone[0](
                 input_ids=ids[None],
                 # Any mask of four dimensions is taken as made: the layout says which token sees which.
@@ -121,8 +157,7 @@ class Policy(nn.Module):
                 use_cache=False,
                 layout=layout,
             )
-        num_virtual = len(ids) - lengths.shape[1]
-        return output.last_hidden_state[0, num_virtual : num_virtual + tokens]
+        return self.from_run(output.last_hidden_state[:, len(ids) - lengths.shape[1] :], batch)
 
     def _padded(self, batch: Batch) -> Tensor:
         if any(segment.parent is not None for segment in batch.segments):
@@ -130,12 +165,10 @@ class Policy(nn.Module):
                 "this model cannot run two branches of one prompt in one row",
                 fix="use an objective's plain form, one row per branch",
             )
-        ids = batch.token_ids.new_zeros(len(batch.segments), max(len(segment) for segment in batch.segments))
-        mask = torch.zeros_like(ids)
-        for row, segment in enumerate(batch.segments):
-            ids[row, : len(segment)] = batch.token_ids[segment.start : segment.end]
-            mask[row, : len(segment)] = 1
-        lengths, own, known = mask.sum(1, keepdim=True).expand_as(mask), mask.bool(), None
+        there = _padding_mask(batch)
+        ids, mask = batch.token_ids.new_zeros(there.shape), there.long()
+        ids[there] = batch.token_ids
+        lengths, known = mask.sum(1, keepdim=True).expand_as(mask), None
         lead = virtual(self.model, self.switch.name)
         gated: dict[str, Any] = {}
         if lead is not None and lead.gates:
@@ -147,11 +180,11 @@ class Policy(nn.Module):
             if known is None:
                 before = torch.tensor(lead.ids, dtype=torch.long, device=ids.device).expand(len(ids), -1)
                 ids = torch.cat([before, ids], dim=1)
-        with self._noised(lengths):
+        with self._known(batch), self._noised(lengths):
             output = self._backbone[0](
                 input_ids=ids, attention_mask=mask, past_key_values=known, use_cache=known is not None, **gated
             )
-        return output.last_hidden_state[:, -own.shape[1] :][own]
+        return self.from_run(output.last_hidden_state[:, -there.shape[1] :], batch)
 
     def _cache_of(self, lead: Virtual, num_rows: int) -> DynamicCache | None:
         """The learned keys and values of `lead` before each row, or None where the model computes them."""
@@ -194,6 +227,12 @@ def document_lengths(segments: Sequence[Segment]) -> Tensor:
     return torch.repeat_interleave(torch.tensor(lengths), torch.tensor([len(segment) for segment in segments]))
 
 
+def _padding_mask(batch: Batch) -> Tensor:
+    """[B, L] bool: where, a row to each segment, the tokens of `batch` stand; they lie to the left."""
+    lengths = torch.tensor([len(segment) for segment in batch.segments], device=batch.token_ids.device)
+    return torch.arange(int(lengths.max()), device=lengths.device)[None] < lengths[:, None]
+
+
 def _spare_tokens(tokens: int, device: torch.device, dtype: torch.dtype) -> int:
     """Tokens to add so that batches come in few sizes.
 
@@ -210,7 +249,8 @@ def head_of(model: PreTrainedModel, adapter_name: str | None) -> Head:
     layer: Any = model.get_output_embeddings()
     if layer is None:
         raise ModelError(f"{type(model).__name__} has no output head", fix="use a causal language model")
-    weight, bias = layer.weight, getattr(layer, "bias", None)
+    own: Any = layer.layer if isinstance(layer, Slot) else layer
+    weight, bias = own.weight if storage_of(own) is None else dense_weight(own), getattr(own, "bias", None)
     if isinstance(layer, Slot):
         adapter = layer.adapter(adapter_name)
         if adapter is not None:

@@ -23,6 +23,26 @@ from tunesmith.models.cache import COLUMN_BLOCK, RowCache
 FinishReason = Literal["eos", "stop", "length", "cancelled"]
 
 
+@dataclass(frozen=True)
+class Ending:
+    """When an answer ends."""
+
+    max_new_tokens: int
+    eos_ids: frozenset[int] = frozenset()
+    strings: tuple[str, ...] = ()
+    decode: Callable[[list[int]], str] | None = None
+
+    def reason(self, token_ids: list[int]) -> FinishReason | None:
+        if token_ids[-1] in self.eos_ids:
+            return "eos"
+        if self.strings and self.decode is not None:
+            # a token may be a fraction of a character, never more than four make one
+            tail = self.decode(token_ids[-4 * max(map(len, self.strings)) - 4 :])
+            if any(string in tail for string in self.strings):
+                return "stop"
+        return "length" if len(token_ids) >= self.max_new_tokens else None
+
+
 @dataclass
 class Row:
     """One answer under way."""
@@ -31,6 +51,7 @@ class Row:
     prompt: Sequence[int]
     adapter: str | None
     u: Tensor | None
+    ending: Ending
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     start: int = 0

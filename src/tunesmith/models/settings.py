@@ -9,6 +9,9 @@ from pydantic import Field, field_validator
 
 from tunesmith.settings import Contradiction, Settings
 
+MADE = ("nf4", "nf4-double", "int8")
+"""Storages that are made while a plain checkpoint is read."""
+
 
 class ModelSettings(Settings):
     name: Annotated[str, Field(min_length=1)]
@@ -18,6 +21,9 @@ class ModelSettings(Settings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Numbers in which the frozen weights are held and multiplied. auto: on a processor the faster of bfloat16 and
     float32, measured once and remembered; on a GPU bfloat16 where it has it, else float16."""
+    storage: Literal["auto", "plain", "nf4", "nf4-double", "int8"] = "auto"
+    """How the matrices of the blocks are held: plain, in dtype; nf4, nf4-double, int8: quantised by bitsandbytes while
+    reading, and made dense in dtype for each product. auto: as the files hold them (GPTQ and bitsandbytes are read)."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     template: str | None = None

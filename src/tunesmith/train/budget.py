@@ -32,19 +32,35 @@ class Progress:
     no_gain: int = 0
     best_step: int | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
+    rewarm_from: int = 0
+    """Step after which the learning rate began to rise anew."""
+    rewarm_steps: int = 0
+    """Over how many steps it does; 0: it never did."""
+
+    @property
+    def rewarmed(self) -> float:
+        """What a renewed warm-up multiplies the learning rate of the step to come by."""
+        if not self.rewarm_steps:
+            return 1.0
+        return min(1.0, (self.step + 1 - self.rewarm_from) / self.rewarm_steps)
 
 
 class Budget:
     """`num_steps` is None for a budget in minutes. `at` is always the run's own `Progress`."""
 
     def __init__(self, settings: TrainSettings, steps_per_epoch: int) -> None:
-        self.settings = settings
+        self.settings, self.steps_per_epoch = settings, steps_per_epoch
         self.num_steps = _planned_steps(settings, steps_per_epoch)
         if self.num_steps is not None and settings.warmup >= 1 and settings.warmup > self.num_steps:
             raise RecipeError(
                 f"train.warmup of {settings.warmup:g} steps is longer than the budget of {self.num_steps} steps",
                 fix="give a share of the budget (train.warmup=0.1), fewer steps, or a longer budget",
             )
+
+    @property
+    def repeats(self) -> bool:
+        """Whether rows are known to come more than once."""
+        return self.num_steps is not None and self.num_steps > self.steps_per_epoch
 
     def share(self, *, step: int, seconds: float) -> float:
         """Share of the budget that these make up."""
@@ -70,10 +86,10 @@ class Budget:
         """Of the step to come."""
         settings = self.settings
         if self.still_warming(at):
-            return settings.learning_rate * (at.step + 1) / math.ceil(settings.warmup)
+            return settings.learning_rate * at.rewarmed * (at.step + 1) / math.ceil(settings.warmup)
         floor = settings.min_learning_rate / settings.learning_rate
         factor = multiplier(settings.schedule, self.spent(at), self._step_share(at), self._warmup(at), floor)
-        return settings.learning_rate * factor
+        return settings.learning_rate * at.rewarmed * factor
 
     def still_warming(self, at: Progress) -> bool:
         """Whether a warm-up that counts steps is not over."""

@@ -2,7 +2,7 @@
 
 It owns normalisation, clipping, updates, evaluation, checkpoints and what it tells its listeners. What is learned comes
 in through two seams of the objective: `steps` (which rows, divided by what) and `loss` (sums of one micro-batch).
-Nothing here knows of adapters, data formats or losses.
+Nothing here knows of methods, data formats or losses: what a method wants done between steps it asks for (`on_step`).
 
 Exactness: a checkpoint holds everything that the next step reads (weights, moments, random states, the objective's
 cursor, rates, micro-batch), so that a resumed run continues bit for bit on a CPU. A step that a signal, an error or a
@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.adapters.adapter_set import AdapterSet
+from tunesmith.adapters.base import Request, ResetMoments, Rewarm
 from tunesmith.data.types import Batch, Origin
 from tunesmith.errors import Interrupted, MachineError, NonFiniteError, TunesmithError
 from tunesmith.events import BrokenOff, Ended, Evaluated, Event, Listener, Noted, Saved, Started, StepDone
@@ -38,6 +40,7 @@ from tunesmith.train.optim import (
     make_optimizer,
     optimizer_numbers,
     optimizer_tensors,
+    reset_moments,
     set_learning_rate,
 )
 from tunesmith.train.settings import TrainSettings
@@ -52,6 +55,18 @@ class Job:
     multipliers: Mapping[str, float]
     write: Callable[[Path], None]
     """Writes the adapter's own files into a folder."""
+    state: Callable[[], Mapping[str, Tensor]]
+    """Every tensor that makes the adapter, trained or not, as it is now."""
+    load_state: Callable[[Mapping[str, Tensor]], None]
+    """Puts them back."""
+    on_step: Callable[[int, int | None], Sequence[Request]]
+    """Given how many updates are done and planned (None: unknown): what the method does then, and what it asks for."""
+
+    @classmethod
+    def of(cls, adapter_set: AdapterSet, write: Callable[[Path], None]) -> Job:
+        """The training of an adapter."""
+        own = adapter_set
+        return cls(own.parameters(), own.groups(), write, own.state, own.load_state, own.on_step)
 
 
 @dataclass
@@ -171,9 +186,10 @@ class Loop:
             torch._foreach_mul_([p.grad for p in self.job.parameters.values() if p.grad is not None], shrink)
         set_learning_rate(self.optimizer, learning_rate)
         self._update()
-        seconds = time.perf_counter() - begun
         at = self.at
         at.step += 1
+        notes = [self._carry_out(request) for request in self.job.on_step(at.step, self.budget.num_steps)]
+        seconds = time.perf_counter() - begun
         at.train_seconds += seconds
         at.last_step_seconds = seconds
         at.num_tokens += result.num_tokens
@@ -198,6 +214,19 @@ class Loop:
                 memory_bytes=memory.peak_bytes(self.policy.device),
             )
         )
+        for note in notes:
+            self._tell(note)
+
+    def _carry_out(self, request: Request) -> Noted:
+        """Do what a method asks for; returns what is said of it once the step is whole."""
+        match request:
+            case ResetMoments(names, kept):
+                reset_moments(self.optimizer, [self.job.parameters[name] for name in names], kept)
+                how = f"pruned to the largest {kept:.3g}" if kept else "reset"
+                return Noted(f"after step {self.at.step}: the optimizer's moments of {len(names)} tensors are {how}")
+            case Rewarm(steps):
+                self.at.rewarm_from, self.at.rewarm_steps = self.at.step, steps
+                return Noted(f"after step {self.at.step}: the learning rate warms up again over {steps} steps")
 
     def _update(self) -> None:
         """Nothing can be taken back from here until the step is whole."""
@@ -369,7 +398,7 @@ class Loop:
         self._refused = now
         state = {"progress": asdict(self.at), "objective": self._cursor, **self.extra_state,
                  "optimizer": optimizer_numbers(self.optimizer, self._names)}  # fmt: skip
-        tensors = {f"weights/{name}": parameter.data for name, parameter in self.job.parameters.items()}
+        tensors = {f"weights/{name}": tensor for name, tensor in self.job.state().items()}
         tensors |= {f"optimizer/{k}": v for k, v in optimizer_tensors(self.optimizer, self._names).items()}
         tensors |= {f"random/{name}": value for name, value in self._random.items()}
         protect = {self.at.best_step} if self.at.best_step is not None else set()
@@ -385,9 +414,7 @@ class Loop:
         for key, value in saved.tensors.items():
             kind, _, name = key.partition("/")
             split[kind][name] = value
-        with torch.no_grad():
-            for name, parameter in self.job.parameters.items():
-                parameter.copy_(split["weights"][name])
+        self.job.load_state(split["weights"])
         load_optimizer(self.optimizer, self.job.parameters, split["optimizer"], saved.state["optimizer"])
         self.at = Progress(**saved.state["progress"])
         self.objective.load_state_dict(saved.state["objective"])

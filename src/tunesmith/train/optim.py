@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +48,24 @@ def make_optimizer(
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["rate"]
+
+
+@torch.no_grad()
+def reset_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], kept: float = 0.0) -> None:
+    """Forget what the optimizer knows of `parameters`; or all but the share `kept` with the largest first moments.
+
+    What is kept is kept of both moments: one left without the other would be divided by nearly nothing. Pruning leaves
+    the count of steps, and with it the correction of bias, as it is.
+    """
+    for parameter in parameters:
+        if not kept:
+            optimizer.state.pop(parameter, None)
+        elif parameter in optimizer.state:
+            first, second = (optimizer.state[parameter][name] for name in ("exp_avg", "exp_avg_sq"))
+            largest = first.abs().flatten().topk(math.ceil(kept * first.numel())).indices
+            mask = torch.zeros_like(first).flatten().index_fill_(0, largest, 1.0).view_as(first)
+            first.mul_(mask)
+            second.mul_(mask)
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:

@@ -45,12 +45,17 @@ class TrainSettings(Settings):
     """NEFTune: uniform noise of alpha / sqrt(length x width) on the embeddings while training; null: none. Often 5."""
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    cache_frozen: bool | None = None
+    """Store on disk, once, what the blocks below adapter.last_blocks give for each row, and begin each pass there.
+    null: where rows come more than once and the disk has room."""
     evaluate_every: PositiveInt | None = None
     """Steps between evaluations on the held-out rows; null: ten times over the budget, and at the end."""
     save_every: PositiveInt | None = None
     """Steps between checkpoints; null: at each evaluation."""
     keep_checkpoints: PositiveInt = 2
     """How many of the last checkpoints stay on disk, beside the best."""
+    publish: Literal["best", "last"] = "best"
+    """Which checkpoint becomes the run's adapter: that of the lowest held-out loss, or the last."""
     stop_after_no_gain: PositiveInt | None = None
     """Early stopping: evaluations in a row without a lower held-out loss; null: never."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -67,6 +72,16 @@ class TrainSettings(Settings):
             )
         if not given:  # frozen, and not counted among the settings that a person gave
             object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
+        return self
+
+    @model_validator(mode="after")
+    def _cache_holds(self) -> Self:
+        if self.cache_frozen and self.neftune_alpha is not None:
+            raise Contradiction(
+                "cache_frozen",
+                "has nothing that stays the same: neftune_alpha puts other noise below the frozen blocks each time",
+                "take one of them out",
+            )
         return self
 
     @model_validator(mode="after")

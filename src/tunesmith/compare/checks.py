@@ -1,0 +1,169 @@
+"""Everything that can be wrong with a study, said before its first model loads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tunesmith.atomic import write_file
+from tunesmith.compare.grid import Arm, arms_of, digest, resolve, taken_out
+from tunesmith.compare.measure import Wanted, has_answers, shots_of, test_items
+from tunesmith.compare.settings import Study, baseline_of
+from tunesmith.data.sources import read
+from tunesmith.data.split import as_held_out, split
+from tunesmith.errors import DataError, RecipeError, TunesmithError, together
+from tunesmith.evaluate import scorers_named
+from tunesmith.progress import Progress
+from tunesmith.recipe import DATA_SUFFIXES, Change, Resolved
+from tunesmith.run import read_rows
+from tunesmith.train.budget import Budget
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study that can be run."""
+
+    arms: tuple[Arm, ...]
+    baseline: str
+    wanted: Wanted
+    train_rows: str | None
+    """In place of the recipe's file, where the test's rows were taken out of that."""
+
+
+def plan(study: Study, *, trust_remote_code: bool = False, say: Say = lambda text: None) -> Plan:
+    """The study's arms and measures, all of it checked; or every fault of a kind in one error."""
+    settings = study.settings
+    arms = arms_of(study)
+    baseline = baseline_of(study, [arm.name for arm in arms])
+    resolved = _resolved(study, arms)
+    try:
+        scorers_named(settings.test.scores)
+    except RecipeError as error:
+        raise error.at(study.where("test", "score")) from None
+    _refuse_rates_without_rows(study, resolved)
+    train_rows, test = _test_rows(study, arms, resolved)
+    forget = settings.forget
+    wanted = Wanted(
+        test=test,
+        limit=settings.test.limit,
+        scores=settings.test.scores,
+        gold=settings.test.gold,
+        max_new_tokens=settings.test.max_new_tokens,
+        batch_size=settings.test.batch_size,
+        forget=None if forget is None else located(study, forget.text, "forget", "text"),
+        forget_limit=50 if forget is None else forget.limit,
+        forget_max_length=512 if forget is None else forget.max_length,
+    )
+    if wanted.forget is not None:
+        read(wanted.forget, limit=1)
+    own: list[Change] = [] if train_rows is None else taken_out(study, train_rows)
+    own.append(("train.seed", settings.seeds[0], f"{study.source}, seeds"))
+    _read_all([resolve(study, arm, own) for arm in arms], wanted, max(settings.prompting, default=0), trust_remote_code)
+    if not has_answers(resolved[0].recipe, wanted):
+        if not wanted.scores:
+            raise RecipeError(
+                "the test's rows hold no answer, and no score is asked for: nothing would be measured",
+                where=study.where("test"),
+                fix="give test.score, and test.gold with the column of the right answers",
+            )
+        say("the test's rows hold no answers of their own: their loss is not measured")
+        wanted = replace(wanted, loss=False)
+    if train_rows is not None:
+        say(f"the test's rows are out of the training's: {test}")
+    return Plan(tuple(arms), baseline, wanted, train_rows)
+
+
+def located(study: Study, text: str, *where: str) -> str:
+    """A file's absolute path, looked for beside the study, then in the current folder; a hub id as it is."""
+    if "://" in text:
+        return text
+    tried = [study.beside / Path(text).expanduser(), Path.cwd() / Path(text).expanduser()]
+    for path in tried:
+        if path.exists():
+            return os.path.normpath(path)
+    if text.startswith((".", "/", "~")) or text.lower().endswith((*DATA_SUFFIXES, ".txt")) or text.count("/") > 1:
+        raise RecipeError(
+            f"{'.'.join(where)}: there is no {text}",
+            where=study.where(*where),
+            notes={"looked for": " and ".join(dict.fromkeys(map(os.path.normpath, tried)))},
+        )
+    return text
+
+
+def _resolved(study: Study, arms: Sequence[Arm]) -> list[Resolved]:
+    """Every arm's recipe; what is wrong with any of them is said at once."""
+    found, errors, seen = [], list[TunesmithError](), set[str]()
+    for arm in arms:
+        try:
+            found.append(resolve(study, arm))
+        except RecipeError as error:
+            if str(error) not in seen:  # what is wrong with the shared recipe is wrong with every arm
+                seen.add(str(error))
+                errors.append(error.noted("arm", arm.name))
+    if errors:
+        raise together(errors)
+    return found
+
+
+def _refuse_rates_without_rows(study: Study, resolved: Sequence[Resolved]) -> None:
+    if study.settings.learning_rates == "fixed":
+        return
+    if any(one.recipe.data.held_out is None for one in resolved):
+        raise RecipeError(
+            "learning_rates has no rows to choose by",
+            where=study.where("learning_rates"),
+            fix="hold rows out in the recipe (data.held_out: 0.05); the test's rows choose nothing",
+        )
+
+
+def _test_rows(study: Study, arms: Sequence[Arm], resolved: Sequence[Resolved]) -> tuple[str | None, str]:
+    """(training rows in place of the recipe's file or None, test rows), as files."""
+    wanted = as_held_out(study.settings.test.rows)
+    assert wanted is not None
+    if wanted.file is not None:
+        return None, located(study, wanted.file, "test", "rows")
+    sources = {digest(one.recipe.data.model_dump(mode="json")) for one in resolved}
+    data = resolved[0].recipe.data
+    if len(sources) > 1 and len({one.recipe.data.train for one in resolved}) > 1:
+        raise RecipeError(
+            "test.rows takes rows away from the recipe's file, and the arms have different ones",
+            where=study.where("test", "rows"),
+            fix="give the test a file of its own",
+        )
+    raw = read(data.train, split=data.split, subset=data.subset, limit=data.limit)
+    try:
+        parted = split(raw, data.model_copy(update={"held_out": wanted}), seed=0)
+    except DataError as error:
+        error.where = study.where("test", "rows")
+        raise error.at(error.where) from None
+    files = []
+    for name, rows in (("train", parted.train), ("test", parted.held_out)):
+        path = study.folder / "data" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(dict(row), ensure_ascii=False, default=str) + "\n" for _, row in rows)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_file(path, text)
+        files.append(str(path))
+    return files[0], files[1]
+
+
+def _read_all(resolved: Sequence[Resolved], wanted: Wanted, shots: int, trust_remote_code: bool) -> None:
+    """Reads training and test rows once for each way in which arms read them, and tries the scores on them."""
+    num_rows: dict[str, int] = {}
+    for one in resolved:
+        recipe = one.recipe
+        key = digest([recipe.model.model_dump(mode="json"), recipe.data.model_dump(mode="json")])
+        if key not in num_rows:
+            with Progress(quiet=True) as quiet:
+                _, prepared = read_rows(recipe, trust_remote_code, quiet)
+            num_rows[key] = len(prepared.train)
+            if wanted.scores:
+                test_items(recipe, wanted, lambda text: None)
+            shots_of(recipe, shots)
+        Budget(recipe.train, math.ceil(num_rows[key] / recipe.train.batch_size))

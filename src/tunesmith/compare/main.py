@@ -1,0 +1,71 @@
+"""`tunesmith compare`, and `tunesmith.compare` from Python: a study in, its report and results out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tunesmith.atomic import finite
+from tunesmith.compare import settings
+from tunesmith.compare.process import Runner, in_process
+from tunesmith.compare.report import show, write_report
+from tunesmith.compare.results import results
+from tunesmith.compare.study import run_cells
+from tunesmith.errors import MachineError
+from tunesmith.progress import Progress
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a study found: `results` as in results.json, and the report's files by kind."""
+
+    folder: Path
+    results: dict[str, Any]
+    files: dict[str, Path]
+
+    @property
+    def verdicts(self) -> list[str]:
+        """One sentence for each arm, by the measure that decides."""
+        primary = self.results["primary"]
+        return [one["verdict"] for one in self.results["comparisons"] if one["measure"] == primary]
+
+
+def compare(
+    study: str | os.PathLike[str] | Mapping[str, Any] | settings.Study,
+    overrides: Sequence[str] = (),
+    *,
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+    runner: Runner = in_process,
+    command: str = "",
+) -> Comparison:
+    """Run a study (a YAML file, its values, or one that is loaded), or what is missing of it, and report.
+
+    Each cell is trained and measured in a process of its own. Interrupted, the same call goes on where it stopped.
+    """
+    if isinstance(study, settings.Study):
+        loaded = study
+    elif isinstance(study, Mapping):
+        loaded = settings.from_dict(study, overrides)
+    else:
+        loaded = settings.load(study, overrides)
+    with Progress(quiet=quiet) as progress:
+        ran = run_cells(loaded, trust_remote_code=trust_remote_code, runner=runner, progress=progress, command=command)
+    found: dict[str, Any] = finite(results(ran))
+    files = write_report(found, loaded.folder)
+    if not quiet:
+        show(found, files, Console(highlight=False))
+    failed = [done for done in ran.done if done.failed is not None]
+    if len(failed) == len(ran.done):
+        raise MachineError(
+            "every cell of the study failed",
+            where=str(loaded.folder),
+            found=(failed[0].failed or "").splitlines()[0],
+            fix=f"read {loaded.folder / 'logs'}",
+        )
+    return Comparison(loaded.folder, found, files)

@@ -1,0 +1,223 @@
+"""What is measured of a model once it is trained (or of the base): loss by row, answers and scores, what it forgot.
+
+Everything is kept by row, so that arms can be compared on the same rows. The adapter is read back from its folder: what
+is measured is what anyone would load.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunesmith.atomic import write_json
+from tunesmith.compare.grid import content, digest, stamp
+from tunesmith.data.formats import convert
+from tunesmith.data.prepare import prepare
+from tunesmith.data.settings import DataSettings
+from tunesmith.data.sources import read
+from tunesmith.data.split import split
+from tunesmith.data.types import Conversation, Example, Message
+from tunesmith.errors import DataError
+from tunesmith.evaluate import Item, evaluate, scorers_named, write_answers
+from tunesmith.models.load import most_tokens
+from tunesmith.models.policy import Policy, probe
+from tunesmith.models.session import Params
+from tunesmith.objectives.sft import SFT, num_targets
+from tunesmith.questions import LAST, questions, refuse_unscorable
+from tunesmith.recipe import Recipe
+from tunesmith.session import Session
+from tunesmith.train.memory import default_micro_batch_tokens
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to measure: plain values, since they travel to another process."""
+
+    test: str
+    loss: bool = True
+    """Rows that are questions alone, with the right answer in a column, have no loss."""
+    limit: int | None = None
+    scores: tuple[str, ...] = ()
+    gold: str | None = None
+    max_new_tokens: int = 128
+    batch_size: int = 16
+    forget: str | None = None
+    forget_limit: int = 50
+    forget_max_length: int = 512
+
+    @property
+    def fingerprint(self) -> str:
+        files = [content(name) for name in (self.test, self.forget) if name is not None]
+        return digest([vars(self), files])
+
+
+def test_items(recipe: Recipe, wanted: Wanted, say: Say) -> list[Item]:
+    """The test's questions, each with its right answer; what no scorer could compare with is an error."""
+    settings = test_data(recipe, wanted)
+    items = questions(settings, recipe.train.seed, True, wanted.limit, wanted.gold, LAST, say)
+    for score, scorer in scorers_named(wanted.scores).items():
+        refuse_unscorable(items, [score], wanted.test)
+        for number, item in enumerate(items, 1):
+            try:
+                scorer("", item.gold, item.row)
+            except DataError as error:
+                raise error.at(f"{wanted.test}, question {number}").noted("score", score) from None
+    return items
+
+
+def has_answers(recipe: Recipe, wanted: Wanted) -> bool:
+    """Whether any row of the test holds an answer that a loss could be taken of."""
+    data = test_data(recipe, wanted)
+    rows = convert(read(data.train, limit=data.limit), data.format, data.columns).rows
+    return any(not isinstance(row, Conversation) or any(turn.is_learned for turn in row.messages) for row in rows)
+
+
+def test_data(recipe: Recipe, wanted: Wanted) -> DataSettings:
+    """The test's rows, read as the recipe reads its own."""
+    changes = {"train": wanted.test, "held_out": None, "limit": wanted.limit, "group_by": None}
+    return recipe.data.model_copy(update=changes)
+
+
+def measure(
+    session: Session,
+    recipe: Recipe,
+    wanted: Wanted,
+    folder: Path,
+    forgets: Path,
+    *,
+    shots: int = 0,
+    say: Say = lambda text: None,
+) -> None:
+    """Measures `session` as it answers now into `folder`: measures.json, and answers.jsonl where there are scores.
+
+    `shots` rows of training stand before each question (the loss is then not measured). `forgets` is a folder that
+    cells share: the base's loss on general text is measured once for all of them.
+    """
+    found: dict[str, Any] = {"fingerprint": wanted.fingerprint, "shots": shots, "seconds": {}}
+    if shots == 0:
+        policy, _ = probe(session.model, session.switch)
+    if shots == 0 and wanted.loss:
+        most = most_tokens(session.model.config)
+        say("loss on the test rows")
+        prepared = prepare(test_data(recipe, wanted), session.tokenizer, seed=recipe.train.seed, most_tokens=most)
+        begun = time.perf_counter()
+        found["loss"] = loss_by_row(session, policy, prepared.train, session.adapter)
+        found["left_out"] = prepared.counts.read - prepared.counts.kept
+        found["seconds"]["loss"] = time.perf_counter() - begun
+    if shots == 0 and wanted.forget is not None:
+        say("loss on general text")
+        found["forget"] = forgetting(session, policy, recipe, wanted, forgets)
+    if wanted.scores:
+        items = test_items(recipe, wanted, say)
+        shown = shots_of(recipe, shots)
+        items = [replace(item, messages=_with_shots(item.messages, shown)) for item in items]
+        say(f"{len(items)} answers")
+        made = evaluate(
+            session,
+            items,
+            list(wanted.scores),
+            adapter=session.adapter,
+            params=Params(wanted.max_new_tokens),
+            max_rows=wanted.batch_size,
+        )
+        found["scores"], found["seconds"]["answers"] = made.scores, made.seconds
+        found["answers_cut"] = made.num_cut
+        found["answer_tokens"] = sum(answer.num_tokens for answer in made.answers)
+        write_answers(folder / "answers.jsonl", items, made)
+    write_json(folder / "measures.json", found)  # last: by now all of it is there
+
+
+@torch.no_grad()
+def loss_by_row(
+    session: Session, policy: Policy, examples: Sequence[Example], adapter: str | None
+) -> dict[str, list[float]]:
+    """{"rows": number in the file, "sum": loss over the row's learned tokens, "weight": how many those are}."""
+    most = default_micro_batch_tokens(policy.device)
+    totals: dict[int, list[float]] = {}
+    with session.switch.set_to(adapter):
+        for example in examples:
+            weight = num_targets(example)
+            if not weight:
+                continue
+            part = SFT([example], [example], batch_size=1, seed=0)
+            loss = part.evaluate(policy, max(most, len(example)))["loss"]
+            row = totals.setdefault(example.origin.row, [0.0, 0.0])
+            row[0] += loss * weight
+            row[1] += weight
+    rows = sorted(totals)
+    return {
+        "rows": [float(row) for row in rows],
+        "sum": [totals[row][0] for row in rows],
+        "weight": [totals[row][1] for row in rows],
+    }
+
+
+def forgetting(session: Session, policy: Policy, recipe: Recipe, wanted: Wanted, shared: Path) -> dict[str, Any]:
+    """Loss per token on general text of the base (before) and of the model as it answers now (after), by text."""
+    assert wanted.forget is not None
+    data = DataSettings(
+        train=wanted.forget,
+        format="text",
+        limit=wanted.forget_limit,
+        max_length=wanted.forget_max_length,
+        overlong="split",
+    )
+    most = most_tokens(session.model.config)
+    examples = prepare(data, session.tokenizer, seed=0, most_tokens=most).train
+    model = recipe.model.model_dump(mode="json")
+    key = digest([model, stamp(recipe.model.name), data.model_dump(mode="json"), content(wanted.forget)])
+    kept = shared / f"{key}.json"
+    if kept.is_file():
+        before = json.loads(kept.read_text())
+    else:
+        before = loss_by_row(session, policy, examples, None)
+        shared.mkdir(parents=True, exist_ok=True)
+        write_json(kept, before)
+    after = before if session.adapter is None else loss_by_row(session, policy, examples, session.adapter)
+    return {"before": before, "after": after}
+
+
+def shots_of(recipe: Recipe, count: int) -> list[Message]:
+    """Questions and answers of `count` rows of training, drawn by the recipe's seed; each row's first answer."""
+    if not count:
+        return []
+    data = recipe.data
+    raw = read(data.train, split=data.split, subset=data.subset, limit=data.limit)
+    raw = split(raw, data, seed=recipe.train.seed).train
+    chosen = np.random.default_rng((recipe.train.seed, count)).permutation(len(raw))
+    turns: list[Message] = []
+    for index in chosen:
+        if len(turns) >= 2 * count:
+            break
+        row = convert([raw[index]], data.format, data.columns).rows[0]
+        if isinstance(row, Conversation):
+            turns += _first_exchange(row)
+    if len(turns) < 2 * count:
+        raise DataError(
+            f"there are no {count} rows of training to show as examples",
+            where=data.train,
+            found=f"{len(turns) // 2} with a question and an answer",
+            fix="ask for fewer: prompting",
+        )
+    return turns
+
+
+def _first_exchange(row: Conversation) -> list[Message]:
+    """The first question and its answer, without a system turn; nothing where a row does not begin so."""
+    turns = [turn for turn in row.messages if turn.role != "system"][:2]
+    fits = [turn.role for turn in turns] == ["user", "assistant"] and not turns[1].tool_calls and turns[1].content
+    return turns if fits else []
+
+
+def _with_shots(messages: Sequence[Message], shots: Sequence[Message]) -> tuple[Message, ...]:
+    system = [turn for turn in messages if turn.role == "system"]
+    return (*system, *shots, *(turn for turn in messages if turn.role != "system"))

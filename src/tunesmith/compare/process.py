@@ -1,0 +1,115 @@
+"""Runs one order in a process of its own, passes on what it tells, and says how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tunesmith.atomic import write_json
+from tunesmith.compare.worker import Order
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`failed` says why a cell failed; None where it did not. `stopped`: a signal broke it off."""
+
+    failed: str | None = None
+    stopped: bool = False
+
+
+class Runner(Protocol):
+    def __call__(self, order: Order, tell: Tell, stop: Callable[[], int | None]) -> Outcome: ...
+
+
+def in_process(order: Order, tell: Tell, stop: Callable[[], int | None]) -> Outcome:
+    """A `Runner`: the worker as a child. `stop` gives the number of a signal that this process was sent; the child,
+    which is in a group of its own, is sent it too, so that it saves its last whole step."""
+    path = Path(order.shared).parent / "orders" / f"{order.name}.json"
+    for folder in (path.parent, order.log.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(order))
+    lines: queue.Queue[str | None] = queue.Queue()
+    with order.log.open("a", encoding="utf-8") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tunesmith.compare.worker", str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": _own_path()},
+        )
+
+        def listen() -> None:
+            assert child.stdout is not None
+            for line in child.stdout:
+                lines.put(line)
+            lines.put(None)
+
+        threading.Thread(target=listen, daemon=True).start()
+        try:
+            failed = _follow(child, lines, tell, stop)
+            code = child.wait()
+        finally:
+            if child.poll() is None:  # we were stopped at once
+                child.kill()
+                child.wait()
+            assert child.stdin is not None
+            child.stdin.close()
+    number = stop()
+    if number is not None and code != 0:
+        return Outcome(stopped=True)
+    if code == 0:
+        return Outcome()
+    if failed is None:
+        failed = f"the process ended with {_ended(code)}; its last words are in {order.log}"
+    return Outcome(failed=failed)
+
+
+def _follow(
+    child: subprocess.Popen[str], lines: queue.Queue[str | None], tell: Tell, stop: Callable[[], int | None]
+) -> str | None:
+    """Passes lines on until the child closes its stream; returns what it says failed."""
+    failed, told = None, False
+    while True:
+        number = stop()
+        if number is not None and not told:
+            child.send_signal(number)
+            told = True
+        try:
+            line = lines.get(timeout=0.2)
+        except queue.Empty:
+            continue
+        if line is None:
+            return failed
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        failed = values.get("failed", failed)
+        tell(values)
+
+
+def _ended(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"{name}, as when the system runs out of memory" if name == "SIGKILL" else name
+
+
+def _own_path() -> str:
+    """Where this package is imported from stands first, so that the child runs the same code."""
+    own = str(Path(__file__).resolve().parents[2])
+    rest = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry and entry != own]
+    return os.pathsep.join([own, *rest])

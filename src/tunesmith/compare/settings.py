@@ -1,0 +1,248 @@
+"""A study as it is written: one recipe, and what varies.
+
+study = load("study.yaml", ["seeds=[0, 1]"]) -> Study: strict, every fault at once, each with its line
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, create_model, model_validator
+
+from tunesmith.data.settings import HeldOut
+from tunesmith.errors import RecipeError, TunesmithError, together
+from tunesmith.notation import Path, dotted, read, read_scalar
+from tunesmith.recipe import SECTIONS
+from tunesmith.recipe import json_schema as recipe_schema
+from tunesmith.settings import Contradiction, Settings
+from tunesmith.strict import near, parse
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class TestSettings(Settings):
+    """The reported rows: never trained on, and no learning rate or checkpoint is chosen by them."""
+
+    __test__ = False  # pytest takes any class that is called Test… for tests
+
+    rows: float | int | str | HeldOut
+    """A share (0.1) or count (200) of the recipe's rows, taken away before any arm sees them; a file or hub id of their
+    own; or {key: column}."""
+    score: str | tuple[str, ...] = ()
+    """Scores of answers beside the loss: exact, f1, contains, number, label, sql, tool_call. The first one decides."""
+    gold: str | None = None
+    """Column of the right answers; null: each row's last answer."""
+    limit: PositiveInt | None = None
+    """Only the first so many rows."""
+    max_new_tokens: PositiveInt = 128
+    """Longest answer in tokens."""
+    batch_size: PositiveInt = 16
+    """Rows answered together."""
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        return (self.score,) if isinstance(self.score, str) else self.score
+
+
+class ForgetSettings(Settings):
+    """General text, to see what tuning makes the model forget."""
+
+    text: Annotated[str, Field(min_length=1)]
+    """A text file, or rows with a column text; the loss on it is measured before and after."""
+    limit: PositiveInt = 50
+    """Only the first so many texts."""
+    max_length: Annotated[int, Field(ge=2)] = 512
+    """Longer texts are cut into pieces of so many tokens."""
+
+
+class StudySettings(Settings):
+    """A study in full."""
+
+    recipe: str | dict[str, Any]
+    """The recipe that all arms share: a file, or its sections written here."""
+    shared: dict[str, Any] = {}
+    """Settings of every arm on top of the recipe's, as section.key or as a section in whole."""
+    arms: dict[str, dict[str, Any] | None] = {}
+    """What is compared, by name: each with the settings that it has otherwise, as section.key or as a section in whole.
+    """
+    vary: dict[str, tuple[Any, ...]] = {}
+    """A grid: every arm with every combination of these settings' values."""
+    baseline: str | None = None
+    """The arm that the others are compared with; null: the first."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    """Each arm is trained once with each; arms of one seed see the same rows in the same order."""
+    learning_rates: Literal["fixed"] | tuple[PositiveFloat, ...] = "fixed"
+    """fixed: each arm has its recipe's. A list: every arm tries all of them, by successive halving on the held-out rows
+    of `tuning_seed`, and is trained with its best."""
+    tuning_seed: Seed = 1000
+    """Seed of the trials of learning rates; none of `seeds`."""
+    test: TestSettings
+    """What is reported."""
+    forget: ForgetSettings | None = None
+    """General text; null: what tuning makes the model forget is not measured."""
+    prompting: tuple[NonNegativeInt, ...] = (0,)
+    """The base without tuning, as rows of the table: 0 asks plainly, 3 shows three rows of training first."""
+    price_per_hour: NonNegativeFloat | None = None
+    """Of this machine, in any currency; training and tuning are priced."""
+    folder: str | None = None
+    """Where the study lives; null: runs/ and the name of the study's file."""
+
+    @model_validator(mode="after")
+    def _something_varies(self) -> Self:
+        if not self.arms and not self.vary:
+            raise Contradiction("arms", "and vary are both empty", "name at least one arm, or a setting that varies")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Self:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise Contradiction("seeds", "names one twice")
+        if self.learning_rates != "fixed" and self.tuning_seed in self.seeds:
+            raise Contradiction("tuning_seed", "is one of the seeds", "give one that is reported nowhere")
+        return self
+
+    @model_validator(mode="after")
+    def _rates(self) -> Self:
+        if isinstance(self.learning_rates, tuple) and len(set(self.learning_rates)) < 2:
+            raise Contradiction("learning_rates", "is no choice", "give two or more different ones, or fixed")
+        return self
+
+    @model_validator(mode="after")
+    def _few_shots_once(self) -> Self:
+        if len(set(self.prompting)) != len(self.prompting):
+            raise Contradiction("prompting", "names a number twice")
+        return self
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's settings, and where they were said."""
+
+    settings: StudySettings
+    name: str
+    source: str
+    folder: FilePath
+    """Where the study lives."""
+    beside: FilePath
+    """Where relative paths start."""
+    lines: dict[Path, str] = field(default_factory=dict)
+
+    def where(self, *path: str | int) -> str:
+        """The nearest place with a known line."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.lines:
+                return self.lines[path[:length]]
+        return self.source
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Study:
+    """The study in a YAML file, with `key=value` overrides on top."""
+    file = FilePath(path)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise RecipeError(f"the study cannot be read: {error.strerror}", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError("is not text in UTF-8", where=str(file), found=str(error)) from None
+    lined = read(text, str(file))
+    if lined.errors:
+        raise together(lined.errors)
+    if not isinstance(lined.value, dict):
+        expected = ", ".join(StudySettings.model_fields)
+        raise RecipeError("a study is a mapping", where=str(file), expected=expected)
+    lines = {place: f"{file}, line {line}" for place, line in lined.lines.items()}
+    return _study(lined.value, overrides, file.stem, str(file), file.parent, lines)
+
+
+def from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str = "study") -> Study:
+    """The study in plain nested values; relative paths start at the current folder."""
+    return _study(copy.deepcopy(dict(values)), overrides, name, "study", FilePath(), {})
+
+
+def json_schema() -> dict[str, Any]:
+    """The study's JSON schema, with the recipe's in it, for editors."""
+    schema = create_model("Study", __base__=StudySettings).model_json_schema()
+    recipe = recipe_schema()
+    schema.setdefault("$defs", {}).update(recipe.pop("$defs", {}))
+    schema["$defs"]["Recipe"] = recipe
+    said = schema["properties"]["recipe"].get("description")
+    schema["properties"]["recipe"] = {
+        "anyOf": [{"type": "string"}, {"$ref": "#/$defs/Recipe"}],
+        "description": said,
+    }
+    return schema
+
+
+def _study(
+    values: dict[str, Any],
+    overrides: Sequence[str],
+    name: str,
+    source: str,
+    beside: FilePath,
+    lines: dict[Path, str],
+) -> Study:
+    errors: list[TunesmithError] = []
+    for text in overrides:
+        try:
+            _override(values, text, lines)
+        except RecipeError as error:
+            errors.append(error)
+
+    def where(path: Path) -> str:
+        found = (lines[path[:length]] for length in range(len(path), 0, -1) if path[:length] in lines)
+        return next(found, source)
+
+    elsewhere = {section: f"recipe.{section}" for section in SECTIONS}
+    settings, wrong = parse(StudySettings, values, (), where, called="a study", elsewhere=elsewhere)
+    errors += wrong
+    if settings is None or errors:
+        raise together(errors)
+    folder = FilePath(settings.folder or os.path.join("runs", name)).expanduser()
+    return Study(settings, name, source, folder.absolute(), beside.absolute(), lines)
+
+
+def _override(values: dict[str, Any], text: str, lines: dict[Path, str]) -> None:
+    """`key=value` or `test.key=value`; the value is YAML."""
+    key, equals, value = text.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(path):
+        raise RecipeError(f"{text!r} is not an override", where="command line", expected="key=value")
+    if path[0] in SECTIONS and path[0] not in StudySettings.model_fields:
+        meant = f"recipe.{key}"
+        raise RecipeError(
+            f"{dotted(path)} is not a setting of a study", where="command line", notes={"did you mean": meant}
+        )
+    if path[0] == "shared" and len(path) > 1:
+        path = ("shared", ".".join(path[1:]))
+    inner = values
+    for part in path[:-1]:
+        if not isinstance(inner.get(part), dict):
+            if part == "recipe":
+                fix = f"give it for every arm: shared.{text.removeprefix('recipe.')}"
+                raise RecipeError("the study's recipe is a file", where="command line", found=text, fix=fix)
+            inner[part] = {}
+        inner = inner[part]
+    inner[path[-1]] = read_scalar(value)
+    for old in [place for place in lines if place[: len(path)] == path]:
+        del lines[old]
+    lines[path] = "command line"
+
+
+def baseline_of(study: Study, names: Sequence[str]) -> str:
+    """The baseline's name, or an error that says which there are."""
+    wanted = study.settings.baseline
+    if wanted is None:
+        return names[0]
+    if wanted in names:
+        return wanted
+    meant = near(wanted, list(names), {})
+    raise RecipeError(
+        f"baseline: there is no arm {wanted!r}",
+        where=study.where("baseline"),
+        notes={"arms": ", ".join(names)} | ({"did you mean": meant} if meant else {}),
+    )

@@ -1,0 +1,74 @@
+"""Rows into the questions that an evaluation asks, each with its right answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from tunesmith.data.formats import convert
+from tunesmith.data.prepare import is_empty
+from tunesmith.data.problems import counted
+from tunesmith.data.settings import DataSettings
+from tunesmith.data.sources import read
+from tunesmith.data.split import split
+from tunesmith.data.types import Conversation
+from tunesmith.errors import DataError
+from tunesmith.evaluate import Item, item_of, items_of
+from tunesmith.score.toolcall import parse_calls
+
+LAST, ALL = "last", "all"
+"""Which answers of a conversation are asked for."""
+
+
+def questions(
+    settings: DataSettings,
+    seed: int,
+    all_rows: bool,
+    limit: int | None,
+    gold: str | None,
+    turns: str,
+    say: Callable[[str], object],
+) -> list[Item]:
+    """One item per conversation: its turns up to the last answer, which is the gold one unless a column holds it; or
+    one for each of its answers. Rows without an answer are left out, and that is said."""
+    raw = read(settings.train, split=settings.split, subset=settings.subset, limit=settings.limit)
+    if not all_rows:
+        raw = split(raw, settings, seed=seed).held_out
+    rows = convert(raw, settings.format, settings.columns).rows
+    by_row: list[list[Item]] = []
+    for row, (origin, values) in zip(rows, raw, strict=True):
+        if gold is not None and gold not in values:
+            raise DataError(f"no column {gold!r} with the right answer", where=str(origin), found=", ".join(values))
+        if not isinstance(row, Conversation) or not row.messages:
+            continue
+        if turns == ALL:
+            by_row.append(items_of(row, dict(values), len(by_row) + 1))
+        elif gold is not None or _ends_in_answer(row):
+            by_row.append([item_of(row, dict(values), None if gold is None else values[gold])])
+    by_row = [items for items in by_row if items]
+    if not by_row:
+        raise DataError("no row has an answer to compare with", where=settings.train)
+    if left_out := len(rows) - len(by_row):
+        say(f"{counted(left_out, 'row')} without an answer, left out")
+    return [item for items in by_row[:limit] for item in items]
+
+
+def _ends_in_answer(row: Conversation) -> bool:
+    return row.messages[-1].role == "assistant" and not is_empty(row)
+
+
+def calls_apart(items: list[Item]) -> list[Item]:
+    """Where some answers are calls and others talk: told apart, as any talk at all is right where no call is wanted."""
+    wanted = [bool(parse_calls(item.gold) if isinstance(item.gold, str) else item.gold) for item in items]
+    if all(wanted) or not any(wanted):
+        return items
+    parts = {True: "a call is wanted", False: "no call is wanted"}
+    return [replace(item, part=parts[call]) for item, call in zip(items, wanted, strict=True)]
+
+
+def refuse_unscorable(items: Sequence[Item], scorers: Sequence[str], where: str) -> None:
+    """What a scorer reads of a row stands there before anything is answered."""
+    if "sql" in scorers and any("databases" not in item.row for item in items):
+        raise DataError(
+            "to run queries, every row needs the column databases: scripts that make and fill one each", where=where
+        )

@@ -1,0 +1,104 @@
+"""Whether a run stores what its frozen blocks give, and that it is there before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tunesmith.adapters.adapter_set import AdapterSet
+from tunesmith.data.prepare import Prepared
+from tunesmith.data.types import Example
+from tunesmith.errors import MachineError, ModelError
+from tunesmith.models.frozen import Activations, Blocks, distinct, fill, find
+from tunesmith.models.frozen_file import Folder, free_bytes, key
+from tunesmith.models.policy import Policy
+from tunesmith.progress import Progress, size
+from tunesmith.train.budget import Budget
+from tunesmith.train.memory import default_micro_batch_tokens, is_out_of_memory
+from tunesmith.train.settings import TrainSettings
+
+ROOM = "make room, set TUNESMITH_CACHE to a folder on another disk, or train.cache_frozen=false"
+
+
+def store_frozen(
+    policy: Policy,
+    adapter_set: AdapterSet,
+    prepared: Prepared,
+    settings: TrainSettings,
+    budget: Budget,
+    root: Path,
+    before: bool | None,
+    progress: Progress,
+) -> None:
+    """Give `policy` the states of all rows behind its frozen blocks, where the settings want it, and say what was done.
+
+    They are computed where `root` has them not. `before`: what a resumed run had, since it does not change its sums.
+    Where they were asked for, what stands in the way is an error.
+    """
+    asked = settings.cache_frozen if before is None else before
+    last_blocks_alone = adapter_set.settings.last_blocks is not None
+    if asked or (asked is None and last_blocks_alone and budget.repeats):
+        rows = [*prepared.train, *prepared.held_out]
+        progress.say(_store(policy, adapter_set, rows, root, settings.micro_batch_tokens, bool(asked), progress))
+
+
+def _store(
+    policy: Policy,
+    adapter_set: AdapterSet,
+    rows: list[Example],
+    root: Path,
+    max_tokens: int | None,
+    is_must: bool,
+    progress: Progress,
+) -> str:
+    """What was done, or (unless `is_must`) why not."""
+    blocks = find(policy, adapter_set)
+    if isinstance(blocks, str):
+        if is_must:
+            raise ModelError(
+                "the output of the frozen blocks cannot be stored", found=blocks, fix="train.cache_frozen=false"
+            )
+        return f"the frozen blocks are run in every pass: {blocks}"
+    rows, starts = distinct(rows)
+    num_tokens, longest = sum(map(len, rows)), max(map(len, rows))
+    most = max_tokens or default_micro_batch_tokens(policy.device)
+    while True:
+        try:
+            with progress.stage(f"what the {blocks.frozen} frozen blocks give for {num_tokens:,} tokens") as done:
+                folder = Folder(root, key(blocks, starts, most), (num_tokens, blocks.width), blocks.dtype)
+                if not folder.is_whole():
+                    if not folder.has_room():
+                        break
+                    _make(folder, blocks, rows, starts, most, done)
+            policy.stored = Activations(blocks, folder.table(), starts)
+            return f"what they give is stored ({size(folder.num_bytes)}): no pass runs them again"
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or most <= longest:
+                raise
+            most = max(longest, most // 2)
+    needed, free = size(folder.num_bytes), size(free_bytes(root))
+    if is_must:
+        raise MachineError(
+            "the disk has no room for what the frozen blocks give",
+            where=str(root),
+            found=f"{free} free",
+            expected=needed,
+            fix=ROOM,
+        )
+    return f"the frozen blocks are run in every pass: what they give would take {needed}, and {root} has {free} free"
+
+
+def _make(
+    folder: Folder,
+    blocks: Blocks,
+    rows: list[Example],
+    starts: dict[bytes, int],
+    max_tokens: int,
+    told: Callable[[float], None],
+) -> None:
+    try:
+        with folder.making() as write:
+            for done in fill(blocks, rows, starts, max_tokens, write):
+                told(done / folder.shape[0])
+    except MachineError as error:
+        raise error.to_do(ROOM) from error
