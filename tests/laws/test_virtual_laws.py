@@ -11,11 +11,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from quantised_layers import MADE
+from torch import nn
 
 from tunesmith import inference
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import AdapterSet, add, base_parameters, unload
-from tunesmith.adapters.attach import Switch, slots, virtual
+from tunesmith.adapters.attach import Switch, replace, slots, virtual
 from tunesmith.adapters.identity import identify
 from tunesmith.adapters.lora import Settings as LoRASettings
 from tunesmith.adapters.merge import merge
@@ -30,6 +32,7 @@ from tunesmith.models.generate import generate
 from tunesmith.models.policy import Policy, flat_batch, probe
 from tunesmith.models.tiny import ARCHITECTURES, tiny
 from tunesmith.objectives.sft import SFT
+from tunesmith.quant.quantised import dequantise
 from tunesmith.recipe import from_dict
 from tunesmith.train.mode import train_mode
 from tunesmith.train.noise import NEFTune
@@ -238,6 +241,23 @@ def test_6_it_knows_nothing_of_how_weights_are_kept(choice, arch):
     assert max(apart) > 1, "the adapter changes more than rounding does"
 
 
+@pytest.mark.parametrize("storage", MADE)
+@pytest.mark.parametrize("choice", CHOICES)
+def test_6_before_a_base_in_few_bits_it_is_before_the_dequantised_numbers(choice, storage):
+    policy, adapter_set = adapted(choice, "llama")
+    plain = logits(policy)
+    for path, layer in adapter_set.body.modules.items():
+        if isinstance(layer, nn.Linear) and adapter_set.body.block_of(path) is not None:
+            replace(policy.model, path, MADE[storage](layer.weight.detach(), None, torch.float32))
+    policy.model.requires_grad_(False)
+    adapter_set.requires_grad(True)
+    found = logits(policy), loss_and_gradients(policy, adapter_set)
+    assert dequantise(policy.model)
+    torch.testing.assert_close(found[0], logits(policy), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1], loss_and_gradients(policy, adapter_set), rtol=1e-3, atol=1e-4)
+    assert max((one - other).abs().max() for one, other in zip(found[0], plain, strict=True)) > 1e-3
+
+
 @pytest.mark.parametrize(("choice", "arch"), CASES)
 def test_a_prompt_is_answered_the_same_with_any_neighbours(choice, arch):
     """In one batch: this adapter, another of its kind, a LoRA and the base; greedy, padded, refilled, in pieces."""
@@ -333,5 +353,14 @@ def test_settings_that_cannot_be_heeded_are_refused(method):
             recipe(last_blocks=1)
     with pytest.raises(RecipeError, match="beside virtual tokens"):
         recipe({"add_tokens": ["<x>"]})
+    with pytest.raises(RecipeError, match="cache_frozen"):
+        from_dict(
+            {
+                "model": {"name": "x"},
+                "data": {"train": "rows"},
+                "adapter": {"method": method},
+                "train": {"cache_frozen": True},
+            }
+        )
     with pytest.raises(AdapterError, match="at once"):
         add(tiny("llama"), Switch(), CHOICES[method], name="a", seed=0, added_tokens=2)
