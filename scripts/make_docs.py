@@ -17,6 +17,7 @@ from typing import Any
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import refusal
 from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.compare.settings import ForgetSettings, StudySettings, TestSettings
 from tunesmith.data.settings import HeldOut, TemplateFormat
 from tunesmith.quant import QUANTISED
@@ -69,20 +70,28 @@ def method_page(name: str, module: ModuleType) -> str:
             "## In a recipe\n",
             f"```yaml\n{example(name, module)}```\n",
             f"{own_table(module)}",
-            "Which layers, and what else is trained, is chosen as for every method:\n",
-            table(module.Settings, chosen),
+            *placed(module, chosen),
             "## In PEFT's files\n",
             in_peft(module),
         ]
     )
 
 
+def placed(module: ModuleType, chosen: Mapping[str, Any]) -> list[str]:
+    """How to choose where it stands, of a method that stands beside layers."""
+    if issubclass(module.Settings, VirtualSettings):
+        return []
+    return ["Which layers, and what else is trained, is chosen as for every method:\n", table(module.Settings, chosen)]
+
+
 def in_peft(module: ModuleType) -> str:
     config = module.to_peft(module.Settings())
     if config["peft_type"].startswith("TUNESMITH"):
+        unmerged = getattr(module, "UNMERGEABLE", None)
+        others = "For other programs, [merge](adapters.md#merging)." if unmerged is None else f"No merging: {unmerged}."
         return (
             f"PEFT has no such method: the folder is of the type `{config['peft_type']}`, which PEFT refuses. "
-            "Tunesmith reads it; for other programs, [merge](adapters.md#merging).\n"
+            f"Tunesmith reads it. {others}\n"
         )
     fields = ", ".join(f"`{field}`" for field in config)
     return f"The maths stands in {fields} of `adapter_config.json`; see [adapters](adapters.md).\n"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.adapters import identity
+from tunesmith.adapters import identity, store
 from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_folder
 from tunesmith.atomic import no_room
 from tunesmith.chat import run_chat
@@ -387,7 +387,7 @@ def merge(
     from tunesmith.adapters.merge import merge_to_folder
     from tunesmith.models.fuse import unfuse
 
-    adapter_folder(Path(source))
+    store.refuse_unmergeable(adapter_folder(Path(source)))
     if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
         raise AdapterError("there is something already", where=str(out), fix="choose another folder")
     with Progress() as progress:

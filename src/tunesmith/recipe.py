@@ -18,6 +18,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, create_model, model
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.settings import KINDS, AdapterSettings
+from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.data.settings import DataSettings, HeldOut, name_and_split
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.models.settings import ModelSettings
@@ -52,9 +53,21 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _virtual_or_added_tokens(self) -> Self:
+        if self.model.add_tokens and isinstance(self.adapter, VirtualSettings) and self.model.adapter is None:
+            raise Contradiction("model.add_tokens", "cannot be trained beside virtual tokens", "leave out either")
+        return self
+
+    @model_validator(mode="after")
     def _something_frozen(self) -> Self:
-        everywhere = self.adapter.targets in KINDS and self.adapter.last_blocks is None
-        if self.train.cache_frozen and everywhere and self.model.adapter is None:
+        fresh = self.train.cache_frozen and self.model.adapter is None
+        if fresh and isinstance(self.adapter, VirtualSettings):
+            raise Contradiction(
+                "train.cache_frozen",
+                "has no block to store: virtual tokens change what every block gives",
+                "leave it out, or choose a method that stands beside layers",
+            )
+        if fresh and self.adapter.targets in KINDS and self.adapter.last_blocks is None:
             raise Contradiction(
                 "train.cache_frozen",
                 "has no frozen block to store: all of them are adapted",

@@ -18,6 +18,7 @@ from tunesmith.adapters import identity, store
 from tunesmith.adapters.adapter_set import AdapterSet, add, refusal
 from tunesmith.adapters.adapter_set import check as check_method
 from tunesmith.adapters.attach import Switch
+from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.problems import counted
 from tunesmith.data.report import summary
@@ -180,10 +181,17 @@ def read_rows(
             tokenizer,
             seed=recipe.train.seed,
             rows=rows,
-            most_tokens=most_tokens(config),
+            most_tokens=_room(recipe, config),
             made_for=made_for(config),
         )
     return tokenizer, prepared
+
+
+def _room(recipe: Recipe, config: Any) -> int | None:
+    """Positions for a row behind the adapter's virtual tokens; None: no limit."""
+    most, origin = most_tokens(config), _origin(recipe)
+    before = recipe.adapter.virtual_tokens if origin is None else store.virtual_tokens(origin)
+    return most if most is None else max(1, most - before)
 
 
 def _refuse_pair(recipe: Recipe, storage: str) -> None:
@@ -208,7 +216,7 @@ def _model(
     with progress.stage("loading the model"):
         loaded = load_model(recipe.model, tokenizer, trust_remote_code=trust_remote_code, dtype=dtype)
     switch = Switch()
-    adapter_set = _adapter(recipe, loaded, switch, progress.say)
+    adapter_set = _adapter(recipe, loaded, tokenizer, switch, progress.say)
     counts = adapter_set.counts()
     policy, reason = probe(loaded.model, switch)
     switch.name = NAME
@@ -226,12 +234,15 @@ def _model(
     if recipe.train.recompute:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
     train_mode(policy, recipe.train.recompute)
+    policy.refuse_lead()
     return loaded, policy, adapter_set
 
 
 def _reached(adapter_set: AdapterSet) -> list[str]:
     """What is trained and what is not, a line each."""
     targets = adapter_set.targets
+    if isinstance(adapter_set.settings, VirtualSettings):
+        return [f"{adapter_set.settings.method}: {counted(adapter_set.settings.num_tokens, 'virtual token')}"]  # type: ignore[attr-defined]
     names = dict.fromkeys(path.rpartition(".")[2] for path in targets.adapted)
     lines = [f"{adapter_set.settings.method} on {counted(len(targets.adapted), 'layer')}: {', '.join(names)}"]  # type: ignore[attr-defined]
     if targets.in_full:
@@ -255,13 +266,21 @@ def _has_own_words(recipe: Recipe) -> bool:
     return bool(recipe.model.add_tokens or recipe.model.template or (origin and has_tokenizer(origin)))
 
 
-def _adapter(recipe: Recipe, loaded: Loaded, switch: Switch, say: Callable[[str], object]) -> AdapterSet:
+def _adapter(
+    recipe: Recipe,
+    loaded: Loaded,
+    tokenizer: PreTrainedTokenizerBase,
+    switch: Switch,
+    say: Callable[[str], object],
+) -> AdapterSet:
     """A fresh adapter, or the one that training goes on from."""
     folder = _origin(recipe)
     if folder is None:
         fresh = add(
-            loaded.model, switch, recipe.adapter, name=NAME, seed=recipe.train.seed, added_tokens=loaded.added_token_ids
-        )
+            loaded.model, switch, recipe.adapter,
+            name=NAME, seed=recipe.train.seed, added_tokens=loaded.added_token_ids,
+            encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        )  # fmt: skip
         fresh.added_tokens = recipe.model.add_tokens
         return fresh
     adapter_set = store.load(folder, loaded.model, switch, NAME, trainable=True, say=say)

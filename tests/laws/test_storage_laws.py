@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from quantised_layers import MADE, plain_of
-from test_adapter_laws import BUILDS, moved
+from test_adapter_laws import BUILDS, UNMERGEABLE, moved
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
@@ -104,7 +104,7 @@ def test_1_a_neutral_method_starts_as_the_quantised_base(method, storage, kind):
     torch.testing.assert_close(adapter(input_of(), base_of(layer)), layer(input_of()), rtol=1e-5, atol=1e-5)
 
 
-@cases
+@pytest.mark.parametrize(("method", "storage", "kind"), [case for case in CASES if case[0] not in UNMERGEABLE])
 def test_2_merged_from_the_numbers_that_the_adapter_saw(method, storage, kind):
     _, slot, switch = beside(layer_of(kind, storage), method)
     x = input_of()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith.adapters import full, lora
+from tunesmith.adapters import full, llama_adapter, lora, prefix, prompt
 from tunesmith.adapters.adapter_set import add, anatomy
 from tunesmith.adapters.attach import Switch
 from tunesmith.data.pack import collate, micro_batches
@@ -192,6 +192,13 @@ def test_added_tokens_and_noise_lie_below():
     policy, adapter_set = built("llama", METHODS["lora"])
     policy.noise = NEFTune(5.0)
     assert "NEFTune" in find(policy, adapter_set)
+
+
+@pytest.mark.parametrize("method", [prompt, prefix, llama_adapter])
+def test_virtual_tokens_change_every_block(method):
+    policy, adapter_set = built("llama", method.Settings(num_tokens=3))
+    assert "virtual tokens" in find(policy, adapter_set)
+    assert policy.stored is None
 
 
 def test_a_model_whose_later_blocks_want_more_than_hidden_states_is_found_by_trying():

@@ -1,6 +1,19 @@
 """Adapter methods: one file and one line each."""
 
-from tunesmith.adapters import delta_lora, dora, full, ia3, lora, lora_fa, relora, vera
+from tunesmith.adapters import (
+    bottleneck,
+    delta_lora,
+    dora,
+    full,
+    ia3,
+    llama_adapter,
+    lora,
+    lora_fa,
+    prefix,
+    prompt,
+    relora,
+    vera,
+)
 
 METHODS = {
     "lora": lora,
@@ -10,5 +23,9 @@ METHODS = {
     "ia3": ia3,
     "delta-lora": delta_lora,
     "relora": relora,
+    "bottleneck": bottleneck,
+    "prompt": prompt,
+    "prefix": prefix,
+    "llama-adapter": llama_adapter,
     "full": full,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +24,7 @@ from tunesmith.adapters.full import Full
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy, choose
 from tunesmith.adapters.tokens import Tokens
+from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.errors import AdapterError
 from tunesmith.quant.dense import weight_shape
 from tunesmith.quant.quantised import QuantisedLinear
@@ -179,16 +180,39 @@ def add(
     name: str,
     seed: int,
     added_tokens: int | Sequence[int] = 0,
+    encode: Callable[[str], Sequence[int]] | None = None,
 ) -> AdapterSet:
-    """A fresh adapter everywhere that `settings` say; it alone learns. `added_tokens`: ids, or how many last rows."""
+    """A fresh adapter everywhere that `settings` say; it alone learns. `added_tokens`: ids, or how many last rows.
+
+    `encode`: text -> token ids, for a method that begins as a text.
+    """
+    if isinstance(settings, VirtualSettings) and added_tokens:
+        raise AdapterError(
+            "virtual tokens and tokens added to the vocabulary cannot be trained at once",
+            fix="leave out model.add_tokens, or choose a method that stands beside layers",
+        )
     targets = choose(model, settings)
     rows = _token_rows(anatomy(model), added_tokens, targets)
-    adapter_set = make(model, settings, name=name, seed=seed, targets=targets, token_rows=rows)
+    with switch.set_to(None):
+        adapter_set = make(model, settings, name=name, seed=seed, targets=targets, token_rows=rows)
+        _begin_as_text(adapter_set, encode)
     place(model, switch, adapter_set)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     adapter_set.requires_grad(True)
     return adapter_set
+
+
+def _begin_as_text(adapter_set: AdapterSet, encode: Callable[[str], Sequence[int]] | None) -> None:
+    text = getattr(adapter_set.settings, "init_text", None)
+    if text is None:
+        return
+    token_ids = [] if encode is None else encode(text)
+    if not len(token_ids):
+        raise AdapterError("adapter.init_text has no tokens", found=repr(text), fix="give a text, or leave it out")
+    for path, adapter in adapter_set.adapters.items():
+        modules = adapter_set.body.modules
+        adapter.begin_as(token_ids, base_of(modules[path]), modules[""])  # type: ignore[operator]
 
 
 def make(
@@ -212,11 +236,12 @@ def make(
     layer_settings = layer_settings or by_layer(settings, body, targets.adapted)
     bases = {path: base_of(body.modules[path]) for path in layer_settings}
     shared = _shared(settings, bases, seed)
-    more = [shared] if shared else []
+    more: list[object] = [shared] if shared else [body] if isinstance(settings, VirtualSettings) else []
     built: dict[str, Adapter] = {}
     for path, own in layer_settings.items():
         generator = None if seed is None else generator_of(seed, path)
         built[path] = METHODS[own.method].build(own, bases[path], generator, *more)  # type: ignore[attr-defined]
+    _refuse_head(body, built)
     for path in targets.in_full:
         built[path] = Full(base_of(body.modules[path]))
     if share_tied:
@@ -230,6 +255,17 @@ def make(
     )
     rows = {path: tuple(ids) for path, ids in token_rows.items()}
     return AdapterSet(name, settings, targets, body, adapters, layer_settings, rows, shared=shared, total=total)
+
+
+def _refuse_head(body: Anatomy, built: Mapping[str, Adapter]) -> None:
+    """The loss is reckoned from the head's weight: what stands there must be a weight."""
+    adapter = None if body.head is None else built.get(body.head)
+    if adapter is not None and not adapter.mergeable:
+        raise AdapterError(
+            f"{type(adapter).__name__} cannot stand beside the output head: no weight computes the same",
+            where=body.head,
+            fix="take it out of adapter.targets, or train it in full (adapter.train_in_full: [head])",
+        )
 
 
 def _shared(settings: AdapterSettings, bases: Mapping[str, Base], seed: int | None) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.adapters.base import Adapter, Precomputed, base_of
+from tunesmith.adapters.virtual import Virtual, ordinary
 from tunesmith.errors import AdapterError
 
 
@@ -86,7 +87,7 @@ class Slot(nn.Module):
         acting = [name for name in dict.fromkeys(rows) if self.adapter(name) is not None]
         if acting and x.shape[0] == 1:
             x = x.expand(len(rows), *x.shape[1:])
-        y = self.layer(x, *more, **named)
+        y = self.layer(ordinary(x) if self.base.is_embedding else x, *more, **named)
         if not acting:
             return y
         if x.shape[0] % len(rows):
@@ -119,6 +120,21 @@ def _of_rows(value: Any, index: Tensor, num_rows: int) -> Any:
 def slots(model: nn.Module) -> dict[str, Slot]:
     """Every slot of `model` by the path that its layer had."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Slot)}
+
+
+def virtual(model: nn.Module, name: str | None) -> Virtual | None:
+    """What adapter `name` of a causal language model puts before each document, or None."""
+    slot = model.get_input_embeddings()  # type: ignore[operator]
+    adapter = slot.adapter(name) if isinstance(slot, Slot) else None
+    return adapter if isinstance(adapter, Virtual) else None
+
+
+def virtuals(model: nn.Module, names: Sequence[str | None], switch: Switch | None) -> list[Virtual | None]:
+    """What stands before the row of each of `names`; with no switch, of whichever adapter the model is set to."""
+    slot = model.get_input_embeddings()  # type: ignore[operator]
+    if not isinstance(slot, Slot):
+        return [None] * len(names)
+    return [virtual(model, name if switch is not None else slot.switch.name) for name in names]
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

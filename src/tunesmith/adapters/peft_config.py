@@ -17,7 +17,8 @@ from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import AdapterSet, by_layer
 from tunesmith.adapters.full import PEFT_TYPE, Full
 from tunesmith.adapters.settings import AdapterSettings
-from tunesmith.adapters.targets import Anatomy
+from tunesmith.adapters.targets import Anatomy, before_documents
+from tunesmith.adapters.virtual import Virtual, VirtualSettings
 from tunesmith.errors import AdapterError, TunesmithError, together
 
 KNOWN_TYPES = tuple(
@@ -31,13 +32,16 @@ READ = {
     *("trainable_token_indices", "ensure_weight_tying", "task_type", "bias", "init_lora_weights"),
     *("base_model_name_or_path", "revision", "use_dora"),
     *("vera_dropout", "d_initial", "save_projection", "feedforward_modules"),
+    *("activation", "num_virtual_tokens", "adapter_len", "adapter_layers"),
 }
 INERT = {
     *("auto_mapping", "peft_version", "inference_mode", "fan_in_fan_out", "megatron_core", "qalora_group_size"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
-    *("projection_prng_key", "init_weights", "init_ia3_weights"),
+    *("projection_prng_key", "init_weights", "init_ia3_weights", "prompt_tuning_init", "prompt_tuning_init_text"),
+    *("tokenizer_name_or_path", "tokenizer_kwargs", "encoder_hidden_size", "prefix_projection"),
+    *("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"),
 }
-"""Say how the adapter was made or run, not what it computes."""
+"""Say how the adapter was made or run, or what its tensors' shapes say too; not what it computes."""
 REFUSED = {
     "lora_bias": "merge it with PEFT and load the merged model",
     "target_parameters": "merge it with PEFT and load the merged model: stacks of experts take no adapter here",
@@ -74,21 +78,27 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
     """The config that makes PEFT build `adapter_set`'s layers and no others."""
     settings, body = adapter_set.settings, adapter_set.body
     method = METHODS[settings.method]  # type: ignore[attr-defined]
+    main = method.to_peft(settings)
+    common = {
+        "task_type": "CAUSAL_LM",
+        "auto_mapping": None,
+        "base_model_name_or_path": base_name or None,
+        "revision": revision,
+        "inference_mode": True,
+    }
+    if isinstance(settings, VirtualSettings):
+        own = [adapter.peft_fields() for adapter in adapter_set.adapters.values() if isinstance(adapter, Virtual)]
+        return common | main | own[0]
     adapted, in_full = adapter_set.targets.adapted, adapter_set.targets.in_full
     tokens = {path: ids for path, ids in adapter_set.token_rows.items() if not (body.tied and path == body.head)}
     per_layer = {
         path: method.to_peft(adapter_set.adapters[path].in_file(own))
         for path, own in adapter_set.layer_settings.items()
     }
-    main = method.to_peft(settings)
     if main not in per_layer.values():
         main = next(iter(per_layer.values()))
     config = {
-        "task_type": "CAUSAL_LM",
-        "auto_mapping": None,
-        "base_model_name_or_path": base_name or None,
-        "revision": revision,
-        "inference_mode": True,
+        **common,
         "fan_in_fan_out": all(isinstance(body.modules[path], Conv1D) for path in adapted),
         "target_modules": _compact(adapted, body),
         "modules_to_save": list(in_full) or None,
@@ -139,6 +149,8 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
     if errors:
         raise together(errors)
     method, fields = _method(config)
+    if issubclass(method.Settings, VirtualSettings):
+        return _before_documents(config, method.Settings(**fields), body)
     in_full = _saved_modules(config, body, errors)
     adapted = _target_modules(config, body, in_full, errors)
     rows = _token_rows(config, body, errors)
@@ -156,6 +168,26 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
         layers |= by_layer(method.Settings(**method.from_peft(own), **chosen), body, [path])
     share = bool(config.get("ensure_weight_tying")) and body.tied
     return Plan(settings, layers, tuple(in_full), rows, share, config.get("base_model_name_or_path"))
+
+
+def _before_documents(config: dict[str, Any], settings: VirtualSettings, body: Anatomy) -> Plan:
+    """A method of virtual tokens: beside the embedding, and nothing else."""
+    if config.get("modules_to_save"):
+        raise AdapterError(
+            "modules trained beside virtual tokens are not supported",
+            found=str(config["modules_to_save"])[:80],
+            fix="run it with PEFT",
+        )
+    layers: dict[str, AdapterSettings] = dict.fromkeys(before_documents(body).adapted, settings)
+    return Plan(settings, layers, (), {}, False, config.get("base_model_name_or_path"))
+
+
+def unmergeable(config: dict[str, Any]) -> str | None:
+    """Why no weight computes what an adapter of PEFT's `config` does; None where one does, or where nobody knows."""
+    for method in METHODS.values():
+        if method.from_peft(config) is not None:  # type: ignore[attr-defined]
+            return getattr(method, "UNMERGEABLE", None)
+    return None
 
 
 def _method(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -9,7 +9,7 @@ from pydantic import PositiveInt, model_validator
 
 from tunesmith.settings import Contradiction, Settings
 
-KINDS = ("all-linear", "attention", "mlp", "key-value", "mlp-down")
+KINDS = ("all-linear", "attention", "mlp", "key-value", "mlp-down", "outputs")
 """Words for `targets`."""
 
 
@@ -18,12 +18,17 @@ class AdapterSettings(Settings):
     """The method trains copies of whole weights: a tied table is one copy, on both sides."""
 
     targets: str | tuple[str, ...] = "all-linear"
-    """all-linear, attention, mlp, key-value, mlp-down, a list of such words or of layer names, or "re:" and a regular
-    expression over full paths."""
+    """all-linear, attention, mlp, key-value, mlp-down, outputs (mlp-down and the attention's own), a list of such words
+    or of layer names, or "re:" and a regular expression over full paths."""
     last_blocks: PositiveInt | None = None
     """Adapt only the last so many blocks."""
     train_in_full: tuple[str, ...] = ()
     """Modules trained in full beside the adapter: embeddings, norms, head, rest (all the targets leave), or names."""
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many positions before each document the method takes."""
+        return 0
 
     @model_validator(mode="after")
     def _targets_readable(self) -> Self:

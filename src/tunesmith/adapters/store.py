@@ -33,6 +33,7 @@ from tunesmith.adapters.peft_config import Plan
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy
 from tunesmith.adapters.tokens import Tokens
+from tunesmith.adapters.virtual import Virtual
 from tunesmith.atomic import write_file
 from tunesmith.errors import AdapterError, MachineError, TunesmithError, together
 from tunesmith.quant.dense import dense_weight
@@ -93,7 +94,8 @@ def _keys(adapter_set: AdapterSet) -> dict[str, Stored]:
             if any(adapter.rows is other for other in rows):
                 continue
             rows.append(adapter.rows)
-        keys |= {f"{PREFIX}{path}.{name}": stored for name, stored in adapter.stored().items()}
+        before = "" if isinstance(adapter, Virtual) else f"{PREFIX}{path}."
+        keys |= {f"{before}{name}": stored for name, stored in adapter.stored().items()}
     return keys
 
 
@@ -135,6 +137,23 @@ def load(
             parameter.requires_grad_(False)
     adapter_set.requires_grad(trainable)
     return adapter_set
+
+
+def refuse_unmergeable(folder: Path | str) -> None:
+    """Say of an adapter that cannot be worked into weights why that is so; reads its config alone."""
+    path = _folder(folder)
+    reason = peft_config.unmergeable(_object(_inside(path, CONFIG)))
+    if reason is not None:
+        raise AdapterError(
+            f"this adapter cannot be merged: {reason}",
+            where=str(path),
+            fix="use it as an adapter: tunesmith chat or generate with its folder, or PEFT where it knows the method",
+        )
+
+
+def virtual_tokens(folder: Path | str) -> int:
+    """How many positions before each document the adapter in `folder` takes; reads its config alone."""
+    return int(_object(_inside(_folder(folder), CONFIG)).get("num_virtual_tokens") or 0)
 
 
 def _folder(folder: Path | str) -> Path:

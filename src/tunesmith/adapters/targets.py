@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from tunesmith.adapters.attach import Slot, layers
 from tunesmith.adapters.full import is_lookup
 from tunesmith.adapters.settings import KINDS, AdapterSettings
+from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.errors import AdapterError, TunesmithError, together
 from tunesmith.quant.dense import is_matrix, weight_shape
 from tunesmith.quant.quantised import QuantisedLinear
@@ -29,6 +30,8 @@ PARTS = ("embeddings", "norms", "head", "rest")
 _ATTENTION = re.compile(r"attn|attention", re.I)
 _MLP = re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.I)
 _ATTENTION_LEAF = re.compile(r"(q|k|v|o|qkv|out)_proj|query_key_value|query|key|value|c_attn|w?qkv|wqkv|wo", re.I)
+_ATTENTION_OUT = re.compile(r"o_proj|out_proj|c_proj|dense|proj|wo|o", re.I)
+"""Names of what the attention ends in."""
 _MLP_LEAF = re.compile(
     r"fc\d?|fc_(in|out)|c_fc|(gate|up|down|gate_up)_proj|dense_h_to_4h|dense_4h_to_h|linear\d|w\d|lin\d", re.I
 )
@@ -121,7 +124,9 @@ class Anatomy:
             return True
         if kind == "key-value":
             return self.kind(path) == "attention" and _KEY_VALUE.fullmatch(path.rpartition(".")[2]) is not None
-        return path in self._mlp_downs if kind == "mlp-down" else self.kind(path) == kind
+        if kind == "outputs" and self.kind(path) == "attention":
+            return _ATTENTION_OUT.fullmatch(path.rpartition(".")[2]) is not None
+        return path in self._mlp_downs if kind in ("mlp-down", "outputs") else self.kind(path) == kind
 
     @cached_property
     def _mlp_downs(self) -> frozenset[str]:
@@ -159,13 +164,9 @@ def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
     """The matrices and modules that `settings` name in `model`; every name that matches nothing is an error."""
     body = anatomy(model)
     errors: list[TunesmithError] = []
-    if settings.last_blocks is not None and settings.last_blocks > len(body.blocks):
-        errors.append(
-            AdapterError(
-                f"adapter.last_blocks is {settings.last_blocks}, the model has {len(body.blocks)} blocks",
-                fix=f"choose 1 to {len(body.blocks)}",
-            )
-        )
+    _refuse_blocks(body, settings, errors)
+    if isinstance(settings, VirtualSettings) and not errors:
+        return before_documents(body)
     adapted = _matrices(body, settings.targets, errors)
     if settings.whole and body.tied and {body.embedding, body.head} & set(adapted):
         adapted = [path for path in body.matrices if path in {*adapted, body.embedding, body.head}]
@@ -194,13 +195,37 @@ def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
     return Targets(tuple(adapted), tuple(in_full), tuple(missed))
 
 
+def _refuse_blocks(body: Anatomy, settings: AdapterSettings, errors: list[TunesmithError]) -> None:
+    if settings.last_blocks is not None and settings.last_blocks > len(body.blocks):
+        errors.append(
+            AdapterError(
+                f"adapter.last_blocks is {settings.last_blocks}, the model has {len(body.blocks)} blocks",
+                fix=f"choose 1 to {len(body.blocks)}",
+            )
+        )
+
+
+def before_documents(body: Anatomy) -> Targets:
+    """Virtual tokens stand in the embedding's slot, and miss nothing."""
+    if body.embedding is None or body.embedding not in body.matrices:
+        raise AdapterError(
+            "virtual tokens need an embedding that hands out its rows",
+            found="none" if body.embedding is None else type(body.modules[body.embedding]).__name__,
+            fix="choose a method that stands beside layers, such as lora",
+        )
+    return Targets((body.embedding,), (), ())
+
+
 def _matrices(body: Anatomy, targets: str | tuple[str, ...], errors: list[TunesmithError]) -> list[str]:
     """Paths that `targets` name, in the model's order."""
     chosen: set[str] = set()
     for target in (targets,) if isinstance(targets, str) else targets:
+        known = len(errors)
         found = matching(body, target)
         if target in KINDS:
             stacks = [path for path in body.stacks if body.kind(path) == target.removesuffix("-down")]
+            if target == "outputs":
+                _refuse_untold(body, found, errors)
             if not found and _refuse_stacks(target, stacks, errors):
                 continue
         elif target.startswith("re:"):
@@ -211,10 +236,29 @@ def _matrices(body: Anatomy, targets: str | tuple[str, ...], errors: list[Tunesm
             stacks = [path for path in body.stacks if _ends(path, target) or _ends(path.rpartition(".")[0], target)]
             if _refuse_stacks(target, stacks, errors):
                 continue
-        if not found:
+        if not found and len(errors) == known:
             errors.append(_unmatched("adapter.targets", target, (*KINDS, *body.matrices), body))
         chosen.update(found)
     return [path for path in body.matrices if path in chosen]
+
+
+def _refuse_untold(body: Anatomy, outputs: list[str], errors: list[TunesmithError]) -> None:
+    """Every block's attention and MLP, where they have matrices, have an output among `outputs`."""
+    ended = {(body.block_of(path), body.kind(path)) for path in outputs}
+    untold = [
+        path
+        for path in body.matrices
+        if body.kind(path) is not None and (body.block_of(path), body.kind(path)) not in ended
+    ]
+    if untold:
+        leaves = dict.fromkeys(path.rpartition(".")[2] for path in untold)
+        errors.append(
+            AdapterError(
+                "which layer ends the attention or the MLP of a block cannot be told",
+                found=", ".join(leaves),
+                fix="name the layers in adapter.targets",
+            )
+        )
 
 
 def matching(body: Anatomy, target: str) -> list[str]:

@@ -103,7 +103,7 @@ def prepare(
     bound: tuple[str, ...] = ()
     if most_tokens is not None and most_tokens < settings.max_length:
         settings = settings.model_copy(update={"max_length": most_tokens})
-        bound = (f"the model has {most_tokens:,} positions: that is data.max_length here",)
+        bound = (f"the model has {most_tokens:,} positions for a row: that is data.max_length here",)
     advice = _ADVICE | (_OF_TABLES if bound else {})
     source = settings.train if rows is None else rows
     raw = read(source, split=settings.split, subset=settings.subset, limit=settings.limit)

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tunesmith.adapters.virtual import Virtual
 from tunesmith.data.types import Segment
 from tunesmith.kernels.flat_attention import can_run, flat_attention, no_branches
 
@@ -39,6 +40,12 @@ class Layout:
     masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
     asked: list[tuple[float, int | None, float | None]] | None = None
     """A list here is told the (scale, window, softcap) of each call: how a module asks for attention."""
+    virtual: int = 0
+    """Virtual tokens in front of the row, which every document begins with; the segments follow them."""
+    given: Sequence[tuple[Tensor, Tensor]] | None = None
+    """Their keys and values [K, p, D] by layer, where they are not computed and so not in the row."""
+    gated: Virtual | None = None
+    """What every token reads beside these, in a softmax of its own."""
 
     @cached_property
     def has_parents(self) -> bool:
@@ -70,6 +77,23 @@ class Layout:
     def boundaries(self) -> Tensor:
         """[documents + 1] int32: where each document starts, and the end."""
         return self.edges.to(self.device, torch.int32)
+
+    @cached_property
+    def led(self) -> tuple[Layout, Tensor, Tensor]:
+        """The layout in which each document has its own copy of the virtual tokens; which token of the row [p + T]
+        stands in each of its places; in which of its places each token of the row stands."""
+        segments, take, end = [], [], 0
+        keep = torch.zeros(self.virtual + self.segments[-1].end, dtype=torch.long)
+        keep[: self.virtual] = torch.arange(self.virtual)
+        for segment in self.segments:
+            before = self.virtual if segment.parent is None else 0
+            own = torch.arange(self.virtual + segment.start, self.virtual + segment.end)
+            take += [torch.arange(before), own]
+            keep[own] = torch.arange(end + before, end + before + len(segment))
+            segments.append(Segment(end, end + before + len(segment), segment.parent))
+            end = segments[-1].end
+        led = Layout(tuple(segments), self.device, asked=self.asked)
+        return led, torch.cat(take).to(self.device), keep.to(self.device)
 
     def mask(self, num_before: int, num_own: int, window: int | None) -> Tensor:
         """[own, before + own] bool: causal, within the window, after `num_before` keys of a parent."""
@@ -191,6 +215,41 @@ def flat(
     return flat_reference(q, k, v, layout, scale, window, softcap)
 
 
+def gated_part(module: nn.Module, q: Tensor, lead: Virtual, scale: float) -> Tensor | None:
+    """g softmax(s q K^T) V of the learned keys and values that `lead` has for `module`, if any. q [..., H, T, D]."""
+    found = lead.gated(module)
+    if found is None:
+        return None
+    keys, values, gate = found
+    return plain(q, keys.to(q.dtype), values.to(q.dtype), None, scale, None) * gate.to(q.dtype)
+
+
+def flat_of(
+    module: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """`flat` for one attention module, each document behind the virtual tokens that it begins with."""
+    if layout.gated is not None:
+        out, part = flat(q, k, v, layout, scale, window, softcap), gated_part(module, q, layout.gated, scale)
+        return out if part is None else out + part
+    if not layout.virtual:
+        return flat(q, k, v, layout, scale, window, softcap)
+    led, take, keep = layout.led
+    if layout.given is not None:
+        keys, values = layout.given[module.layer_idx]
+        k, v = torch.cat([keys.to(k.dtype), k], dim=1), torch.cat([values.to(v.dtype), v], dim=1)
+        q, keep = torch.cat([q.new_zeros(q.shape[0], layout.virtual, q.shape[2]), q], dim=1), keep[layout.virtual :]
+    q, k, v = (x.transpose(0, 1).index_select(0, take).transpose(0, 1) for x in (q, k, v))
+    out = flat(q, k, v, led, scale, window, softcap)
+    return out.transpose(0, 1).index_select(0, keep).transpose(0, 1)
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -202,9 +261,13 @@ def attend(
     layout: Layout | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    gated: Sequence[tuple[list[int], Virtual]] = (),
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The function that transformers calls. query [B, H, T, D] -> output [B, T, H, D]."""
+    """The function that transformers calls. query [B, H, T, D] -> output [B, T, H, D].
+
+    `gated`: rows, and what each reads beside its own keys and values.
+    """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
     if unknown:
@@ -212,13 +275,21 @@ def attend(
     if layout is not None:
         if dropout > 0:
             raise NotImplementedError("attention dropout is not applied to flat batches")
-        return flat(query[0], key[0], value[0], layout, scale, sliding_window, softcap).transpose(0, 1)[None], None
+        out = flat_of(module, query[0], key[0], value[0], layout, scale, sliding_window, softcap)
+        return out.transpose(0, 1)[None], None
     if softcap is not None:
         if attention_mask is None:  # transformers leaves out a mask that is causal and nothing else
             num_before = key.shape[-2] - query.shape[-2]
             attention_mask = Layout((), query.device).mask(0, key.shape[-2], None)[num_before:]
-        return plain(query, key, value, attention_mask, scale, softcap).transpose(1, 2), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        out = plain(query, key, value, attention_mask, scale, softcap).transpose(1, 2)
+    else:
+        more = {"dropout": dropout, "scaling": scaling, **kwargs}
+        out = sdpa_attention_forward(module, query, key, value, attention_mask, **more)[0]
+    for rows, lead in gated:
+        part = gated_part(module, query[rows], lead, scale)
+        if part is not None:
+            out = out.index_add(0, torch.tensor(rows, device=out.device), part.transpose(1, 2))
+    return out, None
 
 
 def register() -> None:

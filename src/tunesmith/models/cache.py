@@ -7,6 +7,7 @@ aligned at the column where the others stand. Sliding-window layers keep everyth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -63,6 +64,8 @@ class RowCache(Cache):
         super().__init__(layers=[])
         self.num_rows, self.num_columns = num_rows, num_columns
         self.rows, self.first, self.end = slice(0, num_rows), 0, 0
+        self.given: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+        """(layer, keys, values) -> what is kept in place of what the model computed."""
 
     def look_at(self, rows: slice, first: int, end: int) -> None:
         """The next forward pass is of `rows`, sees columns [first, end) and writes from `end` on."""
@@ -75,6 +78,8 @@ class RowCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         while len(self.layers) <= layer_idx:
             self.layers.append(_Layer(self))
+        if self.given is not None:
+            key_states, value_states = self.given(layer_idx, key_states, value_states)
         return self.layers[layer_idx].update(key_states, value_states)
 
     def bytes_per_token(self) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tunesmith.adapters.adapter_set import AdapterSet
 from tunesmith.adapters.attach import replace
+from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.data.pack import micro_batches
 from tunesmith.data.types import Batch, Example
 from tunesmith.models import attention
@@ -175,6 +176,8 @@ def fill(
 
 def find(policy: Policy, adapter_set: AdapterSet) -> Blocks | str:
     """The frozen blocks of `policy` below all that `adapter_set` trains, or the reason why they cannot be stored."""
+    if isinstance(adapter_set.settings, VirtualSettings):
+        return "virtual tokens stand before each document, and change what every block gives"
     body = adapter_set.body
     numbers = [body.block_of(path) for path in adapter_set.adapters]
     frozen = min((number for number in numbers if number is not None), default=len(body.blocks))

@@ -17,7 +17,7 @@ from tunesmith.adapters.attach import replace
 from tunesmith.data.types import Segment
 from tunesmith.kernels.fused import rms_norm, rotary, swiglu
 from tunesmith.kernels.native import library
-from tunesmith.models.attention import Layout, flat
+from tunesmith.models.attention import Layout, flat_of
 from tunesmith.quant.dense import like, weight_shape
 
 Forward = Callable[..., Any]
@@ -61,7 +61,7 @@ def _attention_forward(window_of: Callable[[Any], int | None]) -> Callable[[type
             key = rotary(self.k_proj(hidden_states)[0].view(heads), cosine, sine).transpose(0, 1)
             value = self.v_proj(hidden_states)[0].view(heads).transpose(0, 1)
             softcap = getattr(self, "attn_logit_softcapping", None)
-            out = flat(query, key, value, layout, self.scaling, window_of(self), softcap)
+            out = flat_of(self, query, key, value, layout, self.scaling, window_of(self), softcap)
             return self.o_proj(out.transpose(0, 1).reshape(1, hidden_states.shape[1], -1)), None
 
         return forward

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.adapters.attach import Switch, slots
+from tunesmith.adapters.attach import Switch, slots, virtuals
 from tunesmith.errors import AdapterError, ModelError
+from tunesmith.models import attention
 from tunesmith.models.beams import Beams
 from tunesmith.models.cache import RowCache
 from tunesmith.models.rows import Batch, Ending, FinishReason, Prefix, Row
@@ -138,6 +139,8 @@ def generate(
     sampling = Sampling(temperature, top_p, top_k, seed)
     endings = _endings(len(prompts), max_new_tokens, eos_ids, tuple(stop_strings), decode)
     names = _check(model, prompts, num_samples, num_beams, switch, adapters)
+    leads = virtuals(model, names, switch)
+    prompts = [prompt if lead is None else [*lead.ids, *prompt] for prompt, lead in zip(prompts, leads, strict=True)]
     answers = _Answers([None] * (len(prompts) * num_samples), sampling, want_logprobs, on_token, on_answer, memory)
     beams = None
     if num_beams > 1:
@@ -146,7 +149,7 @@ def generate(
     ids = range(len(prompts)) if row_ids is None else row_ids
     waiting = _groups(prompts, names, ids, num_samples, sampling, endings, num_beams)
     chooser = answers if beams is None else beams
-    with _for_generation(model):
+    with _for_generation(model, any(lead is not None and lead.gates for lead in leads)):
         longest = max((len(p) + end.max_new_tokens for p, end in zip(prompts, endings, strict=True)), default=1)
         fit = cache_bytes // (longest * _bytes_per_token(model))
         num_rows = max(num_beams, min(max_rows, len(answers.made) * num_beams, fit))
@@ -235,11 +238,14 @@ def _unknown_layers(model: PreTrainedModel) -> set[str]:
 
 
 @contextmanager
-def _for_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode and an attention that knows padding and a cache, then both as they were."""
+def _for_generation(model: PreTrainedModel, gated: bool) -> Iterator[None]:
+    """Evaluation mode and an attention that knows padding and a cache (and gates), then both as they were."""
     training, implementation = model.training, model.config._attn_implementation
-    other = implementation not in ("eager", "sdpa")
-    if other:
+    other = implementation not in ("eager", "sdpa") or gated
+    if gated:
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
+    elif other:
         capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
         model.set_attn_implementation("sdpa" if model._supports_sdpa and not capped else "eager")
     if training:

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tunesmith.adapters.attach import Slot, Switch
+from tunesmith.adapters.attach import Slot, Switch, virtual
+from tunesmith.adapters.virtual import Virtual
 from tunesmith.data.types import Batch, Segment
 from tunesmith.errors import ModelError
 from tunesmith.models import attention
@@ -100,13 +102,19 @@ class Policy(nn.Module):
 
     @contextmanager
     def _noised(self, lengths: Tensor) -> Iterator[None]:
-        """What embeds the tokens adds `noise`, if there is any. lengths: as the tokens are shaped."""
+        """What embeds the tokens adds `noise`, if there is any, to the last ones. lengths: as these are shaped."""
         noise = self.noise
         if noise is None or not noise.training:
             yield
             return
         embedding: Any = self.model.get_input_embeddings()
-        handle = embedding.register_forward_hook(lambda _, inputs, embedded: noise(embedded, lengths))
+        num_own = lengths.shape[1]
+
+        def add(_: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
+            num_virtual = embedded.shape[1] - num_own
+            return torch.cat([embedded[:, :num_virtual], noise(embedded[:, num_virtual:], lengths)], dim=1)
+
+        handle = embedding.register_forward_hook(add)
         try:
             yield
         finally:
@@ -130,16 +138,26 @@ class Policy(nn.Module):
             ids = nn.functional.pad(ids, (0, spare))
             positions = torch.cat([positions, torch.arange(spare, device=device)])
             segments = (*segments, Segment(tokens, tokens + spare))
-        with self._known(batch), self._noised(document_lengths(segments)[None].to(device)):
+        layout = attention.Layout(segments, device)
+        lengths = document_lengths(segments)[None].to(device)
+        lead = virtual(self.model, self.switch.name)
+        if lead is not None:
+            layout.virtual, layout.given = lead.num_tokens, lead.keys_values()
+            layout.gated = lead if lead.gates else None
+            positions = positions + lead.num_tokens
+            if layout.given is None:
+                ids = torch.cat([torch.tensor(lead.ids, dtype=torch.long, device=device), ids])
+                positions = torch.cat([torch.arange(lead.num_tokens, device=device), positions])
+        with self._known(batch), self._noised(lengths):
             output = self._backbone[0](
                 input_ids=ids[None],
                 # Any mask of four dimensions is taken as made: the layout says which token sees which.
                 attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
                 position_ids=positions[None],
                 use_cache=False,
-                layout=attention.Layout(segments, device),
+                layout=layout,
             )
-        return self.from_run(output.last_hidden_state, batch)
+        return self.from_run(output.last_hidden_state[:, len(ids) - lengths.shape[1] :], batch)
 
     def _padded(self, batch: Batch) -> Tensor:
         if any(segment.parent is not None for segment in batch.segments):
@@ -150,9 +168,53 @@ class Policy(nn.Module):
         there = _padding_mask(batch)
         ids, mask = batch.token_ids.new_zeros(there.shape), there.long()
         ids[there] = batch.token_ids
-        with self._known(batch), self._noised(mask.sum(1, keepdim=True).expand_as(mask)):
-            output = self._backbone[0](input_ids=ids, attention_mask=mask, use_cache=False)
-        return self.from_run(output.last_hidden_state, batch)
+        lengths, known = mask.sum(1, keepdim=True).expand_as(mask), None
+        lead = virtual(self.model, self.switch.name)
+        gated: dict[str, Any] = {}
+        if lead is not None and lead.gates:
+            self.refuse_lead()
+            gated = {"gated": [([*range(len(ids))], lead)]}
+        elif lead is not None:
+            mask = nn.functional.pad(mask, (lead.num_tokens, 0), value=1)
+            known = self._cache_of(lead, len(ids))
+            if known is None:
+                before = torch.tensor(lead.ids, dtype=torch.long, device=ids.device).expand(len(ids), -1)
+                ids = torch.cat([before, ids], dim=1)
+        with self._known(batch), self._noised(lengths):
+            output = self._backbone[0](
+                input_ids=ids, attention_mask=mask, past_key_values=known, use_cache=known is not None, **gated
+            )
+        return self.from_run(output.last_hidden_state[:, -there.shape[1] :], batch)
+
+    def _cache_of(self, lead: Virtual, num_rows: int) -> DynamicCache | None:
+        """The learned keys and values of `lead` before each row, or None where the model computes them."""
+        each = lead.keys_values()
+        if each is None:
+            return None
+        self.refuse_lead()
+        cache = DynamicCache(config=self.model.config)
+        for layer, pair in enumerate(each):
+            keys, values = (part.to(self.model.dtype).expand(num_rows, -1, -1, -1) for part in pair)
+            cache.update(keys, values, layer)
+        return cache
+
+    def refuse_lead(self) -> None:
+        """Refuse what the adapter puts before documents, where this model cannot heed it."""
+        lead, name = virtual(self.model, self.switch.name), type(self.model).__name__
+        if lead is None or self.flat:
+            return
+        if lead.gates and self.model.config._attn_implementation != attention.NAME:
+            raise ModelError(
+                f"{name} has an attention of its own, which reads nothing through a gate",
+                fix="choose another method, such as prefix or lora",
+            )
+        blocks = (module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer))
+        recomputes = any(block.training and block.gradient_checkpointing for block in blocks)
+        if recomputes and lead.keys_values() is not None:
+            raise ModelError(
+                f"{name} runs padded, and cannot recompute activations behind learned keys and values",
+                fix="train.recompute: false, or another method",
+            )
 
 
 def document_lengths(segments: Sequence[Segment]) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.adapters.attach import Switch
+from tunesmith.adapters.attach import Switch, virtuals
+from tunesmith.adapters.virtual import FIRST, Virtual
 from tunesmith.models.cache import COLUMN_BLOCK, RowCache
 
 FinishReason = Literal["eos", "stop", "length", "cancelled"]
@@ -111,6 +112,11 @@ class Batch:
         if self.takes_positions:
             inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp_(min=0)[:, -tokens.shape[1] :]
         self.cache.look_at(rows, first, end)
+        leads = virtuals(self.model, adapters, self.switch)
+        self.cache.given = _given(tokens, leads)
+        gated = {lead for lead in leads if lead is not None and lead.gates}
+        if gated:
+            inputs["gated"] = [([row for row, own in enumerate(leads) if own is lead], lead) for lead in gated]
         with _adapters_set(self.switch, adapters):
             logits = self.model(**inputs, past_key_values=self.cache, use_cache=True).logits
         return logits[:, -1]
@@ -180,6 +186,35 @@ class Batch:
             self.rows[target] = self.rows[source]
         del self.rows[kept:]
         self.mask[kept:] = False
+
+
+def _given(
+    tokens: Tensor, leads: list[Virtual | None]
+) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Puts the learned keys and values of virtual tokens in place of what the model computes for them."""
+    if not any(leads) or not bool((tokens >= FIRST).any()):
+        return None
+    learned: dict[int, Any] = {}
+    parts = []
+    for row, lead in enumerate(leads):
+        columns = (tokens[row] >= FIRST).nonzero()[:, 0] if lead is not None else ()
+        if lead is None or not len(columns):
+            continue
+        if id(lead) not in learned:
+            learned[id(lead)] = lead.keys_values()
+        if learned[id(lead)] is not None:
+            parts.append((row, columns, tokens[row, columns] - FIRST, learned[id(lead)]))
+    if not parts:
+        return None
+
+    def given(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        made = keys.clone(), values.clone()
+        for row, columns, place, each in parts:
+            for own, known in zip(made, each[layer], strict=True):
+                own[row, :, columns] = known[:, place].to(own.dtype)
+        return made
+
+    return given
 
 
 @contextmanager

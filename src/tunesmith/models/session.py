@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
-from tunesmith.adapters.attach import Switch
+from tunesmith.adapters.attach import Switch, virtuals
 from tunesmith.data.types import Message
 from tunesmith.errors import ModelError
 from tunesmith.models.generate import Generated, Memory, generate
@@ -108,7 +108,7 @@ class Session:
         made = generate(
             self.model,
             prompts,
-            max_new_tokens=self._room(prompts, params.max_new_tokens),
+            max_new_tokens=self._room(prompts, params.max_new_tokens, adapters),
             eos_ids=[self.words_of(name).renderer.end_ids for name in adapters],
             num_beams=params.num_beams,
             temperature=params.temperature,
@@ -125,9 +125,11 @@ class Session:
         self._tell_of_length(len(prompts[i // each]) + len(answer.token_ids) for i, answer in enumerate(made))
         return made
 
-    def _room(self, prompts: Sequence[Sequence[int]], wanted: int) -> list[int]:
+    def _room(self, prompts: Sequence[Sequence[int]], wanted: int, adapters: Sequence[str | None]) -> list[int]:
         """New tokens that the model has positions for behind each prompt: `wanted`, or what is left."""
-        most, longest = most_tokens(self.model.config), max(map(len, prompts), default=0)
+        leads = virtuals(self.model, adapters, self.switch)
+        lengths = [len(p) + (lead.num_tokens if lead else 0) for p, lead in zip(prompts, leads, strict=True)]
+        most, longest = most_tokens(self.model.config), max(lengths, default=0)
         if most is None:
             return [wanted] * len(prompts)
         if longest >= most:
