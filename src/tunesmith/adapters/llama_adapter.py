@@ -54,7 +54,7 @@ class LLaMAAdapter(Virtual):
         super().__init__(0)
         self.paths = {int(module.layer_idx): path for path, module in attention.items()}  # type: ignore[arg-type]
         for layer, module in zip(self.paths, attention.values(), strict=True):
-            device = next(module.parameters()).device
+            device = like(module.k_proj).device
             P = torch.zeros(1, settings.num_tokens, hidden)
             if generator is not None:
                 P.normal_(generator=generator)
