@@ -54,7 +54,8 @@ class LLaMAAdapter(Virtual):
         super().__init__(0)
         self.paths = {int(module.layer_idx): path for path, module in attention.items()}  # type: ignore[arg-type]
         for layer, module in zip(self.paths, attention.values(), strict=True):
-            device = like(module.k_proj).device
+            keys = module.k_proj
+            device = like(keys.layer if isinstance(keys, Slot) else keys).device  # type: ignore[arg-type]
             P = torch.zeros(1, settings.num_tokens, hidden)
             if generator is not None:
                 P.normal_(generator=generator)
