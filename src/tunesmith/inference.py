@@ -25,7 +25,7 @@ from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, DataError, Interrupted, MachineError, RecipeError
 from tunesmith.evaluate import Evaluation, Item, Mean, scorers_named, write_answers
 from tunesmith.evaluate import evaluate as score_items
-from tunesmith.models.load import most_tokens, without_bars
+from tunesmith.models.load import without_bars
 from tunesmith.models.policy import probe
 from tunesmith.models.session import Params
 from tunesmith.objectives.sft import SFT
@@ -314,7 +314,7 @@ def _held_out_loss(
         settings,
         session.words_of(session.adapter).tokenizer,
         seed=seed,
-        most_tokens=most_tokens(session.model.config),
+        most_tokens=session.positions(session.adapter),
     )
     for line in told(prepared.counts if all_rows else prepared.held_out_counts):
         say(line)

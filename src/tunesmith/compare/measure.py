@@ -26,7 +26,6 @@ from tunesmith.data.split import split
 from tunesmith.data.types import Conversation, Example, Message
 from tunesmith.errors import DataError
 from tunesmith.evaluate import Item, evaluate, scorers_named, write_answers
-from tunesmith.models.load import most_tokens
 from tunesmith.models.policy import Policy, probe
 from tunesmith.models.session import Params
 from tunesmith.objectives.sft import SFT, num_targets
@@ -106,7 +105,7 @@ def measure(
     if shots == 0:
         policy, _ = probe(session.model, session.switch)
     if shots == 0 and wanted.loss:
-        most = most_tokens(session.model.config)
+        most = session.positions(session.adapter)
         say("loss on the test rows")
         prepared = prepare(test_data(recipe, wanted), session.tokenizer, seed=recipe.train.seed, most_tokens=most)
         begun = time.perf_counter()
@@ -171,7 +170,7 @@ def forgetting(session: Session, policy: Policy, recipe: Recipe, wanted: Wanted,
         max_length=wanted.forget_max_length,
         overlong="split",
     )
-    most = most_tokens(session.model.config)
+    most = session.positions(session.adapter)
     examples = prepare(data, session.tokenizer, seed=0, most_tokens=most).train
     model = recipe.model.model_dump(mode="json")
     key = digest([model, stamp(recipe.model.name), data.model_dump(mode="json"), content(wanted.forget)])

@@ -138,7 +138,12 @@ class Session:
                 found=f"{longest:,} tokens",
                 expected=f"at most {most - 1:,}, the model's positions but for one to answer",
             )
-        return [min(wanted, most - len(prompt)) for prompt in prompts]
+        return [min(wanted, most - length) for length in lengths]
+
+    def positions(self, adapter: str | None) -> int | None:
+        """Tokens of a row that the model has positions for behind what `adapter` puts before it; None: no limit."""
+        most, lead = most_tokens(self.model.config), virtuals(self.model, [adapter], self.switch)[0]
+        return most if most is None or lead is None else max(1, most - lead.num_tokens)
 
     def _tell_of_length(self, lengths: Iterable[int]) -> None:
         """Once: a text went past the positions that the model was made for. It is answered all the same."""
