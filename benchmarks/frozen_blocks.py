@@ -65,7 +65,7 @@ def a_pass(policy: Policy, objective: SFT, optimizer: torch.optim.Optimizer) -> 
 
 
 def measure(loaded: Loaded, method: str, last: int, examples: list[Example], batch_size: int, rounds: int) -> Any:
-    """Passes without and with stored states, in turn; the adapter begins anew for each kind."""
+    """First all passes without stored states, then all with; the adapter begins anew for each kind."""
     switch = Switch()
     adapter_set = add(loaded.model, switch, METHODS[method].Settings(last_blocks=last), name="trained", seed=0)
     policy, _ = probe(loaded.model, switch)
