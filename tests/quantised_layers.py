@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tunesmith.quant.bnb import bitsandbytes
 from tunesmith.quant.four_bit import FourBitLinear
 from tunesmith.quant.gptq import GPTQLinear
 from tunesmith.quant.int8 import Int8Linear
-from tunesmith.quant.library import bitsandbytes
 from tunesmith.quant.quantised import QuantisedLinear
 
 

@@ -22,7 +22,7 @@ from tunesmith.errors import AdapterError
 from tunesmith.models.tiny import tiny
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "train"))
-from loops import bench
+from loops import whole_and_resumed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 IN, MIDDLE, OUT, STEPS = 9, 13, 7, 12
@@ -180,18 +180,6 @@ def test_without_our_side_file_it_is_a_lora_of_twice_the_rank(tmp_path):
 @pytest.mark.parametrize("cut", [1, 3, 5])
 def test_a_run_broken_off_before_or_after_the_start_step_resumes_bit_for_bit(tmp_path, cut):
     options = {"steps": 7, "adapter": Settings(r=2, start_step=3, update_ratio=1.0), "moved": False}
-    whole = bench(tmp_path / "whole", **options)
-    whole.loop.run()
-
-    def stop(event):
-        return "stop" if getattr(event, "step", 0) == cut else None
-
-    bench(tmp_path / "cut", listeners=[stop], **options).loop.run()
-    again = bench(tmp_path / "cut", **options)
-    again.loop.restore(again.loop.checkpoints.latest(print))
-    again.loop.run()
-    states = whole.adapter_set.state(), again.adapter_set.state()
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    _, again = whole_and_resumed(tmp_path, cut, **options)
     adapter = copy.deepcopy(next(iter(again.adapter_set.adapters.values())))
     assert not torch.equal(adapter.A, adapter.A1)

@@ -30,7 +30,7 @@ from tunesmith.train.optim import reset_moments
 from tunesmith.train.publish import take
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "train"))
-from loops import bench, rows
+from loops import bench, rows, whole_and_resumed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 IN, MIDDLE, OUT = 9, 13, 7
@@ -324,19 +324,7 @@ def test_the_loss_after_a_restart_is_the_loss_before_it_and_the_moments_are_gone
 @pytest.mark.parametrize("kept", [0.0, 0.1])
 def test_a_run_broken_off_before_at_or_after_a_restart_resumes_bit_for_bit(tmp_path, cut, kept):
     options = {**RUN, "adapter": RELORA.model_copy(update={"moments_kept": kept}), "held_out": rows(3, seed=4)}
-    whole = bench(tmp_path / "whole", **options)
-    whole.loop.run()
-
-    def stop(event):
-        return "stop" if getattr(event, "step", 0) == cut else None
-
-    bench(tmp_path / "cut", listeners=[stop], **options).loop.run()
-    again = bench(tmp_path / "cut", **options)
-    again.loop.restore(again.loop.checkpoints.latest(print))
-    again.loop.run()
-    states = whole.adapter_set.state(), again.adapter_set.state()
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    whole, again = whole_and_resumed(tmp_path, cut, **options)
     rates = [[event.learning_rate for event in made.kinds(StepDone)] for made in (whole, again)]
     assert rates[0][cut:] == rates[1]
 

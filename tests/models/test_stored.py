@@ -23,7 +23,7 @@ from tunesmith.models.policy import probe
 from tunesmith.models.settings import MADE, ModelSettings
 from tunesmith.models.tiny import ARCHITECTURES, tiny
 from tunesmith.quant import QUANTISED
-from tunesmith.quant.library import bitsandbytes
+from tunesmith.quant.bnb import bitsandbytes
 from tunesmith.quant.quantised import dequantise, quantised_layers, storage_name
 
 IDS = torch.arange(3, 60)[None]

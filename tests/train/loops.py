@@ -130,3 +130,23 @@ class Clock:
 
 def rates(made) -> list[float]:
     return [event.learning_rate / made.loop.settings.learning_rate for event in made.kinds(StepDone)]
+
+
+def whole_and_resumed(folder: Path, cut: int, **options: Any) -> tuple[Bench, Bench]:
+    """A run left alone, and the same one stopped after step `cut` and gone on with by another loop: one state."""
+    whole = bench(folder / "whole", **options)
+    whole.loop.run()
+
+    def stop(event: Event) -> str | None:
+        return "stop" if getattr(event, "step", 0) == cut else None
+
+    bench(folder / "cut", listeners=[stop], **options).loop.run()
+    again = bench(folder / "cut", **options)
+    saved = again.loop.checkpoints.latest(print)
+    assert saved is not None
+    again.loop.restore(saved)
+    again.loop.run()
+    states = whole.adapter_set.state(), again.adapter_set.state()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    return whole, again

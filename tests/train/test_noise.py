@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from loops import bench, rows
+from loops import bench, rows, whole_and_resumed
 
 from tunesmith.data.pack import collate
 from tunesmith.data.types import Example, Origin
@@ -86,21 +86,9 @@ def test_noise_is_uniform_and_fresh_for_every_call():
 def test_a_run_with_noise_learns_otherwise_evaluates_without_and_resumes_bit_for_bit(tmp_path):
     held_out = rows(3, seed=4)
     options = {"steps": 6, "evaluate_every": 2, "neftune_alpha": 20.0, "held_out": held_out}
-    whole = bench(tmp_path / "whole", **options)
-    whole.loop.run()
+    whole, again = whole_and_resumed(tmp_path, 3, **options)
     without = bench(tmp_path / "without", **{**options, "neftune_alpha": None})
     without.loop.run()
     assert whole.kinds(Evaluated)[-1].metrics != without.kinds(Evaluated)[-1].metrics
-
-    def stop(event):
-        return "stop" if getattr(event, "step", 0) == 3 else None
-
-    first = bench(tmp_path / "cut", listeners=[stop], **options)
-    first.loop.run()
-    again = bench(tmp_path / "cut", **options)
-    again.loop.restore(again.loop.checkpoints.latest(print))
-    again.loop.run()
-    for name, weight in whole.weights().items():
-        assert torch.equal(weight, again.weights()[name]), name
     again.policy.eval()
     assert again.loop.objective.evaluate(again.policy, 1000) == whole.kinds(Evaluated)[-1].metrics

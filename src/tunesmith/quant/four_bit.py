@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.quant.library import bitsandbytes, refuse_without_bitsandbytes
+from tunesmith.quant.bnb import bitsandbytes, refuse_without_bitsandbytes
 from tunesmith.quant.quantised import QuantisedLinear
 
 
