@@ -22,11 +22,14 @@ from tunesmith.compare.settings import ForgetSettings, StudySettings, TestSettin
 from tunesmith.data.settings import HeldOut, TemplateFormat
 from tunesmith.quant import QUANTISED
 from tunesmith.recipe import SECTIONS
+from tunesmith.search.settings import SearchSettings
+from tunesmith.search.space import Range
 from tunesmith.settings import Settings
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 MADE = "<!-- made by scripts/make_docs.py from the code; change it there -->\n"
 RECORDS = {"TestSettings": "[test](#test)", "ForgetSettings": "[forget](#forget)"}
+RECORDS |= {"Range": "[{low, high, log}](#space-a-range)"}
 RECORDS |= {"TemplateFormat": "{prompt, answer, system}", "HeldOut": "{share, count, file, key}"}
 """Records inside a setting, as their keys."""
 
@@ -56,6 +59,8 @@ def settings_page() -> str:
     parts.append(f"## A study\n\nOf `tunesmith compare`: [comparing](compare.md).\n\n{table(StudySettings)}")
     parts.append(f"### test\n\n{table(TestSettings)}")
     parts.append(f"### forget\n\n{table(ForgetSettings)}")
+    parts.append(f"## A search\n\nOf `tunesmith search`: [searching](search.md).\n\n{table(SearchSettings)}")
+    parts.append(f"### space, a range\n\n{table(Range)}")
     return "\n".join(parts)
 
 
