@@ -162,6 +162,13 @@ THEIRS = {
         "modules_to_save": ["EMBED", "HEAD"],
         "ensure_weight_tying": True,
     },
+    "one end in full, tying asked for": {
+        "r": 2,
+        "target_modules": "all-linear",
+        "modules_to_save": ["EMBED"],
+        "ensure_weight_tying": True,
+    },
+    "rows of the head": {"r": 2, "target_modules": ["UP"], "trainable_token_indices": {"HEAD": [91, 5]}},
     "embeddings by LoRA": {"r": 2, "target_modules": ["EMBED", "UP"]},
     "head by LoRA": {"r": 2, "target_modules": ["HEAD", "UP"]},
     "patterns": {

@@ -59,6 +59,10 @@ BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of init_lora_weights after which the adapter fits a changed base alone."""
 
 
+ENDS = ("embed_tokens", "lm_head")
+"""PEFT's ensure_weight_tying acts where one of these names is asked for, and nowhere else: not on GPT-2's wte alone."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a config asks for, resolved on one model."""
@@ -90,7 +94,9 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
         own = [adapter.peft_fields() for adapter in adapter_set.adapters.values() if isinstance(adapter, Virtual)]
         return common | main | own[0]
     adapted, in_full = adapter_set.targets.adapted, adapter_set.targets.in_full
-    tokens = {path: ids for path, ids in adapter_set.token_rows.items() if not (body.tied and path == body.head)}
+    tokens = dict(adapter_set.token_rows)
+    if body.tied and tokens.get(body.head or "") == tokens.get(body.embedding or ""):
+        tokens.pop(body.head or "", None)  # PEFT gives a tied head its embedding's rows by itself
     per_layer = {
         path: method.to_peft(adapter_set.adapters[path].in_file(own))
         for path, own in adapter_set.layer_settings.items()
@@ -166,7 +172,7 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
             if found is not None:
                 own[key] = config[pattern][found]
         layers |= by_layer(method.Settings(**method.from_peft(own), **chosen), body, [path])
-    share = bool(config.get("ensure_weight_tying")) and body.tied
+    share = _ties(config, body, config.get("modules_to_save"))
     return Plan(settings, layers, tuple(in_full), rows, share, config.get("base_model_name_or_path"))
 
 
@@ -242,9 +248,18 @@ def _saved_modules(config: dict[str, Any], body: Anatomy, errors: list[Tunesmith
         if not tops:
             errors.append(AdapterError(f"modules_to_save names {name}, which matches nothing in this model"))
         chosen.update(p for p in body.modules if any(p == top or p.startswith(top + ".") for top in tops))
-    if config.get("ensure_weight_tying") and body.tied and chosen & {body.embedding, body.head}:
+    if _ties(config, body, config.get("modules_to_save")):
         chosen.update(path for path in (body.embedding, body.head) if path)
     return [path for path in body.modules if path in chosen and any(True for _ in _own(body.modules[path]))]
+
+
+def _ties(config: dict[str, Any], body: Anatomy, names: str | Sequence[str] | None) -> bool:
+    """Whether PEFT makes embedding and head one again, where `names` are what it trains or adapts."""
+    if not (config.get("ensure_weight_tying") and body.tied):
+        return False
+    if isinstance(names, str):
+        return any(re.fullmatch(names, end) for end in ENDS)
+    return any(name.rpartition(".")[2] in ENDS for name in names or ())
 
 
 def _own(module: nn.Module) -> Iterable[nn.Parameter]:
@@ -273,7 +288,8 @@ def _target_modules(
     if not found:
         errors.append(AdapterError("target_modules matches nothing in this model", found=str(targets)[:120]))
     copied = config.get("peft_type") == PEFT_TYPE
-    if config.get("ensure_weight_tying") and body.tied and {body.embedding, body.head} & set(found) and not copied:
+    tied = _ties(config, body, targets) and not _ties(config, body, config.get("modules_to_save"))
+    if tied and {body.embedding, body.head} & set(found) and not copied:
         errors.append(
             AdapterError("ensure_weight_tying of a low-rank change is not supported", fix="merge it with PEFT")
         )
