@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -61,6 +62,23 @@ BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 ENDS = ("embed_tokens", "lm_head")
 """PEFT's ensure_weight_tying acts where one of these names is asked for, and nowhere else: not on GPT-2's wte alone."""
+
+
+SHAPES: dict[str, tuple[type, ...]] = {
+    "target_modules": (str, list),
+    "exclude_modules": (str, list),
+    "feedforward_modules": (str, list),
+    "modules_to_save": (list,),
+    "layers_pattern": (str, list),
+    "layers_to_transform": (int, list),
+    "trainable_token_indices": (list, dict),
+    "rank_pattern": (dict,),
+    "alpha_pattern": (dict,),
+}
+"""What a key may hold, where it holds anything; lists of names, but of numbers in the two of `NUMBERED`."""
+NUMBERED = ("layers_to_transform", "trainable_token_indices")
+PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules", "rank_pattern", "alpha_pattern")
+"""Where text, or the keys of a mapping, are regular expressions."""
 
 
 @dataclass(frozen=True)
@@ -151,19 +169,19 @@ def _compact(adapted: Sequence[str], body: Anatomy) -> list[str]:
 
 def read(config: dict[str, Any], body: Anatomy) -> Plan:
     """Resolve PEFT's `config` on a model; everything that cannot be honoured is refused together."""
-    errors = list(_refusals(config))
+    errors = [*_refusals(config), *_malformed(config)]
     if errors:
         raise together(errors)
     method, fields = _method(config)
     if issubclass(method.Settings, VirtualSettings):
-        return _before_documents(config, method.Settings(**fields), body)
+        return _before_documents(config, _settings(method, fields), body)
     in_full = _saved_modules(config, body, errors)
     adapted = _target_modules(config, body, in_full, errors)
     rows = _token_rows(config, body, errors)
     if errors:
         raise together(errors)
     chosen = {"targets": tuple(adapted), "train_in_full": tuple(in_full)}
-    settings = method.Settings(**fields, **chosen)
+    settings = _settings(method, fields | chosen)
     layers: dict[str, AdapterSettings] = {}
     for path in adapted:
         own = dict(config)
@@ -171,7 +189,7 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
             found = _matching_key(config.get(pattern) or {}, path)
             if found is not None:
                 own[key] = config[pattern][found]
-        layers |= by_layer(method.Settings(**method.from_peft(own), **chosen), body, [path])
+        layers |= by_layer(_settings(method, method.from_peft(own) | chosen), body, [path])
     share = _ties(config, body, config.get("modules_to_save"))
     return Plan(settings, layers, tuple(in_full), rows, share, config.get("base_model_name_or_path"))
 
@@ -238,6 +256,41 @@ def _refusals(config: dict[str, Any]) -> Iterable[TunesmithError]:
                 found=str(config[key])[:80],
                 fix="load it with the PEFT that wrote it, merge, and load the merged model",
             )
+
+
+def _malformed(config: dict[str, Any]) -> Iterable[TunesmithError]:
+    """Values that PEFT does not write: a config that a person or another program has changed."""
+    for key, kinds in SHAPES.items():
+        value = config.get(key)
+        if value is None:
+            continue
+        item = int if key in NUMBERED else str
+        inner = value.values() if isinstance(value, dict) else [value] if isinstance(value, list) else []
+        lists = [one for one in inner if isinstance(one, list)] if key in NUMBERED else inner
+        whole = isinstance(value, kinds) and not isinstance(value, bool)
+        if isinstance(value, dict) and key in NUMBERED:
+            whole = whole and len(lists) == len(value)
+        if isinstance(value, list) or key in NUMBERED:
+            whole = whole and all(isinstance(one, item) for some in lists for one in some)
+        if not whole:
+            yield AdapterError(f"{key} is not as PEFT writes it", found=str(value)[:80])
+            continue
+        for pattern in [value] if isinstance(value, str) else value if isinstance(value, dict) else ():
+            try:
+                re.compile(pattern if key in PATTERNS else "")
+            except re.error as error:
+                yield AdapterError(f"{key} holds a broken regular expression: {error}", found=pattern[:80])
+
+
+def _settings(method: Any, fields: dict[str, Any]) -> Any:
+    """The method's record, or which of PEFT's numbers cannot be."""
+    try:
+        return method.Settings(**fields)
+    except ValidationError as error:
+        said = [(".".join(map(str, one["loc"])), one) for one in error.errors()]
+        raise together(
+            [AdapterError(f"{name} of this adapter cannot be {one['input']!r}: {one['msg']}") for name, one in said]
+        ) from error
 
 
 def _saved_modules(config: dict[str, Any], body: Anatomy, errors: list[TunesmithError]) -> list[str]:
