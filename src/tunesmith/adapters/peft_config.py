@@ -145,6 +145,14 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
     return config | (of_lora if main["peft_type"] == "LORA" else needed)
 
 
+def left_out_by_peft(adapter_set: AdapterSet) -> list[str]:
+    """What PEFT, reading the adapter's folder, would leave out without an error, in a sentence each."""
+    kind = METHODS[adapter_set.settings.method].to_peft(adapter_set.settings)["peft_type"]  # type: ignore[attr-defined]
+    if not adapter_set.token_rows or kind not in ("VERA", "IA3"):
+        return []
+    return [f"PEFT knows no rows of added tokens beside {kind}: it would use this adapter without them"]
+
+
 def _pattern(key: str, main: dict[str, Any], per_layer: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {re.escape(path): own[key] for path, own in per_layer.items() if own.get(key) != main.get(key)}
 
