@@ -24,6 +24,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,15 @@ def main() -> int:
     result = Result(
         benchmark="lora-fa-memory",
         subject="smollm2-135m",
-        settings={"lengths": lengths, "r": RANK, "dtype": "bfloat16", "rows": 1, "targets": "all-linear, or q v"},
+        settings={
+            "lengths": lengths,
+            "r": RANK,
+            "dtype": "bfloat16",
+            "rows": 1,
+            "targets": "all-linear, or q v",
+            "peft": metadata.version("peft"),
+            "transformers": metadata.version("transformers"),
+        },
         load_average={"before": before, "after": load_average()},
         contenders=found,
         ratios=ratios,
