@@ -279,9 +279,9 @@ def test_the_input_s_gradient_flows_through_frozen_and_adapted_parts(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_7_the_docstring_gives_paper_maths_shapes_init_and_merge(method):
+def test_7_the_docstring_gives_paper_use_maths_shapes_init_and_merge(method):
     text = inspect.getdoc(METHODS[method]) or ""
-    for word in ("Paper", "arXiv:", "Maths", "Shapes", "Init", "Merge"):
+    for word in ("Paper", "arXiv:", "When", "Maths", "Shapes", "Init", "Merge"):
         assert word in text
 
 

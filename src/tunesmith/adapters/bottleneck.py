@@ -1,6 +1,7 @@
 """Bottleneck: a small network on what a sub-layer puts out, before it is added to the residual stream.
 
 Paper   Houlsby et al. 2019, arXiv:1902.00751, figure 2; behind the MLP alone: Pfeiffer et al. 2020, arXiv:2005.00247
+When    what is to be learned is no linear change, or to compare with. It is served as an adapter, never merged
 Maths   y = h + U f(D h + d) + u      h = W x + b, the output of the layer; f the activation
 Shapes  x [..., in]   h, y [..., out]   D [r, out]   d [r]   U [out, r]   u [out]
 Init    D ~ U(-1/sqrt(out), 1/sqrt(out)), d = 0, U = 0, u = 0: the first forward equals the base model

@@ -1,6 +1,7 @@
 """Delta-LoRA: LoRA that also moves the frozen weight, by the change of the product B A from step to step.
 
 Paper   Zi et al. 2023, arXiv:2309.02411, algorithm 1
+When    rank r is too little and there is memory for LoRA alone; outside its paper little is known of it
 Maths   y = W_t x + b + s B A x           s = alpha / r, or alpha / sqrt(r) if rank_stabilised
         W_{t+1} = W_t + λ s (B_{t+1} A_{t+1} - B_t A_t)  from step K on; W_t is a number for the gradients of A and B
         which telescopes: y = W x + b + s ((1 + λ) B A - λ B_K A_K) x, with A_K, B_K what A, B were after K updates

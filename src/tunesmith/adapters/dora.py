@@ -1,6 +1,7 @@
 """DoRA: learn each row's length and its direction apart; the direction by a low-rank change.
 
 Paper   Liu et al. 2024, arXiv:2402.09353, eq. 5; the norm is no part of the graph: section 4.3, eq. 11
+When    the rank has to be very small, where its paper finds most, and a longer step can be paid for
 Maths   y = m (W + s B A) x / |W + s B A| + b      |.|: the norm of each row [out], taken as a number
 Shapes  x [..., in]   W [out, in]   A [r, in]   B [out, r]   m [out]
 Init    A, B as LoRA; m = |W|: the first forward equals the base model

@@ -2,6 +2,7 @@
 
 Paper   plain fine-tuning, as in Howard and Ruder 2018, arXiv:1801.06146; of the last blocks alone: Lee et al. 2019,
         arXiv:1911.03090
+When    there are many rows and memory for all of it; last_blocks where the lower part may stay as it is
 Maths   y = module(x) with its parameters θ replaced by θ', cast to the frozen dtype for the product
 Shapes  θ' [as θ], fp32 or wider
 Init    θ' = θ: the first forward equals the base model

@@ -1,6 +1,7 @@
 """(IA)³: learn one factor for each key and value, and one for each activation inside the MLP; the weights stay frozen.
 
 Paper   Liu et al. 2022, arXiv:2205.05638, section 3.3
+When    rows are few and next to nothing may change: three vectors in each block, which merge into the weights
 Maths   y = l (W x + b)      on keys and values (the paper's l_k, l_v)
         y = W (l x) + b      on a feed-forward layer: the MLP's last matrix (l_ff)      l multiplies element by element
 Shapes  x [..., in]   W [out, in]   l [out, 1], or [1, in] on a feed-forward layer

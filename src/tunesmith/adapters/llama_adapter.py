@@ -1,6 +1,7 @@
 """LLaMA-Adapter: learned tokens that attention reads beside its own, through a gate that begins shut.
 
 Paper   Zhang et al. 2023, arXiv:2303.16199, eq. 4-8; as PEFT's adaption prompt has it
+When    something that stands before documents is wanted, and it has to begin as the base exactly
 Maths   in each of the last blocks, y = softmax(s q K^T) V + g softmax(s q Kp^T) Vp      Kp = Wk P, Vp = Wv P
         Wk, Wv the frozen projections of the block, s its scale; q rotated, Kp not
 Shapes  P [1, p, hidden]   g [1]   q [heads, tokens, width]   Kp, Vp [kv heads, p, width]

@@ -3,6 +3,7 @@
 Paper   Hu et al. 2021, arXiv:2106.09685, eq. 3; rank-stabilised scale: Kalajdzievski 2023, arXiv:2312.03732;
         starts: PiSSA, Meng et al. 2024, arXiv:2404.02948, eq. 2-4; OLoRA, Büyükakyüz 2024, arXiv:2406.01775, eq. 3-5;
         LoRA+ (a learning rate of its own for B): Hayou et al. 2024, arXiv:2402.12354
+When    first. It merges exactly, servers read it, and the other methods here are measured against it
 Maths   y = W x + b + s B (A drop(x))      s = alpha / r, or alpha / sqrt(r) if rank_stabilised
         from a start of W's own: y = W x + b + s (B A - B0 A0) drop(x), with A0, B0 what B, A began as
 Shapes  x [..., in]   W [out, in]   A [r, in]   B [out, r]

@@ -1,6 +1,7 @@
 """LoRA-FA: LoRA whose A stays as it was drawn; only B learns.
 
 Paper   Zhang et al. 2023, arXiv:2308.03303, eq. 5-6
+When    activations fill the memory and recomputing them takes too long: it keeps no input for A
 Maths   y = W x + b + s B (A drop(x))      s = alpha / r, or alpha / sqrt(r) if rank_stabilised
 Shapes  x [..., in]   W [out, in]   A [r, in]   B [out, r]
 Init    A ~ U(-1/sqrt(in), 1/sqrt(in)) and never changed, B = 0; beside an embedding A ~ N(0, 1) (a zero would stay)

@@ -1,6 +1,7 @@
 """Prefix tuning: learned keys and values before each document, in every layer.
 
 Paper   Li & Liang 2021, arXiv:2101.00190, eq. 3; without the network: P-tuning v2, Liu et al. 2021, arXiv:2110.07602
+When    as prompt tuning, where that learns too little: every layer gets keys and values of its own
 Maths   in layer l, a token attends to [K_l; k], [V_l; v] in place of k, v     K_l, V_l: the layer's part of P
         with projection: P = W2 tanh(W1 E + b1) + b2 while training; a file holds P
 Shapes  P [p, layers * 2 * kv heads * head width], for each layer keys, then values   E [p, kv heads * head width]

@@ -1,6 +1,7 @@
 """ReLoRA: LoRA that is merged and begun anew every so many steps, so that low-rank updates add up to a high rank.
 
 Paper   Lialin et al. 2023, arXiv:2307.05695, algorithm 1 and section 3
+When    training is long, as when pre-training goes on, and one low-rank change is not enough. Short runs: LoRA
 Maths   y = (W + s P) x + b + s B (A drop(x))     s = alpha / r, or alpha / sqrt(r) if rank_stabilised
         every `restart_every` steps: P <- P + B A, A drawn anew, B = 0; the optimizer's moments of A and B are pruned
         or reset, and the learning rate rises again from nearly 0 to its schedule

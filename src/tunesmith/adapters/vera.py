@@ -1,6 +1,7 @@
 """VeRA: one random pair of matrices for all layers, never trained; each layer learns two vectors that scale it.
 
 Paper   Kopiczko et al. 2023, arXiv:2310.11454, eq. 2
+When    as few numbers as possible are to learn, for many adapters of one base. Not to save time: its rank is large
 Maths   y = W x + b0 + b (B (d (A drop(x))))      d and b multiply element by element
 Shapes  x [..., in]   W [out, in]   A [r, most in]   B [most out, r], of which a layer takes what fits   d [r]   b [out]
 Init    A, B uniform with the variance that He et al. give for their fan-in; d = d_initial, b = 0: the first forward
