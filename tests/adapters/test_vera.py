@@ -66,7 +66,7 @@ def said(number, printed):
     return abs(number - value) < last_digit
 
 
-@pytest.mark.parametrize("name, r, lora, lora_bytes, vera, vera_bytes, with_pair", TABLE)
+@pytest.mark.parametrize(("name", "r", "lora", "lora_bytes", "vera", "vera_bytes", "with_pair"), TABLE)
 def test_the_papers_table_of_trained_parameters(models, name, r, lora, lora_bytes, vera, vera_bytes, with_pair):
     plain = adapter(models, "lora", name, r).counts().trained
     assert said(plain, lora)
