@@ -1,4 +1,4 @@
-"""VeRA trains as many numbers as its paper says, and LoRA beside it: models of the table's shapes, built without memory.
+"""VeRA trains as many numbers as its paper says, and so does LoRA: models of the table's shapes, without their numbers.
 
 Table 1 of arXiv:2310.11454 adapts two square matrices of every block. Its numbers are cut or rounded to the digits
 shown; they were taken from two public transcriptions that agree. Two of its entries say something else than
@@ -66,7 +66,7 @@ def said(number, printed):
     return abs(number - value) < last_digit
 
 
-@pytest.mark.parametrize("name, r, lora, lora_bytes, vera, vera_bytes, with_pair", TABLE)
+@pytest.mark.parametrize(("name", "r", "lora", "lora_bytes", "vera", "vera_bytes", "with_pair"), TABLE)
 def test_the_papers_table_of_trained_parameters(models, name, r, lora, lora_bytes, vera, vera_bytes, with_pair):
     plain = adapter(models, "lora", name, r).counts().trained
     assert said(plain, lora)
