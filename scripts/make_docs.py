@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that are made from the code: settings.md, storages.md, and one for each adapter method.
+"""Write the pages of docs/ that are made from the code: settings.md, storages.md, methods.md, one for each method.
 
 python scripts/make_docs.py            writes them
 python scripts/make_docs.py --check    fails where a page is not what it would write
@@ -7,12 +7,14 @@ python scripts/make_docs.py --check    fails where a page is not what it would w
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from memory_section import memory_section
+from methods_page import methods_page
+from page_parts import DOCS, MADE, cell, line_of, read
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import refusal
@@ -26,18 +28,19 @@ from tunesmith.search.settings import SearchSettings
 from tunesmith.search.space import Range
 from tunesmith.settings import Settings
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-MADE = "<!-- made by scripts/make_docs.py from the code; change it there -->\n"
 RECORDS = {"TestSettings": "[test](#test)", "ForgetSettings": "[forget](#forget)"}
 RECORDS |= {"Range": "[{low, high, log}](#space-a-range)"}
 RECORDS |= {"TemplateFormat": "{prompt, answer, system}", "HeldOut": "{share, count, file, key}"}
 """Records inside a setting, as their keys."""
+MEASURED = {"lora-fa": memory_section}
+"""What was measured of a single method, for its page."""
 
 
 def pages() -> dict[str, str]:
     """The text of every made page, by file name."""
     methods = {f"{name}.md": method_page(name, module) for name, module in METHODS.items()}
-    return {"settings.md": settings_page(), "storages.md": storages_page(), **methods}
+    made = {"settings.md": settings_page(), "storages.md": storages_page(), "methods.md": methods_page()}
+    return made | methods
 
 
 def settings_page() -> str:
@@ -78,6 +81,7 @@ def method_page(name: str, module: ModuleType) -> str:
             *placed(module, chosen),
             "## In PEFT's files\n",
             in_peft(module),
+            *([MEASURED[name]()] if name in MEASURED else []),
         ]
     )
 
@@ -180,18 +184,11 @@ def storages_page() -> str:
     )
 
 
-def line_of(header: str, word: str) -> str:
-    """The rest of the header's line that begins with `word`."""
-    return next((line.removeprefix(word).strip() for line in header.splitlines() if line.startswith(word)), "")
-
-
 def measured() -> str:
     """The newest result of benchmarks/storages.py for each size."""
     newest: dict[str, dict[str, Any]] = {}
-    for path in (DOCS.parent / "benchmarks" / "results").glob("*-storages-*.json"):
-        result = json.loads(path.read_text())
-        if result["date"] > newest.get(result["subject"], {"date": ""})["date"]:
-            newest[result["subject"]] = result
+    for result in read("*-storages-*.json").values():
+        newest[result["subject"]] = result
     if not newest:
         return ""
     lines = [
@@ -280,10 +277,6 @@ def bounds(schema: Mapping[str, Any]) -> str:
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
     said = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
     return " " + ", ".join(said) if said else ""
-
-
-def cell(text: str) -> str:
-    return re.sub(r"(?<!\\)\|", r"\\|", text)
 
 
 def main() -> None:

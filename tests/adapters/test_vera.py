@@ -1,4 +1,4 @@
-"""VeRA trains as many numbers as its paper says, and LoRA beside it: models of the table's shapes, built without memory.
+"""VeRA trains as many numbers as its paper says, and so does LoRA: models of the table's shapes, without their numbers.
 
 Table 1 of arXiv:2310.11454 adapts two square matrices of every block. Its numbers are cut or rounded to the digits
 shown; they were taken from two public transcriptions that agree. Two of its entries say something else than

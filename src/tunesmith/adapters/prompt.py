@@ -1,7 +1,7 @@
 """Prompt tuning: learned vectors before each document, as if they were embedded tokens.
 
 Paper   Lester et al. 2021, arXiv:2104.08691, section 2
-When    the base has to stay as it is for many tasks at once, and is large: small ones learn little from a prompt
+When    the base has to stay as it is for many tasks at once, and is large: its paper finds small ones far behind
 Maths   the model reads [P; E(x)] in place of E(x): its tokens attend to the p rows of P as to tokens before them
 Shapes  P [p, d], d the width of the embedding   E(x) [tokens, d]
 Init    rows of the embedding: tokens drawn from the vocabulary, or those of a text. It does not start as the base: even
