@@ -198,7 +198,9 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
             if found is not None:
                 own[key] = config[pattern][found]
         layers |= by_layer(_settings(method, method.from_peft(own) | chosen), body, [path])
-    share = _ties(config, body, config.get("modules_to_save"))
+    copied = config.get("peft_type") == PEFT_TYPE  # ours alone: the weight itself learns, by whichever end it is named
+    tied = bool(config.get("ensure_weight_tying")) and body.tied
+    share = tied if copied else _ties(config, body, config.get("modules_to_save"))
     return Plan(settings, layers, tuple(in_full), rows, share, config.get("base_model_name_or_path"))
 
 
