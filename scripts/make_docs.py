@@ -24,9 +24,12 @@ from tunesmith.compare.settings import ForgetSettings, StudySettings, TestSettin
 from tunesmith.data.settings import HeldOut, TemplateFormat
 from tunesmith.quant import QUANTISED
 from tunesmith.recipe import SECTIONS
+from tunesmith.search.settings import SearchSettings
+from tunesmith.search.space import Range
 from tunesmith.settings import Settings
 
 RECORDS = {"TestSettings": "[test](#test)", "ForgetSettings": "[forget](#forget)"}
+RECORDS |= {"Range": "[{low, high, log}](#space-a-range)"}
 RECORDS |= {"TemplateFormat": "{prompt, answer, system}", "HeldOut": "{share, count, file, key}"}
 """Records inside a setting, as their keys."""
 MEASURED = {"lora-fa": memory_section}
@@ -59,6 +62,8 @@ def settings_page() -> str:
     parts.append(f"## A study\n\nOf `tunesmith compare`: [comparing](compare.md).\n\n{table(StudySettings)}")
     parts.append(f"### test\n\n{table(TestSettings)}")
     parts.append(f"### forget\n\n{table(ForgetSettings)}")
+    parts.append(f"## A search\n\nOf `tunesmith search`: [searching](search.md).\n\n{table(SearchSettings)}")
+    parts.append(f"### space, a range\n\n{table(Range)}")
     return "\n".join(parts)
 
 

@@ -102,6 +102,8 @@ def test_prompts_in_every_shape(tmp_path):
     text = tmp_path / "p.txt"
     text.write_text("first\n\nthird\n")
     assert [(p.row, p.messages[-1].content) for p in read_prompts(text)] == [(1, "first"), (3, "third")]
+    text.write_bytes("one\u2028line\x85\x0c\r\nand another\r\n".encode())
+    assert [p.messages[-1].content for p in read_prompts(text)] == ["one\u2028line\x85\x0c", "and another"]
     rows = [
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "gold"}]},
         {"messages": [{"role": "system", "content": "own"}, {"role": "user", "content": "q"}]},

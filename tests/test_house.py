@@ -13,6 +13,7 @@ LAYERS: list[set[str]] = [
     {"__main__"},
     {"cli"},
     {"demo", "__init__"},
+    {"search"},
     {"compare"},
     {"run", "inference"},
     {"questions"},

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from small_run import make_model, make_rows, recipe
@@ -421,9 +423,12 @@ def test_a_file_without_prompts_is_refused(place, tmp_path, name, content, said)
     assert not list(tmp_path.glob("*answers*"))
 
 
-def test_scores_are_told_when_the_answers_cannot_be_written(place, tmp_path):
-    (tmp_path / "file").write_text("")
-    words = ("--score", "f1", "--max-new-tokens", 2, "--json", "--out", tmp_path / "file" / "x.jsonl")
+def test_scores_are_told_when_the_answers_cannot_be_written(place, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    words = ("--score", "f1", "--max-new-tokens", 2, "--json", "--out", tmp_path / "x.jsonl")
     done = invoke("evaluate", place / "whole", *words, code=4)
     assert json.loads(done.stdout)["f1"]["count"] == 3
     assert "cannot be written" in done.stderr
@@ -435,6 +440,31 @@ def test_a_folder_is_no_file_for_answers(place, tmp_path, verb):
     done = invoke(verb, place / "whole", *words, "--out", tmp_path, code=2)
     assert "this is a folder" in done.stderr
     assert "loading the model" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["generate", "evaluate"])
+def test_where_no_answer_can_be_written_is_known_before_the_model_is_loaded(place, tmp_path, verb):
+    (tmp_path / "file").write_text("")
+    words = ["--file", place / "prompts.txt"] if verb == "generate" else ["--score", "f1"]
+    done = invoke(verb, place / "whole", *words, "--out", tmp_path / "file" / "a.jsonl", code=4)
+    assert "cannot be written" in done.stderr
+    assert "loading the model" not in done.stderr
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"base_model_name_or_path": 5}'])
+def test_an_adapter_whose_config_cannot_be_read_is_a_sentence(place, tmp_path, content):
+    shutil.copytree(place / "whole" / "adapter", tmp_path / "a")
+    (tmp_path / "a" / "adapter_config.json").write_text(content)
+    done = invoke("generate", tmp_path / "a", "hello", code=2)
+    assert "Error: " in done.stderr
+    assert str(tmp_path / "a") in done.stderr
+
+
+@pytest.mark.parametrize(("file", "content"), [("model.safetensors", "cut"), ("tokenizer_config.json", "[]")])
+def test_a_damaged_model_is_a_sentence(place, tmp_path, file, content):
+    shutil.copytree(place / "model", tmp_path / "m")
+    (tmp_path / "m" / file).write_text(content)
+    assert "cannot be loaded" in invoke("generate", tmp_path / "m", "hello", code=2).stderr
 
 
 def test_answers_of_another_run_of_the_same_name_are_not_taken_for_its_own(place, tmp_path):

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from tunesmith.models.session import Params
     from tunesmith.recipe import Recipe, load
     from tunesmith.run import Trained, check, train, tune
+    from tunesmith.search.main import Found, search
     from tunesmith.session import Session, open_session
 
 _HOME = {
     "Comparison": "compare.main",
     "compare": "compare.main",
+    "Found": "search.main",
+    "search": "search.main",
     "TunesmithError": "errors",
     "Params": "models.session",
     "Recipe": "recipe",
@@ -41,8 +44,8 @@ _HOME = {
 }
 
 __all__ = [
-    "Comparison", "Params", "Recipe", "Session", "Trained", "TunesmithError",
-    "check", "compare", "load", "merge", "open_session", "train", "tune",
+    "Comparison", "Found", "Params", "Recipe", "Session", "Trained", "TunesmithError",
+    "check", "compare", "load", "merge", "open_session", "search", "train", "tune",
 ]  # fmt: skip
 
 
@@ -53,7 +56,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Facade(ModuleType):
-    """The folders `train` and `compare` and the functions of these names: who asks the package gets the function."""
+    """Folders and functions share the names `train`, `compare` and `search`: who asks the package gets the function."""
 
     @property
     def train(self) -> Any:
@@ -69,6 +72,14 @@ class _Facade(ModuleType):
 
     @compare.setter
     def compare(self, folder: ModuleType) -> None:
+        """As with `train`."""
+
+    @property
+    def search(self) -> Any:
+        return importlib.import_module("tunesmith.search.main").search
+
+    @search.setter
+    def search(self, folder: ModuleType) -> None:
         """As with `train`."""
 
 

@@ -67,7 +67,7 @@ def _read_prompts(path: Path, system: str | None, data: DataSettings | None) -> 
     before = (Message("system", system),) if system else ()
     if path.suffix.lower() == ".txt":
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")  # not at U+2028 and its like, inside a prompt
         except UnicodeDecodeError as error:
             raise DataError("this file is not text in UTF-8", where=str(path), found=str(error)) from None
         return [Prompt(n, (*before, Message("user", line))) for n, line in enumerate(lines, 1) if line.strip()]
@@ -126,10 +126,16 @@ def _messages_of(row: Mapping[str, Any], origin: Origin, fill: Fill | None) -> t
     )
 
 
-def refuse_folder(out: Path) -> None:
-    """Known before a model is loaded: answers go into a file."""
+def refuse_unwritable(out: Path) -> None:
+    """Known before a model is loaded: answers go into a file, and it can be written."""
     if out.is_dir():
         raise DataError("this is a folder; answers go into a file", where=str(out), fix="--out NAME.jsonl")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"the answers cannot be written: {error.strerror}", where=str(out)) from error
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise MachineError("the answers cannot be written: no permission", where=str(out), fix="--out elsewhere")
 
 
 def answer_file(

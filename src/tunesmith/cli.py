@@ -333,6 +333,27 @@ def compare(
 
 
 @verb
+def search(
+    source: Annotated[
+        Path, typer.Argument(metavar="SEARCH|RECIPE", help="A YAML search, or a recipe.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings on top of the search's or recipe's.", show_default=False),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Write the report and print nothing.")] = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Find settings by training, within a budget counted in runs: of a recipe, the learning rate and LoRA+'s ratio."""
+    import shlex
+
+    from tunesmith.search.main import search as run
+
+    command = shlex.join(["tunesmith", "search", str(source), *(overrides or [])])
+    run(source, overrides or [], trust_remote_code=trust_remote_code, quiet=quiet, command=command)
+
+
+@verb
 def merge(
     source: Annotated[Path, typer.Argument(help="A run folder or an adapter folder.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],

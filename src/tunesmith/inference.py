@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tunesmith.adapters import identity, store
-from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_folder
+from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_unwritable
 from tunesmith.atomic import no_room
 from tunesmith.chat import run_chat
 from tunesmith.data.prepare import prepare, told
@@ -108,7 +108,7 @@ def generate(
     _refuse_impossible(params)
     target = out if file is None else out or file.with_suffix(".answers.jsonl")
     if target is not None:
-        refuse_folder(target)
+        refuse_unwritable(target)
     with Progress() as progress:
         if system is None and (file is None or file.suffix.lower() == ".txt"):
             system = _own_system(source, progress.say)
@@ -230,7 +230,7 @@ def evaluate(
     scorers_named(of_answers)
     _refuse_unread(of_answers, turns, gold, out, num_beams)
     if out is not None:
-        refuse_folder(out)
+        refuse_unwritable(out)
     aloud = functools.partial(print, file=sys.stderr)  # what a program's person should know, quiet or not
     settings, seed = _rows_of(source, data, recipe, limit)
     all_rows = data is not None

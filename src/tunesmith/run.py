@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tunesmith.adapters import identity, store
+from tunesmith.adapters import identity, peft_config, store
 from tunesmith.adapters.adapter_set import AdapterSet, add, refusal
 from tunesmith.adapters.adapter_set import check as check_method
 from tunesmith.adapters.attach import Switch
@@ -250,6 +250,7 @@ def _reached(adapter_set: AdapterSet) -> list[str]:
         lines.append(f"in full, {counted(len(targets.in_full), 'module')}: {', '.join(full)}")
     if adapter_set.added_tokens:
         lines.append(f"rows of {counted(len(adapter_set.added_tokens), 'added token')}")
+    lines += peft_config.left_out_by_peft(adapter_set)
     if targets.missed:
         lines.append(f"not reached: {', '.join(targets.summary())}")
     return lines

@@ -7,7 +7,6 @@ session.load_adapter("runs/other/adapter")     a few megabytes, read once; then 
 
 from __future__ import annotations
 
-import json
 import shlex
 import warnings
 from collections.abc import Callable, Sequence
@@ -239,21 +238,20 @@ def recipe_of(source: str | Path) -> Recipe | None:
 
 
 def _base_in_config(adapter: Path) -> str:
-    name = json.loads((adapter / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    if not name or (name.count("/") != 1 and not Path(name).exists()):
+    name = store.config_of(adapter).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name or (name.count("/") != 1 and not Path(name).exists()):
         raise ModelError(
             "the adapter does not say where its base model is",
             where=str(adapter),
             found=repr(name),
             fix="name the base: --base FOLDER-OR-HUB-ID",
         )
-    return str(name)
+    return name
 
 
 def _storage_noted(adapter: Path) -> str:
     """The storage that an adapter of ours was trained beside, where it is one to ask for; else auto."""
-    side = adapter / store.SIDE
-    noted = json.loads(side.read_text()).get("base", {}).get("storage") if side.is_file() else None
+    noted = store.noted_base(adapter).get("storage")
     return noted if noted in MADE else "auto"
 
 

@@ -18,6 +18,7 @@ from tunesmith.adapters.identity import identify
 from tunesmith.adapters.lora import Settings
 from tunesmith.adapters.lora_fa import Settings as LoRAFASettings
 from tunesmith.adapters.merge import merge
+from tunesmith.adapters.peft_config import left_out_by_peft
 from tunesmith.adapters.relora import Settings as ReLoRASettings
 from tunesmith.adapters.store import load, save
 from tunesmith.adapters.vera import Settings as VeRASettings
@@ -116,6 +117,15 @@ def test_peft_computes_the_same_from_our_folder(arch, choice, tmp_path):
         assert sum(p.numel() for p in theirs.parameters() if p.requires_grad) == adapter_set.counts().trained + frozen
 
 
+@pytest.mark.parametrize("settings", [Settings(r=2), DoRASettings(r=2), VeRASettings(r=3), IA3Settings()])
+def test_what_peft_would_leave_out_is_told(settings, tmp_path):
+    model, adapter_set = ours("llama", settings, added_tokens=4)
+    save(tmp_path / "a", adapter_set, identify(model))
+    ids = torch.tensor([[5, 92, 93, 94, 95, 7]])
+    same = torch.allclose(peft_loads("llama", tmp_path / "a")(ids).logits, model(ids).logits, atol=1e-3)
+    assert same == (not left_out_by_peft(adapter_set))
+
+
 @pytest.mark.parametrize("choice", ["ia3", "ia3, attention fed forward", "delta-lora", "relora, some multiplied out"])
 @pytest.mark.parametrize("arch", ["llama-tied", "gpt2", "falcon", "opt", "mixtral"])
 def test_peft_merges_our_folder_into_the_same_weights(arch, choice, tmp_path):
@@ -162,6 +172,13 @@ THEIRS = {
         "modules_to_save": ["EMBED", "HEAD"],
         "ensure_weight_tying": True,
     },
+    "one end in full, tying asked for": {
+        "r": 2,
+        "target_modules": "all-linear",
+        "modules_to_save": ["EMBED"],
+        "ensure_weight_tying": True,
+    },
+    "rows of the head": {"r": 2, "target_modules": ["UP"], "trainable_token_indices": {"HEAD": [91, 5]}},
     "embeddings by LoRA": {"r": 2, "target_modules": ["EMBED", "UP"]},
     "head by LoRA": {"r": 2, "target_modules": ["HEAD", "UP"]},
     "patterns": {

@@ -171,6 +171,49 @@ def test_what_cannot_be_honoured_is_refused_by_name(folder, key, value):
     refused(folder, key)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("target_modules", 5),
+        ("target_modules", "(("),
+        ("target_modules", [1]),
+        ("exclude_modules", "(("),
+        ("modules_to_save", "embed_tokens"),
+        ("layers_to_transform", "x"),
+        ("layers_to_transform", ["0"]),
+        ("trainable_token_indices", 7),
+        ("trainable_token_indices", {"embed_tokens": 7}),
+        ("rank_pattern", [1]),
+        ("rank_pattern", {"((": 3}),
+        ("alpha_pattern", [2]),
+        ("r", 0),
+        ("r", None),
+    ],
+)
+def test_what_peft_does_not_write_is_refused_by_name(folder, key, value):
+    edit_config(folder, **{key: value})
+    refused(folder, key)
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ({"lora_alpha": 0}, "alpha"),
+        ({"lora_dropout": 1.5}, "dropout"),
+        ({"rank_pattern": {"q_proj": "many"}}, "r of"),
+    ],
+)
+def test_a_number_of_peft_s_that_cannot_be_is_refused(folder, keys, name):
+    edit_config(folder, **keys)
+    refused(folder, f"{name}")
+
+
+def test_a_mark_before_the_config_is_no_matter(folder):
+    edit_config(folder)
+    (folder / CONFIG).write_bytes(b"\xef\xbb\xbf" + (folder / CONFIG).read_bytes())
+    load(folder, tiny("llama"), Switch(), "a")
+
+
 def test_an_unknown_key_that_is_off_is_no_matter(folder):
     edit_config(folder, some_new_switch=False, another=None)
     load(folder, tiny("llama"), Switch(), "a")

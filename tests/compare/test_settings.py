@@ -116,7 +116,7 @@ def test_overrides_reach_the_study(folder):
     assert study.settings.seeds == (4, 5)
     assert study.settings.test.limit == 3
     assert resolve(study, arms_of(study)[0]).recipe.train.steps == 7
-    with pytest.raises(RecipeError, match=r"did you mean: recipe.train.steps"):
+    with pytest.raises(RecipeError, match=r"did you mean: shared.train.steps"):
         settings.load(written(folder, studies.YAML), ["train.steps=3"])
 
 

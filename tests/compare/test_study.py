@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import studies
+from small_run import make_rows
 
 import tunesmith
 from tunesmith.compare.process import Outcome, in_process
@@ -219,6 +220,17 @@ def test_a_failing_cell_is_shown_with_its_reason_and_the_study_goes_on(folder, c
     assert "torn, seed 0, failed: the" in said
     assert "failed" in found.files["markdown"].read_text()
     assert any("one seed says nothing of the next" in one["verdict"] for one in found.results["comparisons"])
+
+
+def test_a_text_with_a_line_separator_of_unicode_does_not_break_the_page(folder):
+    (folder / "separated").mkdir(exist_ok=True)
+    make_rows(folder / "separated" / "rows.jsonl", 40, answer="one\u2028two\x85three")
+    rows = (folder / "separated" / "rows.jsonl").read_text()
+    (folder / "separated" / "rows.jsonl").write_text(rows.replace("what is", "what\u2028is"))
+    values = studies.values(folder, folder=str(folder / "separated" / "study"), seeds=[0], prompting=[], forget=None)
+    values["recipe"]["data"]["train"] = str(folder / "separated" / "rows.jsonl")
+    found = tunesmith.compare(values, runner=studies.here, quiet=True)
+    assert "what\u2028is" in found.files["html"].read_text()
 
 
 def test_where_everything_fails_that_is_an_error(folder):

@@ -238,6 +238,10 @@ def test_long_csv_fields_are_read_and_the_module_left_as_it_was(tmp_path):
 def test_plain_text_is_a_row_a_paragraph_or_a_row_a_line(tmp_path):
     assert read(write(tmp_path / "a.txt", "one\ntwo\n\n\nthree\n"))[1][0].row == 5
     assert rows_of(str(tmp_path / "a.txt")) == [{"text": "one\ntwo"}, {"text": "three"}]
+    assert rows_of(write(tmp_path / "w.txt", "one\r\ntwo\r\n\r\nthree\r\n")) == [
+        {"text": "one\ntwo"},
+        {"text": "three"},
+    ]
     assert rows_of(write(tmp_path / "b.txt", "one\ntwo\n")) == [{"text": "one"}, {"text": "two"}]
     # A form feed or a Unicode line separator ends no line of a file.
     assert len(rows_of(write(tmp_path / "c.txt", "one\u2028\u2028x\ntwo\x0b\x0c\x0cx\nthree\n"))) == 3

@@ -17,6 +17,7 @@ import workshop
 from tunesmith.compare import settings
 from tunesmith.compare.grid import arms_of, resolve
 from tunesmith.recipe import from_dict
+from tunesmith.search import settings as searches
 
 PAGES = [*(workshop.ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
 PAGES += sorted((workshop.ROOT / "docs").rglob("*.md"))
@@ -79,7 +80,7 @@ def test_blocks_run(page, models, monkeypatch):
 
 
 def _load(text):
-    """A study, a whole recipe, or sections of one beside what every recipe needs."""
+    """A study, a search, a whole recipe, or sections of one beside what every recipe needs."""
     from tunesmith.notation import read
 
     lined = read(text, "document")
@@ -87,6 +88,9 @@ def _load(text):
     if "arms" in lined.value:
         study = settings.from_dict(lined.value)
         assert [resolve(study, arm).plain for arm in arms_of(study)]
+        return
+    if "space" in lined.value:
+        assert searches.from_dict(lined.value).settings.space
         return
     values = {"model": {"name": workshop.MODELS[0]}, "data": {"train": "recipes/data/marketing_mail.jsonl"}}
     assert from_dict(values | lined.value).plain

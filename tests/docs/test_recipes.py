@@ -9,6 +9,7 @@ import workshop
 
 RECIPES = sorted((workshop.ROOT / "recipes").glob("*.yaml"))
 STUDIES = sorted((workshop.ROOT / "recipes" / "studies").glob("*.yaml"))
+SEARCHES = sorted((workshop.ROOT / "recipes" / "searches").glob("*.yaml"))
 SMALLER = {name: ["adapter.last_blocks=1"] for name in ("chat_identity", "last_blocks")}
 SMALLER |= {"base_model_template": ["data.limit=40"]}
 SMALLER |= {name: ["data.limit=40", "data.held_out=4"] for name in ("alpaca", "function_calling", "qlora", "squad")}
@@ -58,6 +59,19 @@ def test_studies_are_sound(path, checkout):
     planned = plan(load(checkout / "recipes" / "studies" / path.name, [f"folder={out}", "shared.data.limit=200"]))
     assert len(planned.arms) >= 2
     assert planned.baseline == planned.arms[0].name
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_searches_are_sound(path, checkout):
+    from tunesmith.search.checks import plan
+    from tunesmith.search.settings import load
+
+    if not workshop.SHARED.is_dir():
+        pytest.skip("the shared data is not beside the repository")
+    out = checkout / "runs" / f"search-{path.stem}"
+    planned = plan(load(checkout / "recipes" / "searches" / path.name, [f"folder={out}", "shared.data.limit=200"]))
+    assert planned.own in planned.first
+    assert planned.trials >= 2
 
 
 @pytest.mark.slow

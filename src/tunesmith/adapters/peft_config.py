@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -59,6 +60,27 @@ BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of init_lora_weights after which the adapter fits a changed base alone."""
 
 
+ENDS = ("embed_tokens", "lm_head")
+"""PEFT's ensure_weight_tying acts where one of these names is asked for, and nowhere else: not on GPT-2's wte alone."""
+
+
+SHAPES: dict[str, tuple[type, ...]] = {
+    "target_modules": (str, list),
+    "exclude_modules": (str, list),
+    "feedforward_modules": (str, list),
+    "modules_to_save": (list,),
+    "layers_pattern": (str, list),
+    "layers_to_transform": (int, list),
+    "trainable_token_indices": (list, dict),
+    "rank_pattern": (dict,),
+    "alpha_pattern": (dict,),
+}
+"""What a key may hold, where it holds anything; lists of names, but of numbers in the two of `NUMBERED`."""
+NUMBERED = ("layers_to_transform", "trainable_token_indices")
+PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules", "rank_pattern", "alpha_pattern")
+"""Where text, or the keys of a mapping, are regular expressions."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a config asks for, resolved on one model."""
@@ -90,7 +112,9 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
         own = [adapter.peft_fields() for adapter in adapter_set.adapters.values() if isinstance(adapter, Virtual)]
         return common | main | own[0]
     adapted, in_full = adapter_set.targets.adapted, adapter_set.targets.in_full
-    tokens = {path: ids for path, ids in adapter_set.token_rows.items() if not (body.tied and path == body.head)}
+    tokens = dict(adapter_set.token_rows)
+    if body.tied and tokens.get(body.head or "") == tokens.get(body.embedding or ""):
+        tokens.pop(body.head or "", None)  # PEFT gives a tied head its embedding's rows by itself
     per_layer = {
         path: method.to_peft(adapter_set.adapters[path].in_file(own))
         for path, own in adapter_set.layer_settings.items()
@@ -121,6 +145,14 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
     return config | (of_lora if main["peft_type"] == "LORA" else needed)
 
 
+def left_out_by_peft(adapter_set: AdapterSet) -> list[str]:
+    """What PEFT, reading the adapter's folder, would leave out without an error, in a sentence each."""
+    kind = METHODS[adapter_set.settings.method].to_peft(adapter_set.settings)["peft_type"]  # type: ignore[attr-defined]
+    if not adapter_set.token_rows or kind not in ("VERA", "IA3"):
+        return []
+    return [f"PEFT knows no rows of added tokens beside {kind}: it would use this adapter without them"]
+
+
 def _pattern(key: str, main: dict[str, Any], per_layer: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {re.escape(path): own[key] for path, own in per_layer.items() if own.get(key) != main.get(key)}
 
@@ -145,19 +177,19 @@ def _compact(adapted: Sequence[str], body: Anatomy) -> list[str]:
 
 def read(config: dict[str, Any], body: Anatomy) -> Plan:
     """Resolve PEFT's `config` on a model; everything that cannot be honoured is refused together."""
-    errors = list(_refusals(config))
+    errors = [*_refusals(config), *_malformed(config)]
     if errors:
         raise together(errors)
     method, fields = _method(config)
     if issubclass(method.Settings, VirtualSettings):
-        return _before_documents(config, method.Settings(**fields), body)
+        return _before_documents(config, _settings(method, fields), body)
     in_full = _saved_modules(config, body, errors)
     adapted = _target_modules(config, body, in_full, errors)
     rows = _token_rows(config, body, errors)
     if errors:
         raise together(errors)
     chosen = {"targets": tuple(adapted), "train_in_full": tuple(in_full)}
-    settings = method.Settings(**fields, **chosen)
+    settings = _settings(method, fields | chosen)
     layers: dict[str, AdapterSettings] = {}
     for path in adapted:
         own = dict(config)
@@ -165,8 +197,8 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
             found = _matching_key(config.get(pattern) or {}, path)
             if found is not None:
                 own[key] = config[pattern][found]
-        layers |= by_layer(method.Settings(**method.from_peft(own), **chosen), body, [path])
-    share = bool(config.get("ensure_weight_tying")) and body.tied
+        layers |= by_layer(_settings(method, method.from_peft(own) | chosen), body, [path])
+    share = _ties(config, body, config.get("modules_to_save"))
     return Plan(settings, layers, tuple(in_full), rows, share, config.get("base_model_name_or_path"))
 
 
@@ -234,6 +266,41 @@ def _refusals(config: dict[str, Any]) -> Iterable[TunesmithError]:
             )
 
 
+def _malformed(config: dict[str, Any]) -> Iterable[TunesmithError]:
+    """Values that PEFT does not write: a config that a person or another program has changed."""
+    for key, kinds in SHAPES.items():
+        value = config.get(key)
+        if value is None:
+            continue
+        item = int if key in NUMBERED else str
+        inner = value.values() if isinstance(value, dict) else [value] if isinstance(value, list) else []
+        lists = [one for one in inner if isinstance(one, list)] if key in NUMBERED else inner
+        whole = isinstance(value, kinds) and not isinstance(value, bool)
+        if isinstance(value, dict) and key in NUMBERED:
+            whole = whole and len(lists) == len(value)
+        if isinstance(value, list) or key in NUMBERED:
+            whole = whole and all(isinstance(one, item) for some in lists for one in some)
+        if not whole:
+            yield AdapterError(f"{key} is not as PEFT writes it", found=str(value)[:80])
+            continue
+        for pattern in [value] if isinstance(value, str) else value if isinstance(value, dict) else ():
+            try:
+                re.compile(pattern if key in PATTERNS else "")
+            except re.error as error:
+                yield AdapterError(f"{key} holds a broken regular expression: {error}", found=pattern[:80])
+
+
+def _settings(method: Any, fields: dict[str, Any]) -> Any:
+    """The method's record, or which of PEFT's numbers cannot be."""
+    try:
+        return method.Settings(**fields)
+    except ValidationError as error:
+        said = [(".".join(map(str, one["loc"])), one) for one in error.errors()]
+        raise together(
+            [AdapterError(f"{name} of this adapter cannot be {one['input']!r}: {one['msg']}") for name, one in said]
+        ) from error
+
+
 def _saved_modules(config: dict[str, Any], body: Anatomy, errors: list[TunesmithError]) -> list[str]:
     """Modules that PEFT trains in full: those whose path ends in a name, with all below them."""
     chosen: set[str] = set()
@@ -242,9 +309,18 @@ def _saved_modules(config: dict[str, Any], body: Anatomy, errors: list[Tunesmith
         if not tops:
             errors.append(AdapterError(f"modules_to_save names {name}, which matches nothing in this model"))
         chosen.update(p for p in body.modules if any(p == top or p.startswith(top + ".") for top in tops))
-    if config.get("ensure_weight_tying") and body.tied and chosen & {body.embedding, body.head}:
+    if _ties(config, body, config.get("modules_to_save")):
         chosen.update(path for path in (body.embedding, body.head) if path)
     return [path for path in body.modules if path in chosen and any(True for _ in _own(body.modules[path]))]
+
+
+def _ties(config: dict[str, Any], body: Anatomy, names: str | Sequence[str] | None) -> bool:
+    """Whether PEFT makes embedding and head one again, where `names` are what it trains or adapts."""
+    if not (config.get("ensure_weight_tying") and body.tied):
+        return False
+    if isinstance(names, str):
+        return any(re.fullmatch(names, end) for end in ENDS)
+    return any(name.rpartition(".")[2] in ENDS for name in names or ())
 
 
 def _own(module: nn.Module) -> Iterable[nn.Parameter]:
@@ -273,7 +349,8 @@ def _target_modules(
     if not found:
         errors.append(AdapterError("target_modules matches nothing in this model", found=str(targets)[:120]))
     copied = config.get("peft_type") == PEFT_TYPE
-    if config.get("ensure_weight_tying") and body.tied and {body.embedding, body.head} & set(found) and not copied:
+    tied = _ties(config, body, targets) and not _ties(config, body, config.get("modules_to_save"))
+    if tied and {body.embedding, body.head} & set(found) and not copied:
         errors.append(
             AdapterError("ensure_weight_tying of a low-rank change is not supported", fix="merge it with PEFT")
         )

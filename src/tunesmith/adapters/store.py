@@ -142,7 +142,7 @@ def load(
 def refuse_unmergeable(folder: Path | str) -> None:
     """Say of an adapter that cannot be worked into weights why that is so; reads its config alone."""
     path = _folder(folder)
-    reason = peft_config.unmergeable(_object(_inside(path, CONFIG)))
+    reason = peft_config.unmergeable(config_of(path))
     if reason is not None:
         raise AdapterError(
             f"this adapter cannot be merged: {reason}",
@@ -151,9 +151,22 @@ def refuse_unmergeable(folder: Path | str) -> None:
         )
 
 
+def config_of(folder: Path | str) -> dict[str, Any]:
+    """PEFT's config of the adapter in `folder`, as it is written."""
+    return _object(_inside(_folder(folder), CONFIG))
+
+
+def noted_base(folder: Path | str) -> dict[str, Any]:
+    """What an adapter of ours says of its base; empty where PEFT wrote the folder."""
+    side = Path(folder) / SIDE
+    noted = _object(side).get("base") if side.is_file() else None
+    return noted if isinstance(noted, dict) else {}
+
+
 def virtual_tokens(folder: Path | str) -> int:
     """How many positions before each document the adapter in `folder` takes; reads its config alone."""
-    return int(_object(_inside(_folder(folder), CONFIG)).get("num_virtual_tokens") or 0)
+    number = config_of(folder).get("num_virtual_tokens")
+    return number if isinstance(number, int) else 0
 
 
 def _folder(folder: Path | str) -> Path:
@@ -200,11 +213,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"{path.name} is no JSON: {error}") from error
+        raise AdapterError(f"{path.name} is no JSON: {error}", where=str(path.parent)) from error
     if not isinstance(value, dict):
-        raise AdapterError(f"{path.name} holds no JSON object", found=type(value).__name__)
+        raise AdapterError(f"{path.name} holds no JSON object", where=str(path.parent), found=type(value).__name__)
     return value
 
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path as FilePath
 from typing import Any
 
-from tunesmith.compare.settings import Study
+from tunesmith.compare.settings import Planned, Study
 from tunesmith.data.settings import HeldOut
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.notation import write_inline
@@ -124,7 +124,7 @@ def _refuse_what_is_the_study_s(study: Study) -> None:
         raise together(errors)
 
 
-def resolve(study: Study, arm: Arm, changes: Iterable[Change] = ()) -> Resolved:
+def resolve(study: Planned[Any], arm: Arm, changes: Iterable[Change] = ()) -> Resolved:
     """The arm's recipe, with `changes` of the study's own on top."""
     recipe, every = study.settings.recipe, (*arm.changes, *changes)
     if isinstance(recipe, str):
@@ -142,7 +142,7 @@ def resolve(study: Study, arm: Arm, changes: Iterable[Change] = ()) -> Resolved:
 
 
 def cell(
-    study: Study,
+    study: Planned[Any],
     arm: Arm,
     seed: int,
     *,
@@ -174,7 +174,7 @@ def cell(
     return Cell(arm, seed, resolve(study, arm, changes), mark, rung, learning_rate)
 
 
-def taken_out(study: Study, train_rows: str) -> list[Change]:
+def taken_out(study: Planned[Any], train_rows: str) -> list[Change]:
     """The changes by which a recipe reads what is left after the test's rows were taken away."""
     said = f"{study.source}, test.rows taken out"
     return [("data.train", train_rows, said), ("data.subset", None, said), ("data.split", "train", said)]

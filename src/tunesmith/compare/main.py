@@ -48,7 +48,7 @@ def compare(
 
     Each cell is trained and measured in a process of its own. Interrupted, the same call goes on where it stopped.
     """
-    if isinstance(study, settings.Study):
+    if isinstance(study, settings.Planned):
         loaded = study
     elif isinstance(study, Mapping):
         loaded = settings.from_dict(study, overrides)

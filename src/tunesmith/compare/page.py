@@ -94,7 +94,8 @@ def _answers(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     for run in row["folders"].values():
         path = folder / run / "answers.jsonl"
         if path.is_file():
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            with path.open(encoding="utf-8") as lines:  # `splitlines` would cut at U+2028 and its like, inside a text
+                return [json.loads(line) for line in lines]
     return []
 
 

@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tunesmith import events
 from tunesmith.atomic import write_json
 from tunesmith.compare.worker import Order
+from tunesmith.progress import Progress
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -30,6 +32,19 @@ class Outcome:
 
 class Runner(Protocol):
     def __call__(self, order: Order, tell: Tell, stop: Callable[[], int | None]) -> Outcome: ...
+
+
+def shown(order: Order, runner: Runner, progress: Progress, stop: Callable[[], int | None]) -> Outcome:
+    """The order done by `runner`, with its progress shown where `progress` shows its own."""
+    with Progress(progress.stream, quiet=progress.is_quiet) as own:
+
+        def tell(values: dict[str, Any]) -> None:
+            if "say" in values:
+                own.say(f"  {values['say']}")
+            elif kind := getattr(events, values.get("event", ""), None):
+                own(kind(**{key: value for key, value in values.items() if key != "event"}))
+
+        return runner(order, tell, stop)
 
 
 def in_process(order: Order, tell: Tell, stop: Callable[[], int | None]) -> Outcome:

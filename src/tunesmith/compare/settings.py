@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, create_model, model_validator
 
@@ -60,13 +60,20 @@ class ForgetSettings(Settings):
     """Longer texts are cut into pieces of so many tokens."""
 
 
-class StudySettings(Settings):
-    """A study in full."""
+class PlanSettings(Settings):
+    """What every plan of several runs has: a recipe, what all runs change in it, and a folder."""
 
     recipe: str | dict[str, Any]
-    """The recipe that all arms share: a file, or its sections written here."""
+    """The recipe that all runs share: a file, or its sections written here."""
     shared: dict[str, Any] = {}
-    """Settings of every arm on top of the recipe's, as section.key or as a section in whole."""
+    """Settings of every run on top of the recipe's, as section.key or as a section in whole."""
+    folder: str | None = None
+    """Where everything goes; null: runs/ and the name of this file."""
+
+
+class StudySettings(PlanSettings):
+    """A study in full."""
+
     arms: dict[str, dict[str, Any] | None] = {}
     """What is compared, by name: each with the settings that it has otherwise, as section.key or as a section in whole.
     """
@@ -89,8 +96,6 @@ class StudySettings(Settings):
     """The base without tuning, as rows of the table: 0 asks plainly, 3 shows three rows of training first."""
     price_per_hour: NonNegativeFloat | None = None
     """Of this machine, in any currency; training and tuning are priced."""
-    folder: str | None = None
-    """Where the study lives; null: runs/ and the name of the study's file."""
 
     @model_validator(mode="after")
     def _something_varies(self) -> Self:
@@ -119,15 +124,18 @@ class StudySettings(Settings):
         return self
 
 
-@dataclass(frozen=True)
-class Study:
-    """A study's settings, and where they were said."""
+S = TypeVar("S", bound=PlanSettings, covariant=True)
 
-    settings: StudySettings
+
+@dataclass(frozen=True)
+class Planned(Generic[S]):
+    """A plan's settings, and where they were said."""
+
+    settings: S
     name: str
     source: str
     folder: FilePath
-    """Where the study lives."""
+    """Where everything goes."""
     beside: FilePath
     """Where relative paths start."""
     lines: dict[Path, str] = field(default_factory=dict)
@@ -140,28 +148,41 @@ class Study:
         return self.source
 
 
+Study = Planned[StudySettings]
+
+
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Study:
     """The study in a YAML file, with `key=value` overrides on top."""
+    values, lines = read_plan(path, "a study", StudySettings)
+    file = FilePath(path)
+    return planned(StudySettings, "a study", values, overrides, file.stem, str(file), file.parent, lines)
+
+
+def from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str = "study") -> Study:
+    """The study in plain nested values; relative paths start at the current folder."""
+    own = copy.deepcopy(dict(values))
+    return planned(StudySettings, "a study", own, overrides, name, "study", FilePath(), {})
+
+
+def read_plan(
+    path: str | os.PathLike[str], called: str, kind: type[PlanSettings]
+) -> tuple[dict[str, Any], dict[Path, str]]:
+    """(values, the line of each) of a YAML file; `called` is its name in errors ("a study")."""
     file = FilePath(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise RecipeError(f"the study cannot be read: {error.strerror}", where=str(path)) from None
+        name = called.removeprefix("a ")
+        raise RecipeError(f"the {name} cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError as error:
         raise RecipeError("is not text in UTF-8", where=str(file), found=str(error)) from None
     lined = read(text, str(file))
     if lined.errors:
         raise together(lined.errors)
     if not isinstance(lined.value, dict):
-        expected = ", ".join(StudySettings.model_fields)
-        raise RecipeError("a study is a mapping", where=str(file), expected=expected)
-    lines = {place: f"{file}, line {line}" for place, line in lined.lines.items()}
-    return _study(lined.value, overrides, file.stem, str(file), file.parent, lines)
-
-
-def from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str = "study") -> Study:
-    """The study in plain nested values; relative paths start at the current folder."""
-    return _study(copy.deepcopy(dict(values)), overrides, name, "study", FilePath(), {})
+        expected = ", ".join(kind.model_fields)
+        raise RecipeError(f"{called} is a mapping", where=str(file), expected=expected)
+    return lined.value, {place: f"{file}, line {line}" for place, line in lined.lines.items()}
 
 
 def json_schema() -> dict[str, Any]:
@@ -178,18 +199,27 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
-def _study(
+BY_SETTING = ("shared", "vary", "space")
+"""Fields with a value for each setting of a recipe: in `shared.train.steps=9` the setting is train.steps."""
+
+P = TypeVar("P", bound=PlanSettings)
+
+
+def planned(
+    kind: type[P],
+    called: str,
     values: dict[str, Any],
     overrides: Sequence[str],
     name: str,
     source: str,
     beside: FilePath,
     lines: dict[Path, str],
-) -> Study:
+) -> Planned[P]:
+    """The values with overrides on top, as settings of a kind; every fault at once."""
     errors: list[TunesmithError] = []
     for text in overrides:
         try:
-            _override(values, text, lines)
+            _override(kind, called, values, text, lines)
         except RecipeError as error:
             errors.append(error)
 
@@ -198,33 +228,33 @@ def _study(
         return next(found, source)
 
     elsewhere = {section: f"recipe.{section}" for section in SECTIONS}
-    settings, wrong = parse(StudySettings, values, (), where, called="a study", elsewhere=elsewhere)
+    settings, wrong = parse(kind, values, (), where, called=called, elsewhere=elsewhere)
     errors += wrong
     if settings is None or errors:
         raise together(errors)
     folder = FilePath(settings.folder or os.path.join("runs", name)).expanduser()
-    return Study(settings, name, source, folder.absolute(), beside.absolute(), lines)
+    return Planned(settings, name, source, folder.absolute(), beside.absolute(), lines)
 
 
-def _override(values: dict[str, Any], text: str, lines: dict[Path, str]) -> None:
+def _override(kind: type[PlanSettings], called: str, values: dict[str, Any], text: str, lines: dict[Path, str]) -> None:
     """`key=value` or `test.key=value`; the value is YAML."""
     key, equals, value = text.partition("=")
     path = tuple(part.strip() for part in key.split("."))
     if not equals or not all(path):
         raise RecipeError(f"{text!r} is not an override", where="command line", expected="key=value")
-    if path[0] in SECTIONS and path[0] not in StudySettings.model_fields:
-        meant = f"recipe.{key}"
+    if path[0] in SECTIONS and path[0] not in kind.model_fields:
+        meant = f"shared.{key}"
         raise RecipeError(
-            f"{dotted(path)} is not a setting of a study", where="command line", notes={"did you mean": meant}
+            f"{dotted(path)} is not a setting of {called}", where="command line", notes={"did you mean": meant}
         )
-    if path[0] == "shared" and len(path) > 1:
-        path = ("shared", ".".join(path[1:]))
+    if path[0] in BY_SETTING and len(path) > 1:
+        path = (path[0], ".".join(path[1:]))
     inner = values
     for part in path[:-1]:
         if not isinstance(inner.get(part), dict):
             if part == "recipe":
-                fix = f"give it for every arm: shared.{text.removeprefix('recipe.')}"
-                raise RecipeError("the study's recipe is a file", where="command line", found=text, fix=fix)
+                fix = f"give it for every run: shared.{text.removeprefix('recipe.')}"
+                raise RecipeError("the recipe is a file", where="command line", found=text, fix=fix)
             inner[part] = {}
         inner = inner[part]
     inner[path[-1]] = read_scalar(value)

@@ -19,11 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunesmith import events
 from tunesmith.compare.checks import Plan, plan
 from tunesmith.compare.grid import Arm, Cell, cell, digest, stamp
 from tunesmith.compare.halving import Chosen, cost, halve, rounds
-from tunesmith.compare.process import Runner, in_process
+from tunesmith.compare.process import Runner, in_process, shown
 from tunesmith.compare.settings import Study
 from tunesmith.compare.worker import Order, measured, trained
 from tunesmith.errors import Interrupted
@@ -188,15 +187,7 @@ class _Grid:
             return None
         self._next(title, "…" + (f"  ({self._left(work)})" if self.work_done else ""))
         begun = time.monotonic()
-        with Progress(self.progress.stream, quiet=self.progress.is_quiet) as own:
-
-            def tell(values: dict[str, Any]) -> None:
-                if "say" in values:
-                    own.say(f"  {values['say']}")
-                elif kind := getattr(events, values.get("event", ""), None):
-                    own(kind(**{key: value for key, value in values.items() if key != "event"}))
-
-            outcome = self.runner(order, tell, lambda: self.signals.received)
+        outcome = shown(order, self.runner, self.progress, lambda: self.signals.received)
         taken = time.monotonic() - begun
         if outcome.stopped:
             self._stop_if_asked()

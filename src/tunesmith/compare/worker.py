@@ -39,7 +39,10 @@ class Order:
     shots: int = 0
     measure: dict[str, Any] | None = None
     trust_remote_code: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)
+    until: int | None = None
+    """Train only until so many updates are done; None: the whole budget."""
+    rivals: list[dict[str, float]] = field(default_factory=list)
+    """Held-out losses by step of other runs: this one stops where it falls behind their median."""
 
     @property
     def log(self) -> Path:
@@ -53,6 +56,15 @@ def trained(folder: Path) -> bool:
     except (OSError, ValueError, KeyError):
         return False
     return bool(status == "finished") and (folder / "adapter" / "adapter_config.json").is_file()
+
+
+def reached(folder: Path) -> int:
+    """How many updates the run in `folder` has done by the time it last stopped as it was told to."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return 0
+    return int(summary["step"]) if summary.get("status") == "finished" else 0
 
 
 def measured(folder: Path, fingerprint: str | None) -> bool:
@@ -69,7 +81,8 @@ def work(order: Order, tell: Tell) -> None:
     """The order, done in this process. Raises what stops it."""
     from tunesmith import run
     from tunesmith.compare.measure import Wanted, measure
-    from tunesmith.events import Event
+    from tunesmith.compare.pause import Pause
+    from tunesmith.events import Event, Listener
     from tunesmith.recipe import from_dict
     from tunesmith.session import open_session
 
@@ -81,8 +94,12 @@ def work(order: Order, tell: Tell) -> None:
 
     folder = Path(order.folder)
     resolved = replace(from_dict(order.recipe, name=order.name), provenance=order.provenance, source=order.source)
-    if order.train and not trained(folder):
-        run.train(resolved, resume=True, trust_remote_code=order.trust_remote_code, listeners=[listen], quiet=True)
+    listeners: list[Listener] = [listen]
+    if order.until is not None:
+        rivals = [{int(step): loss for step, loss in rival.items()} for rival in order.rivals]
+        listeners.append(Pause(order.until, rivals))
+    if order.train and (not trained(folder) if order.until is None else reached(folder) < order.until):
+        run.train(resolved, resume=True, trust_remote_code=order.trust_remote_code, listeners=listeners, quiet=True)
     if order.measure is None:
         return
     given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in order.measure.items()}

@@ -287,9 +287,14 @@ def _csv_records(reader: CsvReader, path: Path, problems: Problems) -> Iterator[
 
 
 def _read_text(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
-    """Plain text: a row per paragraph, parted by empty lines; in a file without empty lines, a row per line."""
+    """Plain text: a row per paragraph, parted by empty lines; in a file without empty lines, a row per line.
+
+    Windows' line ends become plain ones: the model should not learn to write them.
+    """
     _checked_head(path)
-    lines = list(_text_lines(path, problems))
+    lines = [
+        line.removesuffix("\r\n") + "\n" if line.endswith("\r\n") else line for line in _text_lines(path, problems)
+    ]
     full = [number for number, line in enumerate(lines) if line.strip()]
     by_paragraph = bool(full) and len(full) < full[-1] - full[0] + 1
     rows: list[RawRow] = []

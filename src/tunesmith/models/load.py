@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
@@ -117,7 +118,7 @@ def _fetch(what: str, name: str, call: Any) -> Any:
             ) from error
         if kinds & {"RepositoryNotFoundError", "RevisionNotFoundError"}:
             raise ModelError(f"the hub has no {what} {name} (or you may not see it)", fix="check the id") from error
-        if isinstance(error, OSError | ValueError | KeyError):
+        if isinstance(error, OSError | ValueError | KeyError | TypeError | AttributeError | SafetensorError):
             first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
             raise ModelError(
                 f"the {what} of {name} cannot be loaded",

@@ -1,0 +1,1 @@
+"""`tunesmith search`: settings found by training, within a budget counted in runs."""
