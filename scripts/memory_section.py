@@ -49,11 +49,11 @@ def memory_section() -> str:
     tokens = PEFTS_ROWS * PEFTS_TOKENS
     return f"""## What it saves
 
-Bytes that autograd keeps from the forward for the backward pass, every tensor counted once, the weights left out; with
-recomputation the inputs of the blocks and one block's own. SmolLM2-135M in {result["settings"]["dtype"]}, all linear
-layers, rank {result["settings"]["r"]}, one row (`benchmarks/lora_fa_memory.py`, {result["date"][:10]},
-[raw](../benchmarks/results/{file})). The process is
-all that was resident at the peak, libraries and weights too, in one run each: some tens of MB of it are noise.
+Bytes that autograd keeps in the blocks from the forward for the backward pass, every tensor counted once, the weights
+left out (the head and the loss keep the same with both); with recomputation the inputs of the blocks and one block's
+own. SmolLM2-135M in {result["settings"]["dtype"]}, all linear layers, rank {result["settings"]["r"]}, one row
+(`benchmarks/lora_fa_memory.py`, {result["date"][:10]}, [raw](../benchmarks/results/{file})). The process is all that
+was resident at the peak, libraries and weights too, in one run each: some tens of MB of it are noise.
 
 {grid(["", "LoRA keeps", "LoRA-FA keeps", "saved", "process, LoRA", "process, LoRA-FA"], rows)}
 **About a third of the activations, much less of the whole.** At {int(longest):,} tokens {kept} % of what is kept is
