@@ -97,7 +97,7 @@ def plan(search: Search, *, trust_remote_code: bool = False) -> Plan:
         if values not in first:
             first.append(values)
     if combinations is None or combinations > trials:
-        space.library()
+        space.need_optuna()
     budget = int(settings.budget * num_steps + 1e-9)
     every = recipe.train.evaluate_every or max(1, math.ceil(num_steps / 10))
     shared_out = rungs.plan(trials, settings.budget, num_steps) if settings.pruning == "halving" else []

@@ -122,7 +122,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def library() -> Any:
+def need_optuna() -> Any:
     """optuna, or what to install."""
     try:
         import optuna
@@ -135,7 +135,7 @@ def library() -> Any:
 
 
 def _ask(space: Space, seen: Sequence[Seen], seed: int, trials: int) -> Values:
-    optuna = library()
+    optuna = need_optuna()
     kinds = optuna.distributions
     of: dict[str, Any] = {}
     for key, domain in space.items():
