@@ -50,8 +50,9 @@ def run(function, x, base, A, B, keep, dy, wants=(True, True, True), scale=1.7):
     return y.detach(), [leaf.grad for leaf in leaves]
 
 
-def close(fast, plain, dtype):
-    scale = max(1.0, plain.abs().max().item() if plain.numel() else 1.0)
+def close(fast, plain, dtype, scale=None):
+    """`scale`: what the tolerance is a share of, instead of the largest number (of at least 1)."""
+    scale = scale or max(1.0, plain.abs().max().item() if plain.numel() else 1.0)
     assert fast.dtype == plain.dtype
     assert fast.shape == plain.shape
     assert (fast.double() - plain.double()).abs().max().item() <= TOLERANCE[dtype] * scale if plain.numel() else True
@@ -69,10 +70,18 @@ def close(fast, plain, dtype):
 )
 def test_equals_the_reference_in_value_and_gradient(rows, in_, out, rank, dtype, bias, keep):
     parts = case(rows, in_, out, rank, dtype, bias=bias, keep=keep)
-    fast, plain = run(low_rank, *parts), run(low_rank_reference, *parts)
-    close(fast[0], plain[0], dtype)
-    for mine, wanted in zip(fast[1], plain[1], strict=True):
-        close(mine, wanted, dtype)
+    fast, plain, summed = run(low_rank, *parts), run(low_rank_reference, *parts), summands(*parts)
+    close(fast[0], plain[0], dtype, summed[0])
+    for mine, wanted, size in zip(fast[1], plain[1], summed[1], strict=True):
+        close(mine, wanted, dtype, size)
+
+
+def summands(x, base, A, B, keep, dy):
+    """The largest sum of absolute summands, of y and of each gradient: rounding is a share of these."""
+    plain = Linear(base.weight().abs().double(), None if base.bias is None else base.bias.abs().double())
+    wide = [None if t is None else t.abs().double() for t in (x, A, B, keep, dy)]
+    y, grads = run(low_rank_reference, wide[0], plain, *wide[1:])
+    return y.max().item(), [grad.max().item() for grad in grads]
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -159,11 +168,32 @@ def test_a_gain_equals_the_reference_in_value_and_gradient(gains, dtype, bias):
             close(low_rank(x, base, A, B, 1.7, keep, gain), plain[0], dtype)
 
 
-def test_a_gain_of_one_changes_no_bit():
+def test_a_gain_of_one_changes_no_bit_of_the_base():
     for dtype in (torch.float32, torch.bfloat16):
-        x, base, A, B, _, _ = case(30, 24, 40, 4, dtype)
+        x, base, A, B, _, _ = case(30, 24, 40, 4, dtype, bias=False)
         one = torch.ones(40, requires_grad=True)
-        assert torch.equal(low_rank(x, base, A, B, 2.0, None, one), low_rank(x, base, A.requires_grad_(), B, 2.0))
+        assert torch.equal(low_rank(x, base, A, torch.zeros_like(B), 2.0, None, one), base.output(x))
+        small = torch.finfo(dtype).eps * base.output(x).abs().max()  # the sum of the change goes in another order
+        assert (low_rank(x, base, A, B, 2.0, None, one) - low_rank(x, base, A, B, 2.0)).abs().max() <= 4 * small
+
+
+def test_what_a_gain_does_to_a_row_depends_on_no_other():
+    from tunesmith.kernels.fused import call
+    from tunesmith.kernels.native import library
+
+    if library() is None:
+        pytest.skip("no C compiler")
+    for dtype, (out, rank) in itertools.product((torch.float32, torch.bfloat16), ((40, 4), (33, 32), (192, 8))):
+        g = torch.Generator().manual_seed(0)
+        y, h = (torch.randn(37, size, generator=g).to(dtype) for size in (out, rank))
+        b, gain = torch.randn(rank, out, generator=g), torch.rand(out, generator=g)
+
+        def first(rows, y=y, h=h, b=b, gain=gain):
+            some = y[:rows].clone()
+            call("low_rank_add", y.dtype, some, h[:rows].contiguous(), b, gain, None, *some.shape, h.shape[1])
+            return some
+
+        assert all(torch.equal(first(rows), first(37)[:rows]) for rows in (1, 3, 8, 9, 20))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

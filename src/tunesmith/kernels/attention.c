@@ -17,8 +17,6 @@
 #define ROWS 32
 #define TILE 32
 
-typedef float v16 __attribute__((vector_size(64), aligned(4)));
-
 static inline int64_t round_up(int64_t n) { return (n + TILE - 1) / TILE * TILE; }
 
 /* c[8][32] = (add ? c : 0) + a[8][depth] b[depth][32]; a(i, p) = a[i * ai + p * ap]. */

@@ -5,11 +5,17 @@
  */
 #include "portable.h"
 
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_max_threads(void) { return 1; }
+#endif
+
 /* y = x * rstd * (w + offset), rstd = 1 / sqrt(mean(x^2) + eps) */
-#define RMS_NORM(NAME, T)                                                                                        \
+#define RMS_NORM(NAME, T)                                                                                       \
     void rms_norm_##NAME(const T *x, const T *w, T *y, float *rstd, int64_t rows, int64_t dim, float eps,       \
                          float offset) {                                                                        \
-        _Pragma("omp parallel for schedule(static) if (rows > 16)") for (int64_t r = 0; r < rows; r++) {                       \
+        _Pragma("omp parallel for schedule(static) if (rows > 16)") for (int64_t r = 0; r < rows; r++) {        \
             const T *xr = x + r * dim;                                                                          \
             T *yr = y + r * dim;                                                                                \
             float sum = 0.0f;                                                                                   \
@@ -27,7 +33,7 @@
     /* dx = rstd * (g - x * rstd^2 * mean(g x)),  g = dy * (w + offset) */                                      \
     void rms_norm_back_##NAME(const T *dy, const T *x, const T *w, const float *rstd, T *dx, int64_t rows,      \
                               int64_t dim, float offset) {                                                      \
-        _Pragma("omp parallel for schedule(static) if (rows > 16)") for (int64_t r = 0; r < rows; r++) {                       \
+        _Pragma("omp parallel for schedule(static) if (rows > 16)") for (int64_t r = 0; r < rows; r++) {        \
             const T *xr = x + r * dim, *gr = dy + r * dim;                                                      \
             T *dr = dx + r * dim;                                                                               \
             float dot = 0.0f, s = rstd[r];                                                                      \
@@ -43,15 +49,15 @@
     }
 
 /* y = gate * sigmoid(gate) * up */
-#define SWIGLU(NAME, T)                                                                                          \
+#define SWIGLU(NAME, T)                                                                                         \
     void swiglu_##NAME(const T *gate, const T *up, T *y, int64_t n) {                                           \
-        _Pragma("omp parallel for simd schedule(static) if (n > 16384)") for (int64_t i = 0; i < n; i++) {                     \
+        _Pragma("omp parallel for simd schedule(static) if (n > 16384)") for (int64_t i = 0; i < n; i++) {      \
             float g = LOAD_##NAME(gate[i]);                                                                     \
             y[i] = STORE_##NAME(g / (1.0f + fast_exp(-g)) * LOAD_##NAME(up[i]));                                \
         }                                                                                                       \
     }                                                                                                           \
     void swiglu_back_##NAME(const T *dy, const T *gate, const T *up, T *dgate, T *dup, int64_t n) {             \
-        _Pragma("omp parallel for simd schedule(static) if (n > 16384)") for (int64_t i = 0; i < n; i++) {                     \
+        _Pragma("omp parallel for simd schedule(static) if (n > 16384)") for (int64_t i = 0; i < n; i++) {      \
             float g = LOAD_##NAME(gate[i]), d = LOAD_##NAME(dy[i]);                                             \
             float sigma = 1.0f / (1.0f + fast_exp(-g));                                                         \
             float silu = g * sigma;                                                                             \
@@ -62,11 +68,11 @@
 
 /* Rotate pairs (i, i + dim/2) of each head by the angle of the token: x [tokens, heads, dim], cos and sin [tokens,
  * dim]. `sign` -1 turns back, which is the gradient. y may be x. */
-#define ROTARY(NAME, T)                                                                                          \
+#define ROTARY(NAME, T)                                                                                         \
     void rotary_##NAME(const T *x, const T *cosine, const T *sine, T *y, int64_t tokens, int64_t heads,         \
                        int64_t dim, float sign) {                                                               \
         int64_t half = dim / 2;                                                                                 \
-        _Pragma("omp parallel for schedule(static) if (tokens > 16)") for (int64_t t = 0; t < tokens; t++) {                     \
+        _Pragma("omp parallel for schedule(static) if (tokens > 16)") for (int64_t t = 0; t < tokens; t++) {    \
             const T *c = cosine + t * dim, *s = sine + t * dim;                                                 \
             for (int64_t h = 0; h < heads; h++) {                                                               \
                 const T *a = x + (t * heads + h) * dim, *b = a + half;                                          \
@@ -83,7 +89,7 @@
     }
 
 /* Loss of each row of logits and, in their place (or as bf16 in `narrow`), weight * (softmax - one at the target). */
-#define CROSS_ENTROPY(NAME, T)                                                                                   \
+#define CROSS_ENTROPY(NAME, T)                                                                                  \
     void cross_entropy_##NAME(T *logits, const int64_t *targets, const float *weights, float *losses,           \
                               int64_t rows, int64_t vocabulary) {                                               \
         _Pragma("omp parallel for schedule(dynamic, 1)") for (int64_t r = 0; r < rows; r++) {                   \
@@ -113,7 +119,7 @@
     }
 
 /* y = gain * z + shift, row by row: z, y [rows, dim], gain and shift [dim]; no shift where `shifted` is 0. */
-#define GAIN(NAME, T)                                                                                            \
+#define GAIN(NAME, T)                                                                                           \
     void gain_##NAME(const T *z, const float *gain, const float *shift, T *y, int64_t rows, int64_t dim,        \
                      int64_t shifted) {                                                                         \
         _Pragma("omp parallel for schedule(static) if (rows > 16)") for (int64_t r = 0; r < rows; r++) {        \
@@ -127,18 +133,37 @@
                     yr[i] = STORE_##NAME(LOAD_##NAME(zr[i]) * gain[i]);                                         \
             }                                                                                                   \
         }                                                                                                       \
-    }                                                                                                           \
-    /* dz = dy * gain, sums[i] = sum over rows of dy * z: a strip of columns at a time, always in one order */  \
+    }
+
+/* dz = dy * gain, sums[i] = sum over rows of dy * z: each thread has columns of its own and goes down the rows. */
+#define GAIN_BACK(NAME, T)                                                                                      \
     void gain_back_##NAME(const T *dy, const T *z, const float *gain, T *dz, float *sums, int64_t rows,         \
                           int64_t dim) {                                                                        \
-        _Pragma("omp parallel for schedule(static)") for (int64_t from = 0; from < dim; from += STRIP) {        \
-            int64_t n = from + STRIP < dim ? STRIP : dim - from;                                                \
-            float sum[STRIP] = {0}, scale[STRIP];                                                               \
+        int64_t threads = rows * dim > 16384 ? omp_get_max_threads() : 1;                                       \
+        int64_t parts = threads * ((dim + threads * STRIP - 1) / (threads * STRIP));                            \
+        int64_t part = ((dim + parts - 1) / parts + 15) / 16 * 16;                                              \
+        _Pragma("omp parallel for schedule(static) if (threads > 1)") for (int64_t from = 0; from < dim; from += part) { \
+            int64_t n = from + part < dim ? part : dim - from;                                                  \
+            float sum[STRIP + 16] = {0}, scale[STRIP + 16];                                                     \
             memcpy(scale, gain + from, sizeof(float) * n);                                                      \
-            for (int64_t r = 0; r < rows; r++) {                                                                \
-                const T *g = dy + r * dim + from, *v = z + r * dim + from;                                      \
-                T *to = dz + r * dim + from;                                                                    \
-                _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                           \
+            int64_t whole = n / 16 * 16, r = 0;                                                                 \
+            for (; r + 2 <= rows; r += 2) {                                                                     \
+                const T *g0 = dy + r * dim + from, *v0 = z + r * dim + from, *g1 = g0 + dim, *v1 = v0 + dim;    \
+                T *to0 = dz + r * dim + from, *to1 = to0 + dim;                                                 \
+                for (int64_t i = 0; i < whole; i += 16) {                                                       \
+                    v16 d0 = load16_##NAME(g0 + i), d1 = load16_##NAME(g1 + i), by = *(v16 *)(scale + i);       \
+                    v16 total = *(v16 *)(sum + i);                                                              \
+                    total += d0 * load16_##NAME(v0 + i);                                                        \
+                    total += d1 * load16_##NAME(v1 + i);                                                        \
+                    *(v16 *)(sum + i) = total;                                                                  \
+                    store16_##NAME(to0 + i, d0 * by);                                                           \
+                    store16_##NAME(to1 + i, d1 * by);                                                           \
+                }                                                                                               \
+            }                                                                                                   \
+            for (int64_t row = 0; row < rows; row++) {                                                          \
+                const T *g = dy + row * dim + from, *v = z + row * dim + from;                                  \
+                T *to = dz + row * dim + from;                                                                  \
+                for (int64_t i = row < r ? whole : 0; i < n; i++) {                                             \
                     float d = LOAD_##NAME(g[i]);                                                                \
                     sum[i] += d * LOAD_##NAME(v[i]);                                                            \
                     to[i] = STORE_##NAME(d * scale[i]);                                                         \
@@ -147,40 +172,7 @@
             memcpy(sums + from, sum, sizeof(float) * n);                                                        \
         }                                                                                                       \
     }
-#define STRIP 32
-
-/* p = w a^T: w [rows, dim], a [rank, dim], p [rows, rank]; w is widened a strip at a time, and read once for 4 of a. */
-#define THIN_PRODUCT(NAME, T)                                                                                    \
-    void thin_product_##NAME(const T *w, const float *a, float *p, int64_t rows, int64_t dim, int64_t rank) {   \
-        _Pragma("omp parallel for schedule(static)") for (int64_t r = 0; r < rows; r++) {                       \
-            memset(p + r * rank, 0, sizeof(float) * rank);                                                      \
-            for (int64_t from = 0; from < dim; from += WIDE_STRIP) {                                            \
-                int64_t n = from + WIDE_STRIP < dim ? WIDE_STRIP : dim - from, j = 0;                           \
-                float wide[WIDE_STRIP];                                                                         \
-                _Pragma("omp simd") for (int64_t i = 0; i < n; i++) wide[i] = LOAD_##NAME(w[r * dim + from + i]); \
-                for (; j + 4 <= rank; j += 4) {                                                                 \
-                    const float *a0 = a + j * dim + from, *a1 = a0 + dim, *a2 = a1 + dim, *a3 = a2 + dim;       \
-                    float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;                                           \
-                    _Pragma("omp simd reduction(+ : s0, s1, s2, s3)") for (int64_t i = 0; i < n; i++) {         \
-                        float v = wide[i];                                                                      \
-                        s0 += v * a0[i];                                                                        \
-                        s1 += v * a1[i];                                                                        \
-                        s2 += v * a2[i];                                                                        \
-                        s3 += v * a3[i];                                                                        \
-                    }                                                                                           \
-                    p[r * rank + j] += s0, p[r * rank + j + 1] += s1;                                           \
-                    p[r * rank + j + 2] += s2, p[r * rank + j + 3] += s3;                                       \
-                }                                                                                               \
-                for (; j < rank; j++) {                                                                         \
-                    float sum = 0.0f;                                                                           \
-                    _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < n; i++)                      \
-                        sum += wide[i] * a[j * dim + from + i];                                                 \
-                    p[r * rank + j] += sum;                                                                     \
-                }                                                                                               \
-            }                                                                                                   \
-        }                                                                                                       \
-    }
-#define WIDE_STRIP 512
+#define STRIP 512
 
 /* murmur3's finaliser */
 static inline uint32_t mix(uint32_t h) {
@@ -190,7 +182,7 @@ static inline uint32_t mix(uint32_t h) {
 }
 
 /* mask[i] = value where the hash of i and seed is below `threshold`, else 0 */
-#define KEEP_MASK(NAME, T)                                                                                       \
+#define KEEP_MASK(NAME, T)                                                                                      \
     void keep_mask_##NAME(T *mask, int64_t n, int64_t seed, int64_t threshold, float value) {                   \
         uint32_t low = (uint32_t)seed, high = (uint32_t)((uint64_t)seed >> 32), below = (uint32_t)threshold;    \
         T kept = STORE_##NAME(value);                                                                           \
@@ -208,7 +200,7 @@ CROSS_ENTROPY(f32, float)
 CROSS_ENTROPY(b16, bf16)
 GAIN(f32, float)
 GAIN(b16, bf16)
+GAIN_BACK(f32, float)
+GAIN_BACK(b16, bf16)
 KEEP_MASK(f32, float)
 KEEP_MASK(b16, bf16)
-THIN_PRODUCT(f32, float)
-THIN_PRODUCT(b16, bf16)

@@ -23,12 +23,13 @@ def _pointer(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float) -> None:
-    """Run a compiled function: tensors as pointers, integers as int64, floats as float."""
+def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+    """Run a compiled function: tensors as pointers, None as the null one, integers as int64, floats as float."""
     function = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
     function(
         *(
             _pointer(item) if isinstance(item, Tensor)
+            else ctypes.c_void_p(None) if item is None
             else ctypes.c_int64(item) if isinstance(item, int)
             else ctypes.c_float(item)
             for item in arguments

@@ -33,15 +33,26 @@ def gain_forward(z: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def gain_back(dy: Tensor, z: Tensor, gain: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(gradient of z [N, out]: dy g, gradient of the gain [out]: sum over rows of dy (z - b))."""
+def gain_back(
+    dy: Tensor, z: Tensor, gain: Tensor, bias: Tensor | None, *, is_output: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(gradient of z [N, out]: dy g, gradient of the gain [out]: sum over rows of dy (z - b)).
+
+    `is_output`: what is handed in as z is y, and z - b is reckoned as (y - b) / g; see `can_be_undone`.
+    """
     if gain.dtype == torch.float32 and runs_natively(dy, z):
         dy, z, dz, sums = dy.contiguous(), z.contiguous(), torch.empty(dy.shape, dtype=dy.dtype), torch.empty_like(gain)
         call("gain_back", dy.dtype, dy, z, gain.contiguous(), dz, sums, *z.shape)
     else:
         wide = torch.promote_types(dy.dtype, gain.dtype)
         dz, sums = (dy.to(wide) * gain).to(dy.dtype), (dy.to(wide) * z).sum(0).to(gain.dtype)
-    return dz, sums if bias is None else sums - bias * dy.sum(0, dtype=gain.dtype)
+    sums = sums if bias is None else sums - bias * dy.sum(0, dtype=gain.dtype)
+    return dz, sums / gain if is_output else sums
+
+
+def can_be_undone(gain: Tensor) -> bool:
+    """Whether z can be had from y without magnifying what y's rounding has lost."""
+    return bool((gain.abs() >= 0.25).all())
 
 
 class _Gain(torch.autograd.Function):

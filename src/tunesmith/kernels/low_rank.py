@@ -7,9 +7,11 @@ Where a second pair A1 [R, in], B1 [out, R] stands beside, which does not learn,
 dropped out.
 
 `low_rank_reference` is the plain form that autograd differentiates. `low_rank` computes the same with a backward
-written by hand: it keeps the [N, r] product, x only where A learns, and z only where the gain does; it asks the frozen
-weight for its numbers again, and skips the input's gradient where nobody below learns. Of the second pair it keeps
-nothing and reckons no gradient. A and B are cast to x's dtype, never x to theirs; the gain acts in fp32 or wider.
+written by hand: it keeps the [N, r] product, x only where A learns, and z only where the gain does (y where z can be
+had from it); it asks the frozen weight for its numbers again, and skips the input's gradient where nobody below learns.
+Of the second pair it keeps nothing and reckons no gradient. The compiled form adds the change to the frozen product
+where it lies and takes the gain in the same pass. A and B are cast to x's dtype, never x to theirs; the gain acts in
+fp32 or wider.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels.fused import call, runs_natively
-from tunesmith.kernels.gain import gain_back, gain_forward, gain_reference
+from tunesmith.kernels.gain import can_be_undone, gain_back, gain_forward, gain_reference
 
 
 class Frozen(Protocol):
@@ -68,6 +70,34 @@ def _joined(x: Tensor, h: Tensor, sb: Tensor, scale: float, beside: Pair | None)
     return torch.cat([h, x @ A1.to(x.dtype).T], 1), torch.cat([sb, _scaled(B1, scale, x.dtype)], 1)
 
 
+def _added(
+    y: Tensor, h: Tensor, sb: Tensor, gain: Tensor | None, bias: Tensor | None, *, keep_z: bool
+) -> tuple[Tensor | None, Tensor]:
+    """(what the backward pass keeps: z, or y where z can be had from it, or None; y), from y [N, out], h and s B.
+
+    What is handed in as y may be overwritten.
+    """
+    own = y.dim() == 2 and not y._is_view()  # a view may be of what somebody else holds
+    if own and _gains_at_once(y, h, gain):
+        assert gain is not None
+        shift = None if bias is None else (1 - gain) * bias
+        call("low_rank_add", y.dtype, y, h.contiguous(), sb.T.float().contiguous(), gain, shift, *y.shape, h.shape[1])
+        return y if keep_z else None, y
+    z = torch.addmm(y, h, sb.T, out=y) if own else y + h @ sb.T
+    return (z if keep_z else None), (z if gain is None else gain_forward(z, gain, bias))
+
+
+def _gains_at_once(y: Tensor, h: Tensor, gain: Tensor | None) -> bool:
+    """Whether the compiled form serves, learning or not: its bits are its own. Without a gain it would save nothing."""
+    if gain is None or gain.dtype != torch.float32 or h.shape[1] > WIDEST or not runs_natively(y, h):
+        return False
+    return can_be_undone(gain)
+
+
+WIDEST = 32
+"""RANK in low_rank.c."""
+
+
 class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -85,14 +115,10 @@ class _LowRank(torch.autograd.Function):
         sb = _scaled(B, scale, x.dtype)
         y = base.output(x)
         h = (x if keep is None else x * keep) @ a.T
-        wide_h, wide_sb = _joined(x, h, sb, scale, beside)
-        own = y.dim() == 2 and not y._is_view()  # a view may be of what somebody else holds
-        y = torch.addmm(y, wide_h, wide_sb.T, out=y) if own else y + wide_h @ wide_sb.T
-        z = y if gain is not None and ctx.needs_input_grad[6] else None
-        if gain is not None:
-            y = gain_forward(y, gain, base.bias)
+        z, y = _added(y, *_joined(x, h, sb, scale, beside), gain, base.bias, keep_z=ctx.needs_input_grad[6])
         want_a, want_b = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
         ctx.save_for_backward(x if want_a else None, h if want_b else None, a, sb, keep, gain, z)
+        ctx.z_is_output = z is y
         ctx.base, ctx.scale, ctx.beside = base, scale, beside
         ctx.dtypes = (A.dtype, B.dtype)
         return y
@@ -104,7 +130,7 @@ class _LowRank(torch.autograd.Function):
         want_x, want_a, want_b = ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]
         dx = da = db = dgain = None
         if z is not None:
-            dy, dgain = gain_back(dy, z, gain, ctx.base.bias)
+            dy, dgain = gain_back(dy, z, gain, ctx.base.bias, is_output=ctx.z_is_output)
         elif gain is not None:
             dy = gain_forward(dy, gain, None)
         if want_a or want_x:
@@ -146,10 +172,8 @@ def low_rank(
     else:
         y = base.output(flat)
         h = (flat if keep is None else flat * keep) @ A.to(flat.dtype).T
-        h, sb = _joined(flat, h, _scaled(B, scale, flat.dtype), scale, beside)
-        y = y + h @ sb.T
-        if gain is not None:
-            y = gain_forward(y, gain, base.bias)
+        joined = _joined(flat, h, _scaled(B, scale, flat.dtype), scale, beside)
+        _, y = _added(y, *joined, gain, base.bias, keep_z=False)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -165,10 +189,16 @@ def row_norms(weight: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: floa
 
     `squares` [out]: |w|^2 of each row, as `row_squares` gives it.
     """
-    a, b = A.to(squares.dtype), B.to(squares.dtype)
-    cross = ((_thin_product(weight, a)) * b).sum(1)
-    own = ((b @ (a @ a.T)) * b).sum(1)
-    return (squares + 2 * scale * cross + scale**2 * own).clamp_(min=0).sqrt_()
+    a, b = A.to(squares.dtype).contiguous(), B.to(squares.dtype).contiguous()
+    gram = a @ a.T
+    if weight.is_contiguous() and a.dtype == torch.float32 and runs_natively(weight):
+        square = torch.empty_like(squares)
+        call("row_squares", weight.dtype, weight, squares, a, gram, b, square, *weight.shape, a.shape[0], scale)
+    else:
+        rows = max(1, (1 << 22) // weight.shape[1])
+        cross = torch.cat([part.to(a.dtype) @ a.T for part in weight.split(rows)])
+        square = squares + 2 * scale * (cross * b).sum(1) + scale**2 * ((b @ gram) * b).sum(1)
+    return square.clamp_(min=0).sqrt_()
 
 
 @torch.no_grad()
@@ -177,13 +207,3 @@ def row_squares(weight: Tensor) -> Tensor:
     wide = torch.promote_types(weight.dtype, torch.float32)
     rows = max(1, (1 << 22) // weight.shape[1])
     return torch.cat([part.to(wide).pow(2).sum(1) for part in weight.split(rows)])
-
-
-def _thin_product(weight: Tensor, a: Tensor) -> Tensor:
-    """W A^T [out, r] in A's dtype, with no wide copy of W where the compiled form runs."""
-    if weight.is_contiguous() and a.dtype == torch.float32 and runs_natively(weight):
-        product = torch.empty(weight.shape[0], a.shape[0])
-        call("thin_product", weight.dtype, weight, a.contiguous(), product, *weight.shape, a.shape[0])
-        return product
-    rows = max(1, (1 << 22) // weight.shape[1])
-    return torch.cat([part.to(a.dtype) @ a.T for part in weight.split(rows)])

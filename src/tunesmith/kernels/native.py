@@ -19,7 +19,7 @@ from pathlib import Path
 from tunesmith.machine import cache_folder
 
 FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / name for name in ("fused.c", "attention.c", "attention_tiles.c"))
+SOURCES = tuple(FOLDER / name for name in ("fused.c", "low_rank.c", "attention.c", "attention_tiles.c"))
 HEADER = FOLDER / "portable.h"
 # Not -ffast-math: linked into a shared object it would change how the whole process treats tiny numbers.
 FLAGS = (
