@@ -1,4 +1,4 @@
-"""Runs one order in a process of its own, passes on what it tells, and says how it ended."""
+"""Runs one order in a process of its own, passes on what it tells, says how it ended; holds the study's folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +18,33 @@ from typing import Any, Protocol
 from tunesmith import events
 from tunesmith.atomic import write_json
 from tunesmith.compare.worker import Order
+from tunesmith.errors import Interrupted
 from tunesmith.progress import Progress
+from tunesmith.record import locked
+from tunesmith.train.signals import Signals, watched
 
 Tell = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds its lock: a second process at work in it is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = locked(folder)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def interruptible(again: str) -> Iterator[Signals]:
+    """Work that asks for signals at safe places; `Interrupted` then says that the command `again` goes on."""
+    with watched() as signals, signals.deferred():
+        try:
+            yield signals
+        except Interrupted as error:
+            raise error.to_do(f"{again} goes on from there") from None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -22,13 +21,12 @@ from typing import Any
 from tunesmith.compare.checks import Plan, plan
 from tunesmith.compare.grid import Arm, Cell, cell, digest, stamp
 from tunesmith.compare.halving import Chosen, cost, halve, rounds
-from tunesmith.compare.process import Runner, in_process, shown
+from tunesmith.compare.process import Runner, alone_in, in_process, interruptible, shown
 from tunesmith.compare.settings import Study
 from tunesmith.compare.worker import Order, measured, trained
 from tunesmith.errors import Interrupted
 from tunesmith.progress import Progress, seconds
-from tunesmith.record import locked
-from tunesmith.train.signals import Signals, watched
+from tunesmith.train.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -64,20 +62,11 @@ def run_cells(
 ) -> Ran:
     """All that the study asks for, or what is missing of it; `Interrupted` says what to type to go on."""
     progress = progress or Progress()
-    study.folder.mkdir(parents=True, exist_ok=True)
-    lock = locked(study.folder)
-    try:
+    with alone_in(study.folder):
         with progress.stage("checking the study"):
             planned = plan(study, trust_remote_code=trust_remote_code, say=progress.say)
-        with watched() as signals, signals.deferred():
-            grid = _Grid(study, planned, runner, progress, signals, trust_remote_code)
-            try:
-                return grid.run()
-            except Interrupted as error:
-                again = command or f"tunesmith compare {shlex.quote(study.source)}"
-                raise error.to_do(f"{again} goes on from there") from None
-    finally:
-        os.close(lock)
+        with interruptible(command or f"tunesmith compare {shlex.quote(study.source)}") as signals:
+            return _Grid(study, planned, runner, progress, signals, trust_remote_code).run()
 
 
 class _Grid:

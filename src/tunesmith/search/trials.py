@@ -7,7 +7,6 @@ folder/logs/…       what each process printed
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -15,18 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.compare.grid import Arm, Cell, cell
-from tunesmith.compare.process import Runner, in_process, shown
+from tunesmith.compare.process import Runner, alone_in, in_process, interruptible, shown
 from tunesmith.compare.worker import Order, reached
 from tunesmith.errors import Interrupted
 from tunesmith.notation import write_inline
 from tunesmith.plot import read_metrics
 from tunesmith.progress import Progress, seconds
-from tunesmith.record import locked
 from tunesmith.search.checks import Plan, plan
 from tunesmith.search.rungs import steps_of
 from tunesmith.search.settings import Search
 from tunesmith.search.space import Seen, Values, propose
-from tunesmith.train.signals import Signals, watched
+from tunesmith.train.signals import Signals
 
 
 @dataclass
@@ -109,22 +107,13 @@ def run_trials(
 ) -> Searched:
     """The search, or what is missing of it; `Interrupted` says what to type to go on."""
     progress = progress or Progress()
-    search.folder.mkdir(parents=True, exist_ok=True)
-    lock = locked(search.folder)
-    try:
+    with alone_in(search.folder):
         with progress.stage("checking the search"):
             planned = plan(search, trust_remote_code=trust_remote_code)
         for line in planned.lines():
             progress.say(line)
-        with watched() as signals, signals.deferred():
-            hunt = _Hunt(search, planned, runner, progress, signals, trust_remote_code)
-            try:
-                return hunt.run()
-            except Interrupted as error:
-                again = command or f"tunesmith search {shlex.quote(search.source)}"
-                raise error.to_do(f"{again} goes on from there") from None
-    finally:
-        os.close(lock)
+        with interruptible(command or f"tunesmith search {shlex.quote(search.source)}") as signals:
+            return _Hunt(search, planned, runner, progress, signals, trust_remote_code).run()
 
 
 class _Hunt:
