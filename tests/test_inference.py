@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import tunesmith
 from tunesmith import cli, run
 from tunesmith.data.types import Message
-from tunesmith.errors import AdapterError, Interrupted, RecipeError
+from tunesmith.errors import AdapterError, DataError, Interrupted, RecipeError
 from tunesmith.events import StepDone
 from tunesmith.recipe import from_dict
 
@@ -192,6 +192,8 @@ def test_each_adapter_is_asked_in_its_own_words_whichever_was_there_first(place,
     with pytest.warns(UserWarning, match="it is asked with its own"):
         called = session.load_adapter(talker)
     assert session.answer([question], adapters=[called], params=params) == [wanted[talker]]
+    with pytest.raises(AdapterError, match="1 for 2"):
+        session.answer([question] * 2, adapters=[called])
     assert "<think>" not in session.tokenizer.get_vocab()
 
 
@@ -311,6 +313,12 @@ def test_what_belongs_to_answers_is_refused_for_the_loss(place, tmp_path, option
     done = invoke("evaluate", place / "whole", option, tmp_path / "x", code=2)
     assert option in done.stderr
     assert "--score" in done.stderr
+
+
+def test_what_has_no_rows_is_named():
+    assert "/no/such/run, where no run or recipe is" in invoke("evaluate", "/no/such/run", code=2).stderr
+    with pytest.raises(DataError, match="None"):
+        tunesmith.tune("model", None)
 
 
 def test_rows_that_are_not_scored_are_counted(place, tmp_path):

@@ -282,7 +282,9 @@ def _rows_of(
     if data is None:
         if recipe is None or recipe.data.held_out is None:
             raise RecipeError(
-                "there are no rows to score", fix="give --data FILE, or a recipe or run folder that holds rows out"
+                "there are no rows to score",
+                found=f"{source}, where no run or recipe is" if recipe is None else "a recipe that holds no rows out",
+                fix="give --data FILE, or a recipe or run folder that holds rows out",
             )
         if recipe.data.train == "rows" and not Path("rows").exists():
             raise RecipeError("the run's rows came from Python and are in no file", fix="give --data FILE")

@@ -23,7 +23,7 @@ from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.problems import counted
 from tunesmith.data.report import summary
 from tunesmith.data.templates import install
-from tunesmith.errors import CheckpointError, Interrupted, RecipeError
+from tunesmith.errors import CheckpointError, DataError, Interrupted, RecipeError
 from tunesmith.events import Ended, Listener
 from tunesmith.machine import cache_folder
 from tunesmith.models.load import (
@@ -428,6 +428,12 @@ def tune(
     Without a budget: three passes. A tenth of the rows (at most 200) is held out.
     """
     from_file = isinstance(rows, str | Path)
+    if not isinstance(rows, str | Path | Iterable):
+        raise DataError(
+            "tune() needs rows",
+            found=repr(rows),
+            expected="a list of dicts, a file's path, or a dataset's id on the hub",
+        )
     listed: list[Mapping[str, Any]] | None = None if from_file else list(rows)  # type: ignore[arg-type]
     values: dict[str, Any] = {
         "model": {"name": model},

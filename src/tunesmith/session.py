@@ -115,6 +115,12 @@ class Session(BaseSession):
         """Answers as text; a bare string is one user turn. `adapters`: one name (None: the base) per conversation."""
         chosen = [self.adapter] * len(conversations) if adapters is None else list(adapters)
         self.known(*chosen)
+        if len(chosen) != len(conversations):
+            raise AdapterError(
+                "adapters must name one for each conversation",
+                found=f"{len(chosen)} for {len(conversations)}",
+                fix="None stands for the base; leave adapters out for the one that is set",
+            )
         params = params or Params()
         turns = [[Message("user", item)] if isinstance(item, str) else item for item in conversations]
         prompts = [self.prompt_ids(item, adapter=name) for item, name in zip(turns, chosen, strict=True)]

@@ -52,7 +52,7 @@ def _figure(row: Mapping[str, Any], measure: Measure) -> str:
 
 
 def _seeds(row: Mapping[str, Any]) -> str:
-    failed = f", {len(row['failed'])} failed" if row["failed"] else ""
+    failed = f" ({len(row['failed'])} failed)" if row["failed"] else ""
     return ("1" if row["seeds"] == [None] else str(len(row["seeds"]))) + failed
 
 
