@@ -60,8 +60,9 @@ def stamp() -> str:
 
 
 def pip(arguments: list[str], what: str) -> None:
-    command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run([*command, *arguments], f"{what} cannot be installed")
+    # Compiled when first imported: most of what is installed never is.
+    quick = ["--quiet", "--disable-pip-version-check", "--no-compile"]
+    run([str(VENV / "bin" / "python"), "-m", "pip", "install", *quick, *arguments], f"{what} cannot be installed")
 
 
 def run(command: list[str], failure: str) -> None:

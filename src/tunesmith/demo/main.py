@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -89,22 +92,31 @@ def run(folder: Path, *, fresh: bool = False) -> None:
         "databases.\n"
     )
     with Progress() as progress:
-        with progress.stage("preparing the small model"):
-            model = small_model_folder(progress.say)
-        with progress.stage("making the questions"):
-            task = make_task()
-            write_task(task, folder / "data")
-        progress.say(
-            f"  {sum(map(len, task.training))} training questions in {len(task.forms())} forms; "
-            f"{len(task.tables)} + {len(task.combinations)} test questions"
-        )
-        scores = _before(progress, console, str(model), task, folder)
-    trained = _train(folder, str(model))
+        model, task = _prepare(progress, folder)
+        scores = _before(progress, console, model, task, folder)
+    trained = _train(folder, model)
     with Progress() as progress:
         _after(progress, console, trained.session, task, scores)
     facts = _facts(folder, time.perf_counter() - begun)
     write_json(done, {"right": scores.right, "facts": facts})
     _show(console, folder, scores, facts)
+
+
+def _prepare(progress: Progress, folder: Path) -> tuple[str, Task]:
+    """The model's folder, and the questions, which are made beside the unpacking: each is seconds of one core."""
+    deaf = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is told to this process alone
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=signal.signal, initargs=deaf) as beside:
+        making = beside.submit(make_task)
+        with progress.stage("preparing the small model"):
+            model = small_model_folder(progress.say)
+        with progress.stage("making the questions"):
+            task = making.result()
+    write_task(task, folder / "data")
+    progress.say(
+        f"  {sum(map(len, task.training))} training questions in {len(task.forms())} forms; "
+        f"{len(task.tables)} + {len(task.combinations)} test questions"
+    )
+    return str(model), task
 
 
 def resolved(folder: Path, model: str) -> Resolved:
