@@ -27,6 +27,9 @@ class Linear:
     def weight(self):
         return self._weight
 
+    def spares(self, y):
+        return True
+
 
 def case(rows, in_, out, rank, dtype, *, bias=True, keep=False, seed=0, adapter_dtype=None):
     g = torch.Generator().manual_seed(seed)

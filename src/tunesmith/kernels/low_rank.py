@@ -33,6 +33,8 @@ class Frozen(Protocol):
 
     def weight(self) -> Tensor: ...
 
+    def spares(self, y: Tensor) -> bool: ...
+
 
 Pair = tuple[Tensor, Tensor]
 
@@ -70,28 +72,22 @@ def _joined(x: Tensor, h: Tensor, sb: Tensor, scale: float, beside: Pair | None)
     return torch.cat([h, x @ A1.to(x.dtype).T], 1), torch.cat([sb, _scaled(B1, scale, x.dtype)], 1)
 
 
-def _added(
-    y: Tensor, h: Tensor, sb: Tensor, gain: Tensor | None, bias: Tensor | None, *, keep_z: bool
-) -> tuple[Tensor | None, Tensor]:
-    """(what the backward pass keeps: z, or y where z can be had from it, or None; y), from y [N, out], h and s B.
-
-    What is handed in as y may be overwritten.
-    """
-    own = y.dim() == 2 and not y._is_view()  # a view may be of what somebody else holds
-    if own and _gains_at_once(y, h, gain):
-        assert gain is not None
+def _added(y: Tensor, h: Tensor, sb: Tensor, gain: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(z, or y where z can be had from it; y), from y [N, out], which may be overwritten, h and s B."""
+    if y._is_view():  # it may be of what somebody else holds
+        y = y.clone(memory_format=torch.contiguous_format)
+    if gain is not None and _gains_at_once(y, h, gain):
         shift = None if bias is None else (1 - gain) * bias
         call("low_rank_add", y.dtype, y, h.contiguous(), sb.T.float().contiguous(), gain, shift, *y.shape, h.shape[1])
-        return y if keep_z else None, y
-    z = torch.addmm(y, h, sb.T, out=y) if own else y + h @ sb.T
-    return (z if keep_z else None), (z if gain is None else gain_forward(z, gain, bias))
+        return y, y
+    z = torch.addmm(y, h, sb.T, out=y)
+    return z, (z if gain is None else gain_forward(z, gain, bias))
 
 
-def _gains_at_once(y: Tensor, h: Tensor, gain: Tensor | None) -> bool:
-    """Whether the compiled form serves, learning or not: its bits are its own. Without a gain it would save nothing."""
-    if gain is None or gain.dtype != torch.float32 or h.shape[1] > WIDEST or not runs_natively(y, h):
-        return False
-    return can_be_undone(gain)
+def _gains_at_once(y: Tensor, h: Tensor, gain: Tensor) -> bool:
+    """Whether the compiled form serves, learning or not: its bits are its own."""
+    fits = gain.dtype == torch.float32 and h.shape[1] <= WIDEST and runs_natively(y, h)
+    return fits and can_be_undone(gain)
 
 
 WIDEST = 32
@@ -115,10 +111,13 @@ class _LowRank(torch.autograd.Function):
         sb = _scaled(B, scale, x.dtype)
         y = base.output(x)
         h = (x if keep is None else x * keep) @ a.T
-        z, y = _added(y, *_joined(x, h, sb, scale, beside), gain, base.bias, keep_z=ctx.needs_input_grad[6])
-        want_a, want_b = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
-        ctx.save_for_backward(x if want_a else None, h if want_b else None, a, sb, keep, gain, z)
+        z, y = _added(y, *_joined(x, h, sb, scale, beside), gain, base.bias)
+        want_a, want_b, want_gain = ctx.needs_input_grad[2], ctx.needs_input_grad[3], ctx.needs_input_grad[6]
         ctx.z_is_output = z is y
+        if want_gain and z is y and not base.spares(y):
+            z = y.clone()
+        kept = x if want_a else None, h if want_b else None, z if want_gain else None
+        ctx.save_for_backward(*kept, a, sb, keep, gain)
         ctx.base, ctx.scale, ctx.beside = base, scale, beside
         ctx.dtypes = (A.dtype, B.dtype)
         return y
@@ -126,7 +125,7 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
-        x, h, a, sb, keep, gain, z = ctx.saved_tensors
+        x, h, z, a, sb, keep, gain = ctx.saved_tensors
         want_x, want_a, want_b = ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]
         dx = da = db = dgain = None
         if z is not None:
@@ -173,7 +172,7 @@ def low_rank(
         y = base.output(flat)
         h = (flat if keep is None else flat * keep) @ A.to(flat.dtype).T
         joined = _joined(flat, h, _scaled(B, scale, flat.dtype), scale, beside)
-        _, y = _added(y, *joined, gain, base.bias, keep_z=False)
+        _, y = _added(y, *joined, gain, base.bias)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
