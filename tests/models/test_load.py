@@ -68,3 +68,18 @@ def test_a_text_past_what_the_model_was_made_for_is_told_of_once(arch, length, t
     assert len(said) == told
     if told:
         assert f"{length if length > 128 else length + 5} tokens: the model was made for 128" in said[0]
+
+
+def test_without_the_hub_what_is_unpacked_here_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
+    monkeypatch.setattr("tunesmith.models.load._answers", lambda endpoint: False)
+    for folder in ("demo", "gguf/own", "unfinished"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("demo", "gguf/own"):
+        (tmp_path / folder / "complete.json").touch()
+    with pytest.raises(ModelError, match="hub cannot be reached") as caught:
+        load_config(ModelSettings(name="nobody/nothing"))
+    told = str(caught.value)
+    assert f"model.name={tmp_path}/demo" in told
+    assert f"model.name={tmp_path}/gguf/own" in told
+    assert "unfinished" not in told

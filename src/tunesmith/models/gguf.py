@@ -37,6 +37,11 @@ def dequantised(gguf: Path) -> Path:
     return target
 
 
+def already_unpacked() -> list[Path]:
+    """The models that lie in the cache, the demo's among them."""
+    return sorted(marker.parent for pattern in ("*", "gguf/*") for marker in cache_folder().glob(f"{pattern}/{MARKER}"))
+
+
 def unpack(gguf: Path, target: Path, adjust: Adjust = lambda model, tokenizer: None) -> None:
     """Dequantise into a folder beside `target`, then rename: a half-written model is never found."""
     if importlib.util.find_spec("gguf") is None:
