@@ -60,8 +60,9 @@ def stamp() -> str:
 
 
 def pip(arguments: list[str], what: str) -> None:
-    # Compiled when first imported: most of what is installed never is.
-    quick = ["--quiet", "--disable-pip-version-check", "--no-compile"]
+    quick = ["--quiet", "--disable-pip-version-check"]
+    if not sys.dont_write_bytecode:  # compiled when first imported: most of what is installed never is
+        quick.append("--no-compile")
     run([str(VENV / "bin" / "python"), "-m", "pip", "install", *quick, *arguments], f"{what} cannot be installed")
 
 

@@ -428,13 +428,11 @@ def tune(
     Without a budget: three passes. A tenth of the rows (at most 200) is held out.
     """
     from_file = isinstance(rows, str | Path)
-    if not isinstance(rows, str | Path | Iterable):
-        raise DataError(
-            "tune() needs rows",
-            found=repr(rows),
-            expected="a list of dicts, a file's path, or a dataset's id on the hub",
-        )
-    listed: list[Mapping[str, Any]] | None = None if from_file else list(rows)  # type: ignore[arg-type]
+    try:
+        listed: list[Mapping[str, Any]] | None = None if from_file else list(rows)  # type: ignore[arg-type]
+    except TypeError:
+        expected = "a list of dicts, a file's path, or a dataset's hub id"
+        raise DataError("tune() needs rows", found=repr(rows), expected=expected) from None
     values: dict[str, Any] = {
         "model": {"name": model},
         "data": {"train": str(rows) if from_file else FROM_PYTHON},

@@ -18,6 +18,8 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 class Linear:
     """A frozen base as the kernel sees it."""
 
+    left_alone = True
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight, self.bias = weight, bias
 
@@ -26,9 +28,6 @@ class Linear:
 
     def weight(self):
         return self._weight
-
-    def spares(self, y):
-        return True
 
 
 def case(rows, in_, out, rank, dtype, *, bias=True, keep=False, seed=0, adapter_dtype=None):
@@ -141,6 +140,48 @@ def test_the_frozen_base_is_left_as_it_was():
     run(low_rank, x, base, A, B, None, dy)
     for old, new in zip(before, (x, base.weight(), base.bias, A, B), strict=True):
         assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize("gain", [None, torch.linspace(0.5, 2.0, 5)])
+def test_a_base_that_is_not_frozen_after_all_learns_beside_an_adapter_that_does_not(gain):
+    x, base, A, B, _, dy = case(4, 7, 5, 3, torch.float32)
+    found = []
+    for function in (low_rank, low_rank_reference):
+        layer = Linear(base.weight().clone().requires_grad_(), base.bias)
+        function(x, layer, A, B, 1.7, None, gain).backward(dy)
+        found.append(layer.weight().grad)
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_layer_used_twice_before_either_output_is_written_into(in_place):
+    """Only the backward pass knows whether anybody wrote."""
+    x, base, A, B, _, _ = case(6, 7, 5, 3, torch.float32)
+    base.left_alone = None
+    gain = torch.linspace(0.5, 2.0, 5)
+    for _ in range(2):
+        found = []
+        for function in (low_rank, low_rank_reference):
+            leaves = [t.detach().clone().requires_grad_() for t in (A, B, gain)]
+            first, second = (function(x + i, base, leaves[0], leaves[1], 1.7, None, leaves[2]) for i in range(2))
+            if in_place:
+                second += first
+            else:
+                second = second + first
+            (second * x[:, :5]).sum().backward()
+            found.append([leaf.grad for leaf in leaves])
+        for mine, wanted in zip(*found, strict=True):
+            torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
+        assert base.left_alone is not in_place
+
+
+def test_a_write_where_none_was_before_is_an_error():
+    x, base, A, B, _, _ = case(6, 7, 5, 3, torch.float32)
+    gain = torch.linspace(0.5, 2.0, 5).requires_grad_()
+    y = low_rank(x, base, A, B, 1.7, None, gain)
+    y += 1
+    with pytest.raises(RuntimeError, match="wrote|modified by an inplace operation"):
+        y.sum().backward()
 
 
 GAINS = {"around one": (0.4, 1.6), "with zeros": (0.0, 0.0), "negative": (-2.0, -0.5)}

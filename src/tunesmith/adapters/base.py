@@ -141,20 +141,9 @@ class Base:
         """The frozen layer's own output. x [..., in] (or token ids [...] for an embedding) -> [..., out]."""
         return self.layer(x)
 
-    _spared: bool | None = None
-    _handed: tuple[Tensor, int] | None = None
-
-    def spares(self, y: Tensor) -> bool:
-        """Whether the model leaves alone what this place hands out, as y now: then it need not be copied to be kept.
-
-        Some models (Falcon) add into it. It is seen at the first product and told from the second on.
-        """
-        if self._spared is None and self._handed is None:
-            self._handed = (y.detach(), y._version)  # y's own count of writes
-        elif self._spared is None:
-            handed, version = self._handed  # type: ignore[misc]
-            self._spared, self._handed = handed._version == version, None
-        return bool(self._spared)
+    left_alone: bool | None = None
+    """Whether the model writes into nothing that this place hands out (Falcon adds into it): then a method may keep it
+    without a copy. None: not seen yet."""
 
 
 class Whole(Base):

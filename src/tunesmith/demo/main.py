@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from rich.console import Console
@@ -103,14 +102,20 @@ def run(folder: Path, *, fresh: bool = False) -> None:
 
 
 def _prepare(progress: Progress, folder: Path) -> tuple[str, Task]:
-    """The model's folder, and the questions, which are made beside the unpacking: each is seconds of one core."""
-    deaf = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is told to this process alone
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=signal.signal, initargs=deaf) as beside:
-        making = beside.submit(make_task)
-        with progress.stage("preparing the small model"):
-            model = small_model_folder(progress.say)
-        with progress.stage("making the questions"):
-            task = making.result()
+    """The model's folder, and the questions, which are made while it is fetched and unpacked."""
+    making: Future[Task] = Future()
+
+    def make() -> None:
+        try:
+            making.set_result(make_task())
+        except BaseException as error:
+            making.set_exception(error)
+
+    Thread(target=make, daemon=True).start()
+    with progress.stage("preparing the small model"):
+        model = small_model_folder(progress.say)
+    with progress.stage("making the questions"):
+        task = making.result()
     write_task(task, folder / "data")
     progress.say(
         f"  {sum(map(len, task.training))} training questions in {len(task.forms())} forms; "

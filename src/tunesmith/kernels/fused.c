@@ -141,10 +141,10 @@ static int omp_get_max_threads(void) { return 1; }
                           int64_t dim) {                                                                        \
         int64_t threads = rows * dim > 16384 ? omp_get_max_threads() : 1;                                       \
         int64_t parts = threads * ((dim + threads * STRIP - 1) / (threads * STRIP));                            \
-        int64_t part = ((dim + parts - 1) / parts + 15) / 16 * 16;                                              \
+        int64_t part = ((dim + parts - 1) / parts + 31) / 32 * 32;                                              \
         _Pragma("omp parallel for schedule(static) if (threads > 1)") for (int64_t from = 0; from < dim; from += part) { \
             int64_t n = from + part < dim ? part : dim - from;                                                  \
-            float sum[STRIP + 16] = {0}, scale[STRIP + 16];                                                     \
+            float sum[STRIP + 32] = {0}, scale[STRIP + 32];                                                     \
             memcpy(scale, gain + from, sizeof(float) * n);                                                      \
             int64_t whole = n / 16 * 16, r = 0;                                                                 \
             for (; r + 2 <= rows; r += 2) {                                                                     \

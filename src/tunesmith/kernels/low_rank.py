@@ -26,14 +26,15 @@ from tunesmith.kernels.gain import can_be_undone, gain_back, gain_forward, gain_
 
 
 class Frozen(Protocol):
+    left_alone: bool | None
+    """Whether whoever takes the output writes into it; None: not seen yet. The first backward pass sees it."""
+
     @property
     def bias(self) -> Tensor | None: ...
 
     def output(self, x: Tensor) -> Tensor: ...
 
     def weight(self) -> Tensor: ...
-
-    def spares(self, y: Tensor) -> bool: ...
 
 
 Pair = tuple[Tensor, Tensor]
@@ -74,7 +75,7 @@ def _joined(x: Tensor, h: Tensor, sb: Tensor, scale: float, beside: Pair | None)
 
 def _added(y: Tensor, h: Tensor, sb: Tensor, gain: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """(z, or y where z can be had from it; y), from y [N, out], which may be overwritten, h and s B."""
-    if y._is_view():  # it may be of what somebody else holds
+    if y._is_view() or not y.is_contiguous():  # a view may be of what somebody else holds
         y = y.clone(memory_format=torch.contiguous_format)
     if gain is not None and _gains_at_once(y, h, gain):
         shift = None if bias is None else (1 - gain) * bias
@@ -92,6 +93,23 @@ def _gains_at_once(y: Tensor, h: Tensor, gain: Tensor) -> bool:
 
 WIDEST = 32
 """RANK in low_rank.c."""
+
+
+class _Writes:
+    """Counts what is written into y after it was handed out, without holding its memory."""
+
+    def __init__(self, y: Tensor) -> None:
+        self._counter = y.detach()  # shares y's count of writes, and after the next line nothing else
+        self._counter.data = y.new_empty(0)
+        self._before = y._version
+
+    def look(self, base: Frozen, *, is_copy: bool) -> None:
+        """Called in the backward pass. Where y itself was kept, a write has spoiled it."""
+        written = self._counter._version != self._before
+        if written and not is_copy:
+            raise RuntimeError("the model wrote into a layer's output, which it had left alone before")
+        if base.left_alone is not False:
+            base.left_alone = not written
 
 
 class _LowRank(torch.autograd.Function):
@@ -114,8 +132,11 @@ class _LowRank(torch.autograd.Function):
         z, y = _added(y, *_joined(x, h, sb, scale, beside), gain, base.bias)
         want_a, want_b, want_gain = ctx.needs_input_grad[2], ctx.needs_input_grad[3], ctx.needs_input_grad[6]
         ctx.z_is_output = z is y
-        if want_gain and z is y and not base.spares(y):
-            z = y.clone()
+        if want_gain and z is y:
+            ctx.writes = _Writes(y)
+            if not base.left_alone:
+                z = y.clone()
+        ctx.is_copy = z is not y
         kept = x if want_a else None, h if want_b else None, z if want_gain else None
         ctx.save_for_backward(*kept, a, sb, keep, gain)
         ctx.base, ctx.scale, ctx.beside = base, scale, beside
@@ -129,6 +150,8 @@ class _LowRank(torch.autograd.Function):
         want_x, want_a, want_b = ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]
         dx = da = db = dgain = None
         if z is not None:
+            if ctx.z_is_output:
+                ctx.writes.look(ctx.base, is_copy=ctx.is_copy)
             dy, dgain = gain_back(dy, z, gain, ctx.base.bias, is_output=ctx.z_is_output)
         elif gain is not None:
             dy = gain_forward(dy, gain, None)
@@ -170,6 +193,10 @@ def low_rank(
         y = _LowRank.apply(flat, base, A, B, scale, keep, gain, beside)
     else:
         y = base.output(flat)
+        if y.requires_grad:  # the frozen matrix is not frozen
+            return low_rank_reference(
+                x, base, A, B, scale, None if keep is None else keep.reshape(x.shape), gain, beside
+            )
         h = (flat if keep is None else flat * keep) @ A.to(flat.dtype).T
         joined = _joined(flat, h, _scaled(B, scale, flat.dtype), scale, beside)
         _, y = _added(y, *joined, gain, base.bias)

@@ -149,7 +149,7 @@ def _check_name(name: str, revision: str | None = None) -> None:
     if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
         from tunesmith.models.gguf import already_unpacked
 
-        there = "".join(f"; unpacked here already: model.name={folder}" for folder in already_unpacked())
+        there = "".join(f"; a model that is here: model.name={folder}" for folder in already_unpacked())
         raise ModelError(
             f"{name} is not a folder here and not in the hub's cache, and the hub cannot be reached",
             fix=f"check the spelling, give a folder, or come back with a network{there}",
