@@ -180,7 +180,7 @@ def test_a_write_where_none_was_before_is_an_error():
     gain = torch.linspace(0.5, 2.0, 5).requires_grad_()
     y = low_rank(x, base, A, B, 1.7, None, gain)
     y += 1
-    with pytest.raises(RuntimeError, match="wrote|modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match=r"wrote|modified by an inplace operation"):
         y.sum().backward()
 
 

@@ -194,9 +194,7 @@ def low_rank(
     else:
         y = base.output(flat)
         if y.requires_grad:  # the frozen matrix is not frozen
-            return low_rank_reference(
-                x, base, A, B, scale, None if keep is None else keep.reshape(x.shape), gain, beside
-            )
+            return low_rank_reference(flat, base, A, B, scale, keep, gain, beside).reshape(*x.shape[:-1], y.shape[-1])
         h = (flat if keep is None else flat * keep) @ A.to(flat.dtype).T
         joined = _joined(flat, h, _scaled(B, scale, flat.dtype), scale, beside)
         _, y = _added(y, *joined, gain, base.bias)
