@@ -5,7 +5,8 @@
 
 A tenth of the rows is set aside first. The search sees the rest alone, with a seed of its own; the six are then trained
 on it in whole, with other seeds, and compared on what was set aside. Told: the rank of the ratio found, and by how much
-it is worse than the lowest, with its paired interval, whose width says what so few seeds can see. Broken off, the same command goes on where it stopped.
+it is worse than the others, with paired intervals, whose width says what so few seeds can see. Broken off, the same
+command goes on where it stopped.
 """
 
 from __future__ import annotations

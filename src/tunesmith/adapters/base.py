@@ -106,6 +106,10 @@ class Base:
     The layer is held without being registered as a submodule, so that an adapter's own parameters stay its own.
     """
 
+    left_alone: bool | None = None
+    """Whether the model writes into nothing that this place hands out (Falcon adds into it): then a method may keep it
+    without a copy. None: not seen yet."""
+
     def __init__(self, layer: nn.Module) -> None:
         self._layer = (layer,)
         self.out_features, self.in_features = weight_shape(layer)
@@ -140,10 +144,6 @@ class Base:
     def output(self, x: Tensor) -> Tensor:
         """The frozen layer's own output. x [..., in] (or token ids [...] for an embedding) -> [..., out]."""
         return self.layer(x)
-
-    left_alone: bool | None = None
-    """Whether the model writes into nothing that this place hands out (Falcon adds into it): then a method may keep it
-    without a copy. None: not seen yet."""
 
 
 class Whole(Base):
