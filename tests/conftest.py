@@ -11,7 +11,7 @@ from hypothesis import settings
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Where a failure stops others, the same cases each time; on a desk, new ones.
+# Where a failure stops others (`make test`), the same cases each time; on a desk, new ones.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")

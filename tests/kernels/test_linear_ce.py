@@ -54,7 +54,7 @@ def agree(fast, plain, dtype):
         if wanted is not None and wanted.numel():
             assert mine.dtype == wanted.dtype
             # A gradient of nearly 0 is a difference of probabilities near 1, each right to its own rounding alone.
-            largest = max(wanted.abs().max().item(), 0.05)
+            largest = max(wanted.abs().max().item(), 0.15)
             assert (mine.double() - wanted.double()).abs().max().item() <= tolerance * largest
 
 

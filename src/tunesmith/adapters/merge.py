@@ -3,8 +3,9 @@
 Merged numbers are reckoned in fp64 from the weights that the adapter saw and rounded once, to the base's dtype. Nothing
 is called done before three things have been shown:
 
-    the merge is right      in fp32, weights of the base widened (which is exact) and merged ones not rounded, logits
-                            equal those of the adapted model to within fp32's own noise
+    the merge is right      in fp32, weights of the base widened (which is exact) and merged ones not rounded, each
+                            layer's change is that of its adapter to a hundredth, and logits equal those of the adapted
+                            model to within fp32's own noise
     the files are right     each number read back from disk is the unrounded one, to half a unit in its last place
     the adapter is left     logits of what stands on disk, in fp32 again, are nearer to those of the adapted model than
                             half the way back to the base: each weight of a bf16 base is a bf16 number, and an update of
@@ -33,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters.adapter_set import AdapterSet
 from tunesmith.adapters.attach import detach, replace, slots
-from tunesmith.adapters.base import Adapter
+from tunesmith.adapters.base import Adapter, Whole
 from tunesmith.atomic import no_room
 from tunesmith.errors import AdapterError, MachineError
 from tunesmith.quant.dense import dense_weight
@@ -41,6 +42,11 @@ from tunesmith.quant.quantised import QuantisedLinear, dequantise, quantised_lay
 
 EXACT = {torch.float64: 1e-9, torch.float32: 3e-5}
 """Largest gap of a logit between adapted and merged, unrounded, as a share of the largest: noise of the arithmetic."""
+MOST_WRONG = 0.01
+"""Largest gap of a merged layer's output, before rounding, as a share of what its adapter changes there: in a large
+model one layer's part in the logits may be within their noise."""
+LAYER_NOISE = 1e-5
+"""What fp32 may add to it, as a share of the largest output."""
 MOST_LOST = 0.5
 """Share of what the adapter does to the logits that rounding may undo."""
 PROMPTS = (
@@ -194,6 +200,7 @@ def _compare(
             with adapter_set.switch.set_to(None):
                 base = _logits(model, prompts)
             unrounded = merge(model, adapter_set)
+            _same_layers(model, unrounded, adapter_set, folder)
             merged = _logits(unrounded, prompts)
         largest = wanted.abs().max().item()
         proof, bound = _gap(merged, wanted), EXACT[wanted.dtype] * largest
@@ -223,6 +230,30 @@ def _compare(
             fix="merge in float32 (--dtype float32), or serve the adapter unmerged",
         )
     return report
+
+
+def _same_layers(model: PreTrainedModel, unrounded: nn.Module, adapter_set: AdapterSet, folder: Path) -> None:
+    """Each adapted matrix, merged, gives random inputs what matrix and adapter give them."""
+    generator = torch.Generator().manual_seed(0)
+    for path, slot in slots(model).items():
+        adapter, base = slot.adapter(adapter_set.name), slot.base
+        if adapter is None or isinstance(base, Whole):
+            continue
+        if base.is_embedding:
+            x = torch.randint(0, base.in_features, (16,), generator=generator).to(base.device)
+        else:
+            wide = torch.promote_types(base.dtype, torch.float32)
+            x = torch.randn(16, base.in_features, generator=generator).to(base.device, wide)
+        wanted, alone, merged = adapter(x, base), base.output(x), unrounded.get_submodule(path)(x)
+        gap, change = _gap(merged, wanted), _gap(alone, wanted)
+        if not gap <= MOST_WRONG * change + LAYER_NOISE * wanted.abs().max().item():
+            raise AdapterError(
+                "a merged layer does not compute what the adapted one does; nothing was kept",
+                where=str(folder),
+                found=f"before rounding, {path} is off by {gap:.3g}, where its adapter changes up to {change:.3g}",
+                expected=f"at most {MOST_WRONG:.0%} of that",
+                fix="serve the adapter unmerged, and report this",
+            )
 
 
 def _logits(model: PreTrainedModel, prompts: list[Tensor]) -> Tensor:
