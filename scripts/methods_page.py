@@ -69,12 +69,16 @@ def facts(name: str) -> Facts:
 
 
 def step_times() -> dict[str, dict[str, float]]:
-    """method -> result file -> its step's time over LoRA's."""
+    """method -> result file -> its step's time over LoRA's; of the last day on which the method was measured."""
     found: dict[str, dict[str, float]] = {}
     for file, result in read(f"*-methods-{BASELINE}*.json").items():
         for name, ratio in result["ratios"].items():
             found.setdefault(name, {})[file] = ratio
-    return found
+    last = {name: max(file[:10] for file in files) for name, files in found.items()}
+    return {
+        name: {file: ratio for file, ratio in files.items() if file.startswith(last[name])}
+        for name, files in found.items()
+    }
 
 
 def noise(times: Mapping[str, Mapping[str, float]]) -> float:
