@@ -317,7 +317,7 @@ def test_what_belongs_to_answers_is_refused_for_the_loss(place, tmp_path, option
 
 def test_what_has_no_rows_is_named():
     assert "/no/such/run, where no run or recipe is" in invoke("evaluate", "/no/such/run", code=2).stderr
-    with pytest.raises(DataError, match="None"):
+    with pytest.raises(DataError, match="needs rows"):
         tunesmith.tune("model", None)
 
 

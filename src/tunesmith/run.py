@@ -427,15 +427,12 @@ def tune(
     `changes` are settings by their full name with the dot as two underscores: `train__steps=100`, `adapter__r=16`.
     Without a budget: three passes. A tenth of the rows (at most 200) is held out.
     """
-    from_file = isinstance(rows, str | Path)
-    try:
-        listed: list[Mapping[str, Any]] | None = None if from_file else list(rows)  # type: ignore[arg-type]
-    except TypeError:
-        expected = "a list of dicts, a file's path, or a dataset's hub id"
-        raise DataError("tune() needs rows", found=repr(rows), expected=expected) from None
+    if rows is None:
+        raise DataError("tune() needs rows", expected="a list of dicts, a file's path, or a dataset's hub id")
+    listed: list[Mapping[str, Any]] | None = None if isinstance(rows, str | Path) else list(rows)
     values: dict[str, Any] = {
         "model": {"name": model},
-        "data": {"train": str(rows) if from_file else FROM_PYTHON},
+        "data": {"train": str(rows) if listed is None else FROM_PYTHON},
         "output": {"folder": str(folder or _unused(Path("runs") / time.strftime("tune-%Y%m%d-%H%M%S")))},
     }
     if listed is None or len(listed) >= 20:

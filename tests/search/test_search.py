@@ -214,6 +214,7 @@ def test_what_is_wrong_is_said_before_any_work(home, changes, said):
     assert runner.orders == []
 
 
+@pytest.mark.slow
 def test_a_recipe_alone_searches_its_rate_and_ratio(home, monkeypatch, capsys):
     """From the command line, in processes of its own; the second time there is nothing to do."""
     monkeypatch.chdir(home)

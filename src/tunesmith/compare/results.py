@@ -9,7 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,12 @@ def paired(ours: Mapping[int, Items], theirs: Mapping[int, Items]) -> tuple[np.n
 
 def _difference(tables: Mapping[str, Any], ours: str, theirs: str, measure: Measure) -> Difference | None:
     found = paired(tables[ours].get(measure.key, {}), tables[theirs].get(measure.key, {}))
-    return None if found is None else difference(found[0], found[1])
+    if found is None:
+        return None
+    told = difference(found[0], found[1])
+    if not measure.points:
+        return told
+    return replace(told, low=max(-1.0, told.low), high=min(1.0, told.high))  # of two shares; NaN stays one
 
 
 def _against_baseline(
@@ -183,8 +188,8 @@ def _figures(by_seed: Mapping[int, Items], measure: Measure) -> dict[str, Any]:
     if measure.points and low == high and found.value in (0.0, 1.0):
         share = wilson(round(found.value * found.items), found.items)
         low, high = share.low, share.high
-    elif measure.points and math.isfinite(low):
-        low, high = max(0.0, low), min(1.0, high)
+    elif math.isfinite(low):  # a share lies between 0 and 1, and no loss is negative
+        low, high = max(0.0, low), min(1.0, high) if measure.points else high
     means = {str(seed): float(np.mean(list(values.values()))) for seed, values in by_seed.items()}
     return asdict(found) | {"low": low, "high": high, "by_seed": means}
 
