@@ -22,6 +22,7 @@ from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.compare.settings import ForgetSettings, StudySettings, TestSettings
 from tunesmith.data.settings import HeldOut, TemplateFormat
+from tunesmith.objectives import OBJECTIVES
 from tunesmith.quant import QUANTISED
 from tunesmith.recipe import SECTIONS
 from tunesmith.search.settings import SearchSettings
@@ -30,7 +31,7 @@ from tunesmith.settings import Settings
 
 RECORDS = {"TestSettings": "[test](#test)", "ForgetSettings": "[forget](#forget)"}
 RECORDS |= {"Range": "[{low, high, log}](#space-a-range)"}
-RECORDS |= {"TemplateFormat": "{prompt, answer, system}", "HeldOut": "{share, count, file, key}"}
+RECORDS |= {"TemplateFormat": "{prompt, answer, system, …}", "HeldOut": "{share, count, file, key}"}
 """Records inside a setting, as their keys."""
 MEASURED = {"lora-fa": memory_section}
 """What was measured of a single method, for its page."""
@@ -54,6 +55,9 @@ def settings_page() -> str:
             parts.append(f"## {section}\n\nThese, and those of the method:\n\n{table(record)}")
             for name, module in METHODS.items():
                 parts.append(f"### adapter, method: {name}\n\n{own_table(module)}")
+        elif section == "objective":
+            parts.append(f"## {section}\n\nBy `objective.kind`, sft where nothing is said:\n")
+            parts += [f"### objective, kind: {name}\n\n{own_table(module)}" for name, module in OBJECTIVES.items()]
         else:
             parts.append(f"## {section}\n\n{table(record)}")
         if section == "data":

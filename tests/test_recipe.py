@@ -176,7 +176,6 @@ WRONG = [
     ("data.columns.text", {"text": 3}, "text"),
     ("data.max_length", 1, "a whole number at least 2"),
     ("output.report_to[0]", ["wandbb"], "wandb"),
-    ("objective.kind", "stf", "sft"),
 ]
 
 
@@ -210,6 +209,7 @@ def test_a_value_of_the_wrong_kind_is_refused_with_what_would_do(key, value, exp
         ({"data": {"train": "a/b"}, "train": {"stop_after_no_gain": 3}}, "train.stop_after_no_gain has nothing"),
         ({"data": {"train": "a/b"}, "train": {"evaluate_every": 3}}, "train.evaluate_every has nothing"),
         ({"adapter": {"method": "lorra"}}, "there is no method 'lorra'"),
+        ({"objective": {"kind": "stf"}}, "there is no objective 'stf'"),
         ({"model": None}, "model.name is missing"),
         ({"train": [1]}, "train is not a mapping"),
     ],

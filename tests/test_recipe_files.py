@@ -6,7 +6,8 @@ import pytest
 
 from tunesmith.data.files import READERS
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import DATA_SUFFIXES, load
+from tunesmith.recipe import load
+from tunesmith.recipe_paths import DATA_SUFFIXES
 
 
 def test_held_out_rows_of_their_own_are_found_beside_the_recipe_with_their_split(tmp_path):

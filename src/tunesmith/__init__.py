@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from tunesmith.errors import TunesmithError
     from tunesmith.inference import merge
     from tunesmith.models.session import Params
+    from tunesmith.one_call import tune
     from tunesmith.recipe import Recipe, load
-    from tunesmith.run import Trained, check, train, tune
+    from tunesmith.run import Trained, check, train
     from tunesmith.search.main import Found, search
     from tunesmith.session import Session, open_session
 
@@ -38,7 +39,7 @@ _HOME = {
     "check": "run",
     "merge": "inference",
     "train": "run",
-    "tune": "run",
+    "tune": "one_call",
     "Session": "session",
     "open_session": "session",
 }

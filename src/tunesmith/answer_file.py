@@ -16,11 +16,11 @@ from typing import IO, Any
 
 from tunesmith.atomic import write_file
 from tunesmith.data.files import READERS, ending, read_file
-from tunesmith.data.formats import alpaca, template
+from tunesmith.data.formats import alpaca, prompt_template
 from tunesmith.data.formats import messages as messages_format
 from tunesmith.data.messages import Unreadable, read_messages, read_tools
 from tunesmith.data.settings import DataSettings, TemplateFormat
-from tunesmith.data.types import Conversation, Message, Origin
+from tunesmith.data.types import Message, Origin
 from tunesmith.errors import DataError, MachineError, together
 from tunesmith.models.generate import Generated
 from tunesmith.models.session import Params, Session
@@ -81,7 +81,7 @@ def _read_prompts(path: Path, system: str | None, data: DataSettings | None) -> 
     columns = {} if data is None else data.columns
     fill = None
     if data is not None and isinstance(data.format, TemplateFormat):
-        fill = template(data.format.model_copy(update={"answer": ""} | ({"system": system} if system else {})))
+        fill = prompt_template(data.format.model_copy(update={"system": system} if system else {}))
     prompts, errors = [], []
     for origin, row in read_file(path, None):
         row |= {wanted: row[yours] for wanted, yours in columns.items() if yours in row and wanted not in row}
@@ -98,14 +98,14 @@ def _read_prompts(path: Path, system: str | None, data: DataSettings | None) -> 
     return prompts
 
 
-Fill = Callable[[Mapping[str, Any], Origin], Conversation]
+Fill = Callable[[Mapping[str, Any]], tuple[Message, ...]]
 
 
 def _messages_of(row: Mapping[str, Any], origin: Origin, fill: Fill | None) -> tuple[Message, ...]:
     """The turns to answer; an answer that the row holds already is left off."""
     if fill is not None:
         try:
-            return fill(row, origin).messages[:-1]
+            return fill(row)
         except Unreadable:
             if not any(row.get(key) for key in ("messages", "conversations", "prompt")):
                 raise

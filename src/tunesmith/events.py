@@ -37,6 +37,8 @@ class StepDone:
     tokens_per_second: float
     seconds_left: float | None
     memory_bytes: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the objective shows beside its loss."""
 
 
 @dataclass(frozen=True)

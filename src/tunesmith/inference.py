@@ -18,6 +18,7 @@ from tunesmith.adapters import identity, store
 from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_unwritable
 from tunesmith.atomic import no_room
 from tunesmith.chat import run_chat
+from tunesmith.data.formats import LEARNABLE
 from tunesmith.data.prepare import prepare, told
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.sources import read
@@ -25,13 +26,14 @@ from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, DataError, Interrupted, MachineError, RecipeError
 from tunesmith.evaluate import Evaluation, Item, Mean, scorers_named, write_answers
 from tunesmith.evaluate import evaluate as score_items
+from tunesmith.machine import cache_folder
 from tunesmith.models.load import without_bars
 from tunesmith.models.policy import probe
 from tunesmith.models.session import Params
-from tunesmith.objectives.sft import SFT
+from tunesmith.objectives import sft
 from tunesmith.progress import Progress
 from tunesmith.questions import ALL, LAST, calls_apart, questions, refuse_unscorable
-from tunesmith.recipe import load
+from tunesmith.recipe import Recipe, load
 from tunesmith.session import Session, adapter_folder, open_session, recipe_of
 from tunesmith.train.memory import default_micro_batch_tokens
 from tunesmith.train.signals import watched
@@ -233,12 +235,13 @@ def evaluate(
         refuse_unwritable(out)
     aloud = functools.partial(print, file=sys.stderr)  # what a program's person should know, quiet or not
     settings, seed = _rows_of(source, data, recipe, limit)
+    own = load(recipe).recipe if recipe is not None else recipe_of(source)
     all_rows = data is not None
     if "loss" in wanted:  # whether there are rows at all is known before any weight is loaded
         read(settings.train, split=settings.split, subset=settings.subset, limit=1)
     items: list[Item] = []
     if of_answers:
-        items = questions(settings, seed, all_rows, limit, gold, turns, aloud)
+        items = questions(settings, seed, all_rows, limit, gold, turns, aloud, LEARNABLE if own is None else own.takes)
         refuse_unscorable(items, of_answers, settings.train)
         items = calls_apart(items) if "tool_call" in of_answers else items
     with Progress(quiet=as_json) as progress:
@@ -254,7 +257,7 @@ def evaluate(
         )
         figures: dict[str, Any] = {}
         if "loss" in wanted:
-            figures |= _held_out_loss(session, settings, seed, all_rows, limit, aloud)
+            figures |= _held_out_loss(session, settings, own, all_rows, limit, aloud)
         if of_answers:
             said = _every_tenth(progress, "answered")
             made = score_items(
@@ -306,26 +309,42 @@ def _asked_as(source: str | Path, recipe_file: Path | None) -> dict[str, Any]:
 def _held_out_loss(
     session: Session,
     settings: DataSettings,
-    seed: int,
+    recipe: Recipe | None,
     all_rows: bool,
     limit: int | None,
     say: Callable[[str], object],
 ) -> dict[str, Any]:
-    """Loss per learned token over all rows, or over what the run held out; what befell rows is said."""
+    """What the recipe's objective says of all rows, or of what the run held out; what befell rows is said.
+
+    Without a recipe: the loss per learned token.
+    """
+    offered, record = (sft, sft.Settings()) if recipe is None else (recipe.offered, recipe.objective)
     prepared = prepare(
         settings,
         session.words_of(session.adapter).tokenizer,
-        seed=seed,
+        seed=0 if recipe is None else recipe.train.seed,
         most_tokens=session.positions(session.adapter),
+        takes=offered.takes(record),
     )
     for line in told(prepared.counts if all_rows else prepared.held_out_counts):
         say(line)
-    examples = (prepared.train if all_rows else prepared.held_out)[:limit]
+    examples = prepared.train if all_rows else prepared.held_out
+    if limit is not None:
+        kept = set(list(dict.fromkeys(example.origin for example in examples))[:limit])
+        examples = [example for example in examples if example.origin in kept]
     policy, _ = probe(session.model, session.switch)
-    objective = SFT(examples, examples, batch_size=1, seed=0)
-    with session.switch.set_to(session.adapter):
-        metrics = objective.evaluate(policy, default_micro_batch_tokens(policy.device))
-    return {**metrics, "rows": len(examples), "learned_tokens": sum(example.num_learned for example in examples)}
+    if recipe is not None and recipe.model.adapter is not None and offered.needs_reference(record):
+        policy.reference_name = session.load_adapter(recipe.model.adapter)
+    objective = offered.build(record, examples, examples, batch_size=2, seed=0)
+    most = default_micro_batch_tokens(policy.device)
+    with session.switch.set_to(session.adapter), Progress(quiet=True) as silent:
+        objective.begin(policy, num_steps=None, max_tokens=most, cache=cache_folder(), stage=silent.stage)
+        metrics = objective.evaluate(policy, most)
+    return {
+        **metrics,
+        "rows": len({example.origin for example in examples}),
+        "learned_tokens": sum(example.num_learned for example in examples),
+    }
 
 
 def _refuse_unread(of_answers: list[str], turns: str, gold: str | None, out: Path | None, num_beams: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunesmith.atomic import write_file
 
+ACCURACY = "rewards/accuracies"
 INK, FAINT, BLUE, ORANGE, GREEN = "#22272e", "#8b949e", "#2f6fbb", "#d9730d", "#2b8a57"
 
 
@@ -44,15 +45,20 @@ def plot_run(metrics: Path, out: Path, title: str | None = None) -> None:
 
     steps, evaluations = read_metrics(metrics)
     steps = [step for step in steps if step["loss"] is not None]
-    figure = Figure(figsize=(8, 5.4), dpi=150, layout="constrained", facecolor="white")
-    loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
-    for axes in (loss_axes, rate_axes):
+    shares = any(ACCURACY in step.get("metrics", ()) for step in steps)
+    height, ratios = (7.0, [3.2, 1.6, 1]) if shares else (5.4, [3.2, 1])
+    figure = Figure(figsize=(8, height), dpi=150, layout="constrained", facecolor="white")
+    every = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+    loss_axes, rate_axes = every[0], every[-1]
+    for axes in every:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(FAINT)
         axes.tick_params(colors=INK, labelsize=8.5)
         axes.grid(axis="y", color="#e6e9ed", linewidth=0.8)
         axes.set_axisbelow(True)
-    _draw_loss(loss_axes, steps, evaluations)
+    _draw_loss(loss_axes, steps, evaluations, "loss per pair" if shares else "loss per learned token")
+    if shares:
+        _draw_accuracy(every[1], steps, evaluations)
     _draw_rates(rate_axes, steps)
     loss_axes.set_title(title or _name(metrics), loc="left", fontsize=11, color=INK, fontweight="bold")
     FigureCanvasAgg(figure)
@@ -65,7 +71,21 @@ def _name(metrics: Path) -> str:
     return metrics.absolute().parent.name
 
 
-def _draw_loss(axes: Any, steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:
+def _draw_accuracy(axes: Any, steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:
+    """The share of pairs whose chosen answer scores above the rejected one."""
+    x = [step["step"] for step in steps]
+    shares = smoothed([step["metrics"][ACCURACY] for step in steps], len(steps) / 30)
+    axes.plot(x, shares, color=BLUE, linewidth=1.9, label="training (smoothed)")
+    held = [(line["step"], line["metrics"][ACCURACY]) for line in evaluations if ACCURACY in line["metrics"]]
+    if held:
+        axes.plot(*zip(*held, strict=True), color=ORANGE, marker="o", markersize=4.5, linewidth=1.4, label="held out")
+    axes.axhline(0.5, color=FAINT, linewidth=1, linestyle=":")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylabel("pairs in order", fontsize=9, color=INK)
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")
+
+
+def _draw_loss(axes: Any, steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], label_of_y: str) -> None:
     x, losses = [step["step"] for step in steps], [step["loss"] for step in steps]
     if len(steps) >= 15:
         axes.plot(x, losses, color=BLUE, alpha=0.28, linewidth=1)
@@ -83,7 +103,7 @@ def _draw_loss(axes: Any, steps: list[dict[str, Any]], evaluations: list[dict[st
         shown = losses[2:] + [line["metrics"]["loss"] for line in evaluations]
         low, high = min(shown), max(shown)
         axes.set_ylim(low - 0.06 * (high - low) - 1e-9, high + 0.08 * (high - low) + 1e-9)
-    axes.set_ylabel("loss per learned token", fontsize=9, color=INK)
+    axes.set_ylabel(label_of_y, fontsize=9, color=INK)
     if steps or evaluations:
         axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="upper right")
 

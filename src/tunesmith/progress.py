@@ -26,6 +26,7 @@ from tunesmith.events import BrokenOff, Ended, Evaluated, Event, Noted, Started,
 BLOCKS = "▁▂▃▄▅▆▇█"
 SECONDS_BETWEEN_FRAMES = 0.1
 SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES, LINES_IN_HASTE = 10.0, 0.05, 12
+SEEN = {"rewards/accuracies": "accuracy", "rewards/margins": "margin", "kl": "kl"}
 
 
 class Progress:
@@ -198,6 +199,7 @@ class Progress:
         facts.append(sparkline(self._losses, min(24, width // 4)), style="blue")
         if self._held_out is not None and "loss" in self._held_out.metrics:
             facts.append(f"  held-out {self._held_out.metrics['loss']:.4f}", style="yellow")
+        facts.append(_seen(event.metrics), style="bold")
         facts.append(f"  {event.tokens_per_second:,.0f} tokens/s  {size(event.memory_bytes)}", style="green")
         facts.append(f"  lr {event.learning_rate:.1e}  epoch {event.epoch:.2f}", style="dim")
         facts.no_wrap, facts.overflow = True, "ellipsis"
@@ -265,14 +267,20 @@ def step_line(event: StepDone) -> str:
     of = f"/{event.num_steps}" if event.num_steps else ""
     left = f"  {seconds(event.seconds_left)} left" if event.seconds_left else ""
     return (
-        f"step {event.step}{of}  epoch {event.epoch:.2f}  loss {event.loss:.4f}  lr {event.learning_rate:.1e}  "
-        f"{event.tokens_per_second:,.0f} tokens/s  {size(event.memory_bytes)}{left}"
+        f"step {event.step}{of}  epoch {event.epoch:.2f}  loss {event.loss:.4f}{_seen(event.metrics)}  "
+        f"lr {event.learning_rate:.1e}  {event.tokens_per_second:,.0f} tokens/s  {size(event.memory_bytes)}{left}"
     )
 
 
 def evaluation_line(event: Evaluated) -> str:
-    said = "  ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
+    plain = {name: value for name, value in event.metrics.items() if "/" not in name}
+    said = "  ".join(f"{name} {value:.4f}" for name, value in plain.items()) + _seen(event.metrics)
     return f"  held-out after step {event.step}: {said}{'  (best)' if event.best else ''}  {seconds(event.seconds)}"
+
+
+def _seen(metrics: dict[str, float]) -> str:
+    """Of an objective's many metrics the few that a line has room for; the files have all."""
+    return "".join(f"  {word} {metrics[name]:.3f}" for name, word in SEEN.items() if name in metrics)
 
 
 def sparkline(values: list[float], width: int) -> str:

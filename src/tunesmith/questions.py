@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tunesmith.data.formats import convert
-from tunesmith.data.prepare import is_empty
+from tunesmith.data.formats import LEARNABLE, convert
+from tunesmith.data.prepare import answered, is_empty
 from tunesmith.data.problems import counted
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.sources import read
 from tunesmith.data.split import split
-from tunesmith.data.types import Conversation
+from tunesmith.data.types import Conversation, Row
 from tunesmith.errors import DataError
 from tunesmith.evaluate import Item, item_of, items_of
 from tunesmith.score.toolcall import parse_calls
@@ -28,13 +28,17 @@ def questions(
     gold: str | None,
     turns: str,
     say: Callable[[str], object],
+    takes: tuple[type[Row], ...] = LEARNABLE,
 ) -> list[Item]:
     """One item per conversation: its turns up to the last answer, which is the gold one unless a column holds it; or
-    one for each of its answers. Rows without an answer are left out, and that is said."""
+    one for each of its answers. Rows without an answer are left out, and that is said.
+
+    `takes`: what the recipe learns from; of a pair, the chosen answer is the right one.
+    """
     raw = read(settings.train, split=settings.split, subset=settings.subset, limit=settings.limit)
     if not all_rows:
         raw = split(raw, settings, seed=seed).held_out
-    rows = convert(raw, settings.format, settings.columns).rows
+    rows = [answered(row) for row in convert(raw, settings.format, settings.columns, takes, LEARNABLE).rows]
     by_row: list[list[Item]] = []
     for row, (origin, values) in zip(rows, raw, strict=True):
         if gold is not None and gold not in values:

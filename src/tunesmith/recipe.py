@@ -12,25 +12,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal, Self, Union
+from typing import Annotated, Any, Self, Union
 
 from pydantic import Field, SerializeAsAny, ValidationError, create_model, model_validator
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.settings import KINDS, AdapterSettings
 from tunesmith.adapters.virtual import VirtualSettings
-from tunesmith.data.settings import DataSettings, HeldOut, name_and_split
+from tunesmith.data.settings import DataSettings
+from tunesmith.data.types import Row
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.models.settings import ModelSettings
-from tunesmith.notation import Path, dotted, read, read_scalar, write_inline
-from tunesmith.objectives.settings import SFTSettings
+from tunesmith.notation import Path, read, read_scalar, write_inline
+from tunesmith.objectives import OBJECTIVES
+from tunesmith.objectives.settings import ObjectiveSettings
+from tunesmith.objectives.sft import SFTSettings
+from tunesmith.recipe_paths import Paths
 from tunesmith.record import OutputSettings
 from tunesmith.settings import Contradiction, Settings
 from tunesmith.strict import near, parse, setting_names, unknown_key
 from tunesmith.train.settings import TrainSettings
 
 DEFAULT_METHOD = "lora"
-DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz")
+DEFAULT_OBJECTIVE = "sft"
 
 
 class Recipe(Settings):
@@ -39,7 +43,9 @@ class Recipe(Settings):
     model: ModelSettings
     data: DataSettings
     adapter: SerializeAsAny[AdapterSettings] = Field(default_factory=lambda: METHODS[DEFAULT_METHOD].Settings())
-    objective: SFTSettings = SFTSettings()
+    objective: SerializeAsAny[ObjectiveSettings] = Field(
+        default_factory=lambda: OBJECTIVES[DEFAULT_OBJECTIVE].Settings()
+    )
     train: TrainSettings = TrainSettings()
     output: OutputSettings = OutputSettings()
 
@@ -50,6 +56,16 @@ class Recipe(Settings):
                 raise Contradiction(
                     f"train.{name}", "has nothing to evaluate on", "hold rows out, for example data.held_out: 0.05"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_or_groups(self) -> Self:
+        if self.data.group_by is not None and not isinstance(self.objective, SFTSettings):
+            raise Contradiction(
+                "data.group_by",
+                "is for rows that are learned one by one",
+                "take it out: what the answers of a pair share is computed once anyway",
+            )
         return self
 
     @model_validator(mode="after")
@@ -75,6 +91,17 @@ class Recipe(Settings):
             )
         return self
 
+    @property
+    def takes(self) -> tuple[type[Row], ...]:
+        """The kinds of rows that its objective learns from."""
+        kinds: tuple[type[Row], ...] = self.offered.takes(self.objective)
+        return kinds
+
+    @property
+    def offered(self) -> Any:
+        """The module of its objective (objectives/__init__.py)."""
+        return OBJECTIVES[self.objective.kind]  # type: ignore[attr-defined]
+
     def explicit(self) -> dict[str, Any]:
         """The settings that were given, without those left at their defaults, as plain values."""
         return {name: section for name, section in self.model_dump(mode="json", exclude_unset=True).items() if section}
@@ -91,9 +118,26 @@ SECTIONS: dict[str, type[Settings]] = {
     "model": ModelSettings,
     "data": DataSettings,
     "adapter": AdapterSettings,
-    "objective": SFTSettings,
+    "objective": ObjectiveSettings,
     "train": TrainSettings,
     "output": OutputSettings,
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A section whose record depends on one of its settings."""
+
+    key: str
+    table: Mapping[str, Any]
+    """By that setting's value, the module that offers the record as `Settings`."""
+    default: str
+    called: str
+
+
+CHOICES = {
+    "adapter": Choice("method", METHODS, DEFAULT_METHOD, "method"),
+    "objective": Choice("kind", OBJECTIVES, DEFAULT_OBJECTIVE, "objective"),
 }
 
 
@@ -185,11 +229,13 @@ def from_dict(
 
 
 def json_schema() -> dict[str, Any]:
-    """The recipe's JSON schema, every method's record in it, for editors."""
-    records: Any = tuple(module.Settings for module in METHODS.values())
-    union = Annotated[Union[records], Field(discriminator="method")]  # noqa: UP007
-    adapter: dict[str, Any] = {"adapter": (union, METHODS[DEFAULT_METHOD].Settings())}
-    whole = create_model("Recipe", __base__=Recipe, **adapter)
+    """The recipe's JSON schema, every method's and objective's record in it, for editors."""
+    fields: dict[str, Any] = {}
+    for section, choice in CHOICES.items():
+        records: Any = tuple(module.Settings for module in choice.table.values())
+        union = Annotated[Union[records], Field(discriminator=choice.key)]  # noqa: UP007
+        fields[section] = (union, choice.table[choice.default].Settings())
+    whole = create_model("Recipe", __base__=Recipe, **fields)
     return whole.model_json_schema()
 
 
@@ -211,7 +257,9 @@ def _resolve(
         tree.change(*change)
     for text in overrides:
         tree.override(text)
-    recipe = tree.recipe() if past else _Paths(tree, folder).in_recipe(tree.recipe())
+    recipe = tree.recipe()
+    if not past:
+        recipe = recipe.model_copy(update=Paths(tree.where, folder).absolute(recipe.model, recipe.data))
     provenance = {
         f"{section}.{key}": tree.provenance((section, key))
         for section, settings in recipe.model_dump().items()
@@ -224,7 +272,7 @@ def _split(key: str, where: str) -> Path:
     """data.held_out.share -> ("data", "held_out", "share")."""
     parts = tuple(part.strip() for part in key.split("."))
     if len(parts) < 2 or not all(parts):
-        meant = None if key in SECTIONS else near(key, [], _elsewhere(DEFAULT_METHOD, ""))
+        meant = None if key in SECTIONS else near(key, [], _elsewhere(_records({}), ""))
         notes = {"did you mean": meant} if meant else {}
         expected = f"{key}.key" if key in SECTIONS else "section.key"
         raise RecipeError(f"{key!r} does not name a setting", where=where, expected=expected, notes=notes)
@@ -303,20 +351,22 @@ class _Tree:
         """The record, or every fault of the tree in one error."""
         errors = self.errors
         sections: dict[str, Settings] = {}
-        method = self._method()
+        chosen = {section: self._chosen(section) for section in CHOICES}
+        records = _records({section: value for section, value in chosen.items() if value is not None})
         for name, value in self.values.items():
-            elsewhere = _elsewhere(method or DEFAULT_METHOD, name)
+            elsewhere = _elsewhere(records, name)
             if name not in SECTIONS:
                 names = list(SECTIONS)
                 where = self.where((name,))
                 errors.append(unknown_key(name, (name,), where, called="a recipe", settings=names, elsewhere=elsewhere))
             elif value is not None and not isinstance(value, dict):
-                expected = "a mapping with " + ", ".join(setting_names(_record(name, method or DEFAULT_METHOD)))
+                expected = "a mapping with " + ", ".join(setting_names(records[name]))
                 errors.append(RecipeError(f"{name} is not a mapping", where=self.where((name,)), expected=expected))
-            elif name != "adapter" or method is not None:
-                record = _record(name, method or DEFAULT_METHOD)
-                called = method if name == "adapter" and method else name
-                parsed, wrong = parse(record, value or {}, (name,), self.where, called=called, elsewhere=elsewhere)
+            elif chosen.get(name, "") is not None:
+                called = chosen.get(name) or name
+                parsed, wrong = parse(
+                    records[name], value or {}, (name,), self.where, called=called, elsewhere=elsewhere
+                )
                 errors += wrong
                 if parsed is not None:
                     sections[name] = parsed
@@ -326,6 +376,8 @@ class _Tree:
                 errors.append(RecipeError(f"{name}.{key} is missing", where=self.source, expected=f"a {name} section"))
         if errors:
             raise together(errors)
+        rate = CHOICES["objective"].table[str(chosen["objective"])].LEARNING_RATE
+        sections["train"] = _or_else(sections.get("train", TrainSettings()), {"learning_rate": rate})
         try:
             return Recipe.model_validate(sections)
         except ValidationError as error:
@@ -336,21 +388,37 @@ class _Tree:
         cause = detail["ctx"]["error"]
         return RecipeError(f"{cause.key} {cause.text}", where=self.where(_split(cause.key, "recipe")), fix=cause.fix)
 
-    def _method(self) -> str | None:
-        """The adapter's method; None, with an error noted, where there is no such method."""
-        section = self.values.get("adapter")
-        method = section.get("method", DEFAULT_METHOD) if isinstance(section, dict) else DEFAULT_METHOD
-        if isinstance(method, str) and method in METHODS:
-            return method
-        meant = near(str(method), list(METHODS), {})
+    def _chosen(self, section: str) -> str | None:
+        """The adapter's method, the objective's kind; None, with an error noted, where there is no such thing."""
+        choice, values = CHOICES[section], self.values.get(section)
+        value = values.get(choice.key, choice.default) if isinstance(values, dict) else choice.default
+        if isinstance(value, str) and value in choice.table:
+            return value
+        meant = near(str(value), list(choice.table), {}) or _ALSO_CALLED.get(str(value).lower())
         self.errors.append(
             RecipeError(
-                f"adapter.method: there is no method {method!r}",
-                where=self.where(("adapter", "method")),
-                notes={"methods": ", ".join(METHODS)} | ({"did you mean": meant} if meant else {}),
+                f"{section}.{choice.key}: there is no {choice.called} {value!r}",
+                where=self.where((section, choice.key)),
+                notes={f"{choice.called}s": ", ".join(choice.table)} | ({"did you mean": meant} if meant else {}),
             )
         )
         return None
+
+
+_ALSO_CALLED = {
+    "dpo": "preference",
+    "ipo": "preference, with loss: ipo_mean or ipo_sum",
+    **{loss: f"preference, with loss: {loss}" for loss in ("kto", "orpo", "cpo", "simpo")},
+}
+"""What people call an objective otherwise."""
+
+
+def _or_else(record: Settings, defaults: Mapping[str, Any]) -> Settings:
+    """`record` with other defaults: what was not given still counts as not given."""
+    missing = {name: value for name, value in defaults.items() if name not in record.model_fields_set}
+    made = record.model_copy(update=missing)
+    made.model_fields_set.difference_update(missing)
+    return made
 
 
 def _copied(values: Any) -> Any:
@@ -359,79 +427,12 @@ def _copied(values: Any) -> Any:
     return [_copied(value) for value in values] if isinstance(values, list | tuple) else values
 
 
-def _record(section: str, method: str) -> type[Settings]:
-    record: type[Settings] = METHODS[method].Settings if section == "adapter" else SECTIONS[section]
-    return record
+def _records(chosen: Mapping[str, str]) -> dict[str, type[Settings]]:
+    """The record of each section, where `chosen` says which method and which objective; else the defaults'."""
+    of_choices = {name: c.table[chosen.get(name, c.default)].Settings for name, c in CHOICES.items()}
+    return SECTIONS | of_choices
 
 
-def _elsewhere(method: str, section: str) -> dict[str, str]:
+def _elsewhere(records: Mapping[str, type[Settings]], section: str) -> dict[str, str]:
     """Bare name -> full name, for the settings of all other sections."""
-    return {
-        key: f"{name}.{key}" for name in SECTIONS if name != section for key in setting_names(_record(name, method))
-    }
-
-
-class _Paths:
-    """Makes the files that a recipe names absolute: first from the recipe's folder, then from the current one."""
-
-    def __init__(self, tree: _Tree, folder: FilePath) -> None:
-        self.tree, self.folders = tree, list(dict.fromkeys((folder.absolute(), FilePath.cwd())))
-        self.errors: list[TunesmithError] = []
-
-    def in_recipe(self, recipe: Recipe) -> Recipe:
-        model, data = recipe.model, recipe.data
-        named = self._changed("model", "name", model.name, (".gguf",))
-        if model.revision is not None and named:
-            self.errors.append(
-                RecipeError(
-                    f"model.revision {model.revision!r} has no meaning beside a folder",
-                    where=self.tree.where(("model", "revision")),
-                    found=f"model.name is the folder {model.name}",
-                    fix="take it out, or name the model by its hub id",
-                )
-            )
-        model = model.model_copy(
-            update=named
-            | self._changed("model", "adapter", model.adapter, ())
-            | self._changed("model", "template", model.template, (".jinja", ".j2", ".txt"))
-        )
-        data = data.model_copy(update=self._changed("data", "train", data.train, DATA_SUFFIXES))
-        if isinstance(data.held_out, str):
-            data = data.model_copy(update=self._of_its_own("held_out", data.held_out))
-        elif isinstance(data.held_out, HeldOut):
-            file = self._of_its_own("file", data.held_out.file)
-            data = data.model_copy(update={"held_out": data.held_out.model_copy(update=file)} if file else {})
-        if self.errors:
-            raise together(self.errors)
-        return recipe.model_copy(update={"model": model, "data": data})
-
-    def _of_its_own(self, key: str, text: str | None) -> dict[str, str]:
-        """The same for held-out rows, `path` or `path:split`."""
-        name, split = (text, None) if text is None or self._found(text) else name_and_split(text)
-        changed = self._changed("data", key, name, DATA_SUFFIXES)
-        return {key: path if split is None else f"{path}:{split}" for key, path in changed.items()}
-
-    def _tried(self, text: str) -> list[FilePath]:
-        return [folder / FilePath(text).expanduser() for folder in self.folders]
-
-    def _found(self, text: str) -> FilePath | None:
-        return next((path for path in self._tried(text) if path.exists()), None)
-
-    def _changed(
-        self, section: Literal["model", "data"], key: str, text: str | None, suffixes: tuple[str, ...]
-    ) -> dict[str, str]:
-        """{key: absolute path} where `text` is a file or folder; {} where it is a hub id, a name or inline text."""
-        if text is None or "://" in text or "\n" in text or "{" in text:
-            return {}
-        if found := self._found(text):
-            return {key: os.path.normpath(found)}
-        if text.startswith((".", "/", "~")) or text.lower().endswith(suffixes or ("/",)) or text.count("/") > 1:
-            full: Path = (section, "held_out", "file") if key == "file" else (section, key)
-            self.errors.append(
-                RecipeError(
-                    f"{dotted(full)}: there is no {text}",
-                    where=self.tree.where(full),
-                    notes={"looked for": " and ".join(dict.fromkeys(map(os.path.normpath, self._tried(text))))},
-                )
-            )
-        return {}
+    return {key: f"{name}.{key}" for name in SECTIONS if name != section for key in setting_names(records[name])}

@@ -137,7 +137,8 @@ class Run:
             begun = {"status": "unfinished", "step": event.first_step, "train_seconds": event.seconds_before}
             write_json(self.folder / "summary.json", begun | {"last_checkpoint": self._last_save} | self.facts)
         elif isinstance(event, StepDone):
-            self._last_step = _numbers(event, leave_out=("num_steps", "seconds_left"))
+            left_out = ("num_steps", "seconds_left", *(() if event.metrics else ("metrics",)))
+            self._last_step = _numbers(event, leave_out=left_out)
             self._write_line({"event": "step"} | self._last_step)
         elif isinstance(event, Evaluated):
             self._write_line({"event": "evaluation"} | _numbers(event))

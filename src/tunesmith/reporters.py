@@ -75,7 +75,8 @@ def numbers(event: Event) -> dict[str, float]:
     """The finite numbers of an event, named as in the services' charts: train/loss, held_out/loss."""
     values: dict[str, Any] = {}
     if isinstance(event, StepDone):
-        values = {f"train/{name}": value for name, value in vars(event).items() if name not in ("step", "num_steps")}
+        kept = {name: value for name, value in vars(event).items() if name not in ("step", "num_steps", "metrics")}
+        values = {f"train/{name}": value for name, value in (kept | event.metrics).items()}
     elif isinstance(event, Evaluated):
         values = {f"held_out/{name}": value for name, value in event.metrics.items()}
         values["held_out/seconds"] = event.seconds

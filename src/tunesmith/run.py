@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.adapters import identity, peft_config, store
-from tunesmith.adapters.adapter_set import AdapterSet, add, refusal
+from tunesmith.adapters.adapter_set import AdapterSet, add, refusal, unload
 from tunesmith.adapters.adapter_set import check as check_method
 from tunesmith.adapters.attach import Switch
 from tunesmith.adapters.virtual import VirtualSettings
@@ -23,7 +22,7 @@ from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.problems import counted
 from tunesmith.data.report import summary
 from tunesmith.data.templates import install
-from tunesmith.errors import CheckpointError, DataError, Interrupted, RecipeError
+from tunesmith.errors import CheckpointError, Interrupted, RecipeError
 from tunesmith.events import Ended, Listener
 from tunesmith.machine import cache_folder
 from tunesmith.models.load import (
@@ -38,9 +37,9 @@ from tunesmith.models.load import (
 )
 from tunesmith.models.policy import Policy, probe
 from tunesmith.models.stored import described
-from tunesmith.objectives.sft import SFT
+from tunesmith.objectives.base import Objective
 from tunesmith.progress import Progress
-from tunesmith.recipe import Recipe, Resolved, from_dict
+from tunesmith.recipe import Recipe, Resolved
 from tunesmith.record import Run
 from tunesmith.reporters import reporters
 from tunesmith.session import Session, adapter_folder
@@ -48,6 +47,7 @@ from tunesmith.train.budget import Budget
 from tunesmith.train.checkpoint import Checkpoints, Restored
 from tunesmith.train.frozen import store_frozen
 from tunesmith.train.loop import Job, Loop, train_mode
+from tunesmith.train.memory import default_micro_batch_tokens
 from tunesmith.train.noise import NEFTune
 from tunesmith.train.optim import check_optimizer
 from tunesmith.train.publish import Publisher, published_step, take
@@ -57,6 +57,8 @@ FROM_PYTHON = "rows"
 """What stands for the file where rows came from Python."""
 NAME = "trained"
 """What the adapter in training is called inside the process."""
+REFERENCE = "reference"
+"""And the copy of the adapter that it goes on from, where an objective compares with that."""
 
 
 @dataclass
@@ -111,12 +113,16 @@ def train(
         if recipe.model.adapter is None:
             check_method(recipe.adapter, budget.num_steps, recipe.train.optimizer)
         loaded, policy, adapter_set = _model(recipe, tokenizer, trust_remote_code, saved, progress)
-        if recipe.data.group_by is not None:
-            objective.share = policy.flat
-            how = "is computed once" if policy.flat else "is computed for each of them, since batches run padded"
-            progress.say(f"what rows of one {recipe.data.group_by} begin with {how}")
         before = None if saved is None else bool(saved.state.get("frozen"))
         store_frozen(policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress)
+        for line in objective.begin(
+            policy,
+            num_steps=budget.num_steps,
+            max_tokens=recipe.train.micro_batch_tokens or default_micro_batch_tokens(policy.device),
+            cache=cache_folder(),
+            stage=progress.stage,
+        ):
+            progress.say(line)
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
         everyone: list[Listener] = [progress, run, *sinks, *listeners]
         loop = _loop(recipe, policy, adapter_set, tokenizer, objective, prepared, base, run, signals, everyone)
@@ -130,6 +136,8 @@ def train(
             loop.restore(saved)
         run.describe(**_facts(recipe, base, prepared, adapter_set))
         ended = loop.run()
+        for line in objective.remarks():
+            progress.say(line)
         progress.say(f"adapter: {run.folder / 'adapter'}")
     session = Session(loaded.model, tokenizer, prepared.renderer, policy.switch, name=recipe.model.name, adapter=NAME)
     if _has_own_words(recipe):
@@ -137,6 +145,8 @@ def train(
         session.base_tokenizer = partial(load_tokenizer, bare, trust_remote_code=trust_remote_code)
     session.stand(adapter_set)
     policy.switch.name = None
+    if policy.reference_name is not None:
+        unload(loaded.model, policy.reference_name)
     take(adapter_set, run.folder / "checkpoints", ended, published_step(ended, recipe.train.publish))
     loaded.model.eval()
     return Trained(resolved.folder, ended, session)
@@ -183,6 +193,7 @@ def read_rows(
             rows=rows,
             most_tokens=_room(recipe, config),
             made_for=made_for(config),
+            takes=recipe.takes,
         )
     return tokenizer, prepared
 
@@ -220,6 +231,10 @@ def _model(
     counts = adapter_set.counts()
     policy, reason = probe(loaded.model, switch)
     switch.name = NAME
+    folder = _origin(recipe)
+    if folder is not None and recipe.offered.needs_reference(recipe.objective):
+        store.load(folder, loaded.model, switch, REFERENCE, say=progress.say)
+        policy.reference_name = REFERENCE
     how = "without padding" if policy.flat else f"padded, since {reason}"
     progress.say(
         f"{type(loaded.model).__name__} in {str(loaded.dtype).removeprefix('torch.')} on {loaded.model.device}, {how}"
@@ -316,14 +331,16 @@ def _refuse_untrained_tokens(recipe: Recipe, loaded: Loaded, adapter_set: Adapte
         )
 
 
-def _objective(recipe: Recipe, prepared: Prepared) -> SFT:
-    return SFT(
+def _objective(recipe: Recipe, prepared: Prepared) -> Objective:
+    objective: Objective = recipe.offered.build(
+        recipe.objective,
         prepared.train,
         prepared.held_out,
         batch_size=recipe.train.batch_size,
         seed=recipe.train.seed,
         shuffle=recipe.data.shuffle,
     )
+    return objective
 
 
 def _loop(
@@ -331,7 +348,7 @@ def _loop(
     policy: Policy,
     adapter_set: AdapterSet,
     tokenizer: PreTrainedTokenizerBase,
-    objective: SFT,
+    objective: Objective,
     prepared: Prepared,
     base: identity.BaseIdentity,
     run: Run,
@@ -411,40 +428,3 @@ def check(resolved: Resolved, *, rows: int = 3, as_json: bool = False, trust_rem
         print(json.dumps(as_dict(prepared), indent=2, ensure_ascii=False))
     else:
         print_report(prepared, tokenizer, Console(), rows)
-
-
-def tune(
-    model: str,
-    rows: str | Path | Iterable[Mapping[str, Any]],
-    *,
-    folder: str | Path | None = None,
-    quiet: bool = False,
-    listeners: Sequence[Listener] = (),
-    **changes: Any,
-) -> Trained:
-    """One call: a model and rows (or a file of them) in, a trained adapter and a model that answers out.
-
-    `changes` are settings by their full name with the dot as two underscores: `train__steps=100`, `adapter__r=16`.
-    Without a budget: three passes. A tenth of the rows (at most 200) is held out.
-    """
-    if rows is None:
-        raise DataError("tune() needs rows", expected="a list of dicts, a file's path, or a dataset's hub id")
-    listed: list[Mapping[str, Any]] | None = None if isinstance(rows, str | Path) else list(rows)
-    values: dict[str, Any] = {
-        "model": {"name": model},
-        "data": {"train": str(rows) if listed is None else FROM_PYTHON},
-        "output": {"folder": str(folder or _unused(Path("runs") / time.strftime("tune-%Y%m%d-%H%M%S")))},
-    }
-    if listed is None or len(listed) >= 20:
-        values["data"]["held_out"] = 0.1 if listed is None else min(200, len(listed) // 10)
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        values.setdefault(section, {})[name] = value
-    resolved = from_dict(values, name="tune", source="tune()")
-    return train(resolved, rows=listed, quiet=quiet, listeners=listeners)
-
-
-def _unused(folder: Path) -> Path:
-    """`folder`, or where a run of the same second has it already, one with a number behind."""
-    names = (folder.with_name(f"{folder.name}-{number}") for number in range(2, 1000))
-    return folder if not folder.exists() else next(name for name in names if not name.exists())

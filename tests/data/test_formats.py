@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tunesmith.data.formats import FORMATS, convert, recognise
 from tunesmith.data.settings import TemplateFormat
 from tunesmith.data.sources import read
-from tunesmith.data.types import Conversation, Document, Message, Origin
+from tunesmith.data.types import Conversation, Document, Judged, Message, Origin, Preference
 from tunesmith.errors import DataError
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -140,7 +140,7 @@ def test_a_template_may_ask_whether_a_column_is_null_and_write_lists_in_words():
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_recognised_by_the_columns_it_needs(name):
     for needs in FORMATS[name].needs:
-        assert recognise(raw(dict.fromkeys(needs, "x"))) == name
+        assert recognise(raw(dict.fromkeys(needs, "x")), (FORMATS[name].makes,)) == name
 
 
 def test_columns_that_are_null_in_most_rows_are_recognised_and_the_nulls_named():
@@ -275,6 +275,7 @@ JSON = st.recursive(
     ),
     max_leaves=10,
 )
+ANYTHING = (Conversation, Document, Preference, Judged)
 KEYS = sorted(frozenset().union(*(kind.reads for kind in FORMATS.values())))
 
 
@@ -285,11 +286,11 @@ KEYS = sorted(frozenset().union(*(kind.reads for kind in FORMATS.values())))
 )
 def test_no_row_gives_anything_but_a_meaning_or_a_data_error(row, name):
     try:
-        rows = convert(raw(row), name, {}).rows
+        rows = convert(raw(row), name, {}, ANYTHING).rows
     except DataError as error:
         told = str(error)
         rows = []
-    assert isinstance(rows[0], (Conversation, Document)) if rows else "file.jsonl" in told
+    assert isinstance(rows[0], ANYTHING) if rows else "file.jsonl" in told
 
 
 @needs_data

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.pack import SHORTEST, collate, micro_batches
+from tunesmith.data.pack import SHORTEST, collate, micro_batches, micro_batches_of
 from tunesmith.data.types import Batch, Example, Origin
 
 
@@ -78,11 +78,22 @@ def test_a_short_common_beginning_is_not_parted_from_its_rows():
     assert all(segment.parent is None for segment in collate(examples, share=True).segments)
 
 
-def test_alone_takes_the_beginning_along():
-    examples = [example([1] * 40 + [5, row], row) for row in range(3)]
-    batch = collate(examples, share=True)
-    for index, segment in enumerate(batch.segments):
-        alone = batch.alone(index)
-        assert alone.origins[-1] == batch.origins[index]
-        if segment.parent is not None:
-            assert rows_of(alone) == [examples[batch.origins[index].row].token_ids.tolist()]
+def test_rows_that_stay_together_share_their_beginning_once():
+    pairs = [[example([1] * 20 + [5, n], n), example([1] * 20 + [6, n, n], n)] for n in range(3)]
+    for max_tokens in (1, 30, 60, 1000):
+        batches = micro_batches_of(pairs, max_tokens, share=True)
+        assert all(len(batch) <= max_tokens or len(batch.leaves) == 2 for batch in batches)
+        assert sum(map(len, batches)) == 3 * (20 + 2 + 3)
+        found = [example for batch in batches for example in (batch.examples[leaf] for leaf in batch.leaves)]
+        assert sorted(map(id, found)) == sorted(id(row) for pair in pairs for row in pair)
+        for batch in batches:
+            rows = rows_of(batch)
+            assert rows == [batch.examples[leaf].token_ids.tolist() for leaf in batch.leaves]
+    apart = micro_batches_of(pairs, 1, share=False)
+    assert [len(batch) for batch in apart] == [22 + 23] * 3
+    assert all(segment.parent is None for batch in apart for segment in batch.segments)
+
+
+def test_each_row_of_a_group_keeps_a_token_of_its_own():
+    batch = micro_batches_of([[example([1] * 20, 0), example([1] * 24, 0)]], 100, share=True)[0]
+    assert [len(segment) for segment in batch.segments] == [19, 1, 5]

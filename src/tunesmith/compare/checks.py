@@ -18,7 +18,8 @@ from tunesmith.data.split import as_held_out, split
 from tunesmith.errors import DataError, RecipeError, TunesmithError, together
 from tunesmith.evaluate import scorers_named
 from tunesmith.progress import Progress
-from tunesmith.recipe import DATA_SUFFIXES, Change, Resolved
+from tunesmith.recipe import Change, Resolved
+from tunesmith.recipe_paths import DATA_SUFFIXES
 from tunesmith.run import read_rows
 from tunesmith.train.budget import Budget
 
@@ -47,6 +48,7 @@ def plan(study: Study, *, trust_remote_code: bool = False, say: Say = lambda tex
     except RecipeError as error:
         raise error.at(study.where("test", "score")) from None
     _refuse_rates_without_rows(study, resolved)
+    _refuse_other_objectives(study, resolved)
     train_rows, test = _test_rows(study, arms, resolved)
     forget = settings.forget
     wanted = Wanted(
@@ -109,6 +111,18 @@ def _resolved(study: Study, arms: Sequence[Arm]) -> list[Resolved]:
     if errors:
         raise together(errors)
     return found
+
+
+def _refuse_other_objectives(study: Study, resolved: Sequence[Resolved]) -> None:
+    """What is measured of every arm is the loss per token, and answers: no pairs."""
+    others = sorted({one.recipe.objective.kind for one in resolved} - {"sft"})  # type: ignore[attr-defined]
+    if others:
+        raise RecipeError(
+            "a study compares runs of objective sft; others are not measured yet",
+            where=study.source,
+            found=f"objective.kind {', '.join(others)}",
+            fix="train the arms one by one, and compare what `tunesmith evaluate` says of each",
+        )
 
 
 def _refuse_rates_without_rows(study: Study, resolved: Sequence[Resolved]) -> None:

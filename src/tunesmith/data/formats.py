@@ -1,4 +1,4 @@
-"""What a row means: a table of functions from one raw row to Conversation | Document.
+"""What a row means: a table of functions from one raw row to what an objective takes.
 
 To add a format, write one function that returns a row (or raises `Unreadable`), and one line in `FORMATS`.
 
@@ -7,13 +7,15 @@ To add a format, write one function that returns a row (or raises `Unreadable`),
                         or ShareGPT's {"conversations": [{"from", "value"}], …}
     prompt-completion   {"prompt": …, "completion": …}, both strings or both message lists
     alpaca              {"instruction": …, "output": …}, with or without input, system, history
+
+The first four are conversations or documents; `preferences.py` has those that hold answers under judgement.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Template, TemplateSyntaxError, UndefinedError
@@ -21,10 +23,11 @@ from jinja2.exceptions import SecurityError
 
 from tunesmith.data.files import RawRow
 from tunesmith.data.messages import KNOWN_KEYS, Unreadable, need, parsed, read_messages, read_tools, text_of
+from tunesmith.data.preferences import openai_preference, preference, unpaired
 from tunesmith.data.problems import Problems, listed, shown
 from tunesmith.data.sandbox import TEMPLATE_ERRORS, Unwritable, column_environment, time_limit
 from tunesmith.data.settings import TemplateFormat
-from tunesmith.data.types import Conversation, Document, Message, Origin, Row
+from tunesmith.data.types import Conversation, Document, Judged, Message, Origin, Preference, Row, continued, turns_of
 from tunesmith.errors import DataError
 
 RawColumns = Mapping[str, Any]
@@ -59,9 +62,7 @@ def prompt_completion(row: RawColumns, origin: Origin) -> Conversation:
         return Conversation((Message("user", prompt), Message("assistant", completion)), origin, tools)
     if isinstance(prompt, str) or isinstance(completion, str):
         raise Unreadable("prompt and completion must both be text or both be message lists")
-    # Only the completion is learned, whatever turns the prompt holds.
-    before = tuple(replace(message, learn=False) for message in read_messages(prompt, "prompt"))
-    return Conversation(before + read_messages(completion, "completion"), origin, tools)
+    return continued(read_messages(prompt, "prompt"), read_messages(completion, "completion"), origin, tools)
 
 
 def _has(row: RawColumns, key: str) -> bool:
@@ -85,17 +86,34 @@ def alpaca(row: RawColumns, origin: Origin) -> Conversation:
     return Conversation(tuple(turns), origin)
 
 
-def template(settings: TemplateFormat) -> Callable[[RawColumns, Origin], Conversation]:
-    """A format written by the user: Jinja over the row's columns."""
-    parts = {"system": settings.system, "prompt": settings.prompt, "answer": settings.answer}
-    compiled = {name: _compile(name, source) for name, source in parts.items() if source is not None}
-    roles = {"system": "system", "prompt": "user", "answer": "assistant"}
+_BEFORE = {"system": "system", "prompt": "user"}
+_ANSWERS = dict.fromkeys(("answer", "chosen", "rejected"), "assistant")
 
-    def read(row: RawColumns, origin: Origin) -> Conversation:
-        turns = tuple(Message(roles[name], _fill(part, name, row)) for name, part in compiled.items())
-        return Conversation(turns, origin)
+
+def template(settings: TemplateFormat) -> Callable[[RawColumns, Origin], Conversation | Preference]:
+    """A format written by the user: Jinja over the row's columns."""
+    turns_before, answers = _written(settings, _BEFORE), _written(settings, _ANSWERS)
+
+    def read(row: RawColumns, origin: Origin) -> Conversation | Preference:
+        before, said = tuple(turns_before(row).values()), answers(row)
+        if "answer" in said:
+            return Conversation((*before, said["answer"]), origin)
+        return Preference(before, (said["chosen"],), (said["rejected"],), origin)
 
     return read
+
+
+def prompt_template(settings: TemplateFormat) -> Callable[[RawColumns], tuple[Message, ...]]:
+    """What such a format writes before the answer."""
+    turns_before = _written(settings, _BEFORE)
+    return lambda row: tuple(turns_before(row).values())
+
+
+def _written(settings: TemplateFormat, roles: Mapping[str, str]) -> Callable[[RawColumns], dict[str, Message]]:
+    """From a row to those turns of `settings` that are given, in the order of `roles`."""
+    sources = {name: getattr(settings, name) for name in roles}
+    compiled = {name: _compile(name, source) for name, source in sources.items() if source is not None}
+    return lambda row: {name: Message(roles[name], _fill(part, name, row)) for name, part in compiled.items()}
 
 
 def _compile(name: str, source: str) -> Template:
@@ -130,21 +148,35 @@ class Format:
     """`needs`: any one of these sets of columns makes a row of this format; `reads`: all columns it looks at."""
 
     read: Callable[[RawColumns, Origin], Row]
+    makes: type[Row]
     needs: tuple[frozenset[str], ...]
     reads: frozenset[str]
 
 
-def _format(read: Callable[[RawColumns, Origin], Row], needs: str, also: str = "") -> Format:
+def _format(read: Callable[[RawColumns, Origin], Row], makes: type[Row], needs: str, also: str = "") -> Format:
     """`needs` lists alternatives parted by |, each of columns parted by spaces."""
     alternatives = tuple(frozenset(names.split()) for names in needs.split("|"))
-    return Format(read, alternatives, frozenset().union(*alternatives, also.split()))
+    return Format(read, makes, alternatives, frozenset().union(*alternatives, also.split()))
 
 
 FORMATS: dict[str, Format] = {
-    "text": _format(text, "text"),
-    "messages": _format(messages, "messages | conversations", "tools system"),
-    "prompt-completion": _format(prompt_completion, "prompt completion", "tools"),
-    "alpaca": _format(alpaca, "instruction output", "input system history"),
+    "text": _format(text, Document, "text"),
+    "messages": _format(messages, Conversation, "messages | conversations", "tools system"),
+    "prompt-completion": _format(prompt_completion, Conversation, "prompt completion", "tools"),
+    "alpaca": _format(alpaca, Conversation, "instruction output", "input system history"),
+    "preference": _format(
+        preference, Preference, "chosen rejected", "prompt messages conversations instruction input system tools margin"
+    ),
+    "openai-preference": _format(openai_preference, Preference, "input preferred_output non_preferred_output"),
+    "unpaired": _format(unpaired, Judged, "prompt completion label", "tools"),
+}
+LEARNABLE: tuple[type[Row], ...] = (Conversation, Document)
+"""What supervised fine-tuning takes."""
+IN_WORDS = {
+    Conversation: "conversations",
+    Document: "plain text",
+    Preference: "pairs of a chosen and a rejected answer",
+    Judged: "answers with a label that says whether each is wanted",
 }
 
 
@@ -157,16 +189,27 @@ class Reading:
     notes: tuple[str, ...] = ()
 
 
-def convert(raw: Sequence[RawRow], format: str | TemplateFormat, columns: Mapping[str, str]) -> Reading:
-    """Every raw row by its meaning. `columns` renames first: {wanted: yours}."""
+def convert(
+    raw: Sequence[RawRow],
+    format: str | TemplateFormat,
+    columns: Mapping[str, str],
+    takes: tuple[type[Row], ...] = LEARNABLE,
+    or_else: tuple[type[Row], ...] = (),
+) -> Reading:
+    """Every raw row by its meaning. `columns` renames first: {wanted: yours}.
+
+    `takes`: what the objective learns from; rows that can be read so are, and others must be of `or_else`.
+    """
     if columns:
         raw = _renamed(raw, columns)
     notes: list[str] = []
     reader: Callable[[RawColumns, Origin], Row]
     if isinstance(format, TemplateFormat):
         name, reader = "template", template(format)
+        _refuse_others(name, Conversation if format.chosen is None else Preference, takes + or_else)
     else:
-        name = recognise(raw) if format == "auto" else format
+        name = recognise(raw, takes) if format == "auto" else format
+        _refuse_others(name, FORMATS[name].makes, takes + or_else)
         reader = FORMATS[name].read
         notes += _unused(raw, name)
     problems = Problems(f"rows cannot be read as {name}")
@@ -201,14 +244,40 @@ def _needs_in_words(kind: Format) -> str:
     return " or ".join(" and ".join(sorted(names)) for names in kind.needs)
 
 
-def recognise(raw: Sequence[RawRow]) -> str:
-    """The one format whose columns most rows have: filled, or else there at all, so that the nulls can be named."""
+def _refuse_others(name: str, makes: type[Row], takes: tuple[type[Row], ...]) -> None:
+    """Rows that the objective cannot learn from."""
+    if makes in takes:
+        return
+    learns = " or ".join(IN_WORDS[kind] for kind in takes)
+    raise DataError(
+        f"the objective learns from {learns}; these rows are {IN_WORDS[makes]}",
+        where="data.format",
+        found=name if name != "template" else "a template that writes " + IN_WORDS[makes],
+        expected=" or ".join(form for form, kind in FORMATS.items() if kind.makes in takes),
+        fix=_ADVICE[makes],
+    )
+
+
+_ADVICE = {
+    Conversation: "take objective.kind sft, or give each row a chosen and a rejected answer",
+    Document: "take objective.kind sft, or give each row a chosen and a rejected answer",
+    Preference: "set objective.kind=preference, or data.columns={completion: chosen} to learn the chosen answers alone",
+    Judged: "set objective.kind=preference objective.loss=kto",
+}
+
+
+def recognise(raw: Sequence[RawRow], takes: tuple[type[Row], ...] = LEARNABLE) -> str:
+    """The one format whose columns most rows have: filled, or else there at all, so that the nulls can be named.
+
+    Of those that make something the objective takes; where there is none, of the others, to be refused by name.
+    """
     filled = [frozenset(name for name, value in row.items() if value is not None) for _, row in raw]
-    candidates = _candidates(filled) or _candidates([frozenset(row) for _, row in raw])
+    there = _candidates(filled) or _candidates([frozenset(row) for _, row in raw])
+    candidates = [name for name in there if FORMATS[name].makes in takes] or _most_telling(there)
     if len(candidates) == 1:
         return candidates[0]
     seen = listed(dict.fromkeys(name for _, row in raw[:100] for name in row))
-    known = "; ".join(f"{name}: {_needs_in_words(kind)}" for name, kind in FORMATS.items())
+    known = "; ".join(f"{name}: {_needs_in_words(kind)}" for name, kind in FORMATS.items() if kind.makes in takes)
     raise DataError(
         f"the rows could be any of {listed(candidates)}" if candidates else "no format has these columns",
         where=raw[0][0].source if raw else None,
@@ -218,6 +287,12 @@ def recognise(raw: Sequence[RawRow]) -> str:
         if candidates
         else "rename with data.columns {wanted: yours}, or set data.format to {prompt: …, answer: …} over your columns",
     )
+
+
+def _most_telling(names: Sequence[str]) -> list[str]:
+    """Without formats that need less than another of them: a label beside prompt and completion says more."""
+    needs = {name: frozenset().union(*FORMATS[name].needs) for name in names}
+    return [name for name in names if not any(needs[name] < needs[other] for other in names)]
 
 
 def _candidates(columns: Sequence[frozenset[str]]) -> list[str]:
@@ -276,11 +351,12 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
 
 def _refuse_surrogates(row: Row) -> None:
     """Half of a UTF-16 pair is not text: no tokenizer can encode it."""
+    turns = turns_of(row)
     parts = (
         [row.text]
         if isinstance(row, Document)
-        else [part for turn in row.messages for part in (turn.role, turn.content, turn.reasoning, turn.name) if part]
-        + [json.dumps(call, ensure_ascii=False, default=str) for turn in row.messages for call in turn.tool_calls]
+        else [part for turn in turns for part in (turn.role, turn.content, turn.reasoning, turn.name) if part]
+        + [json.dumps(call, ensure_ascii=False, default=str) for turn in turns for call in turn.tool_calls]
         + [json.dumps(tool, ensure_ascii=False, default=str) for tool in row.tools]
     )
     for part in parts:

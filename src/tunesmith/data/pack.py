@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tunesmith.data.types import Batch, Example, Origin, Segment
+from tunesmith.data.types import Batch, Example, Segment
 
 SHORTEST = 16
 """A common beginning of fewer tokens is not worth a segment of its own."""
@@ -35,8 +35,27 @@ def collate(examples: Sequence[Example], *, share: bool = False) -> Batch:
 
 def micro_batches(examples: Sequence[Example], max_tokens: int, *, share: bool = False) -> list[Batch]:
     """Batches of at most `max_tokens` tokens; a row longer than that stands alone. The same rows give the same cut."""
-    units = _units(examples, max_tokens, share)
+    return _cut(_units(examples, max_tokens, share), max_tokens)
+
+
+def micro_batches_of(together: Sequence[Sequence[Example]], max_tokens: int, *, share: bool) -> list[Batch]:
+    """The same for rows of which some stay together, whatever their length: the sides of a pair.
+
+    `share`: what all rows of one such group begin with is there once.
+    """
+    return _cut([_Unit(rows, _in_common(rows) if share else 0) for rows in together], max_tokens)
+
+
+def _cut(units: Sequence[_Unit], max_tokens: int) -> list[Batch]:
     return [_collate([units[index] for index in group]) for group in _groups([len(u) for u in units], max_tokens)]
+
+
+def _in_common(rows: Sequence[Example]) -> int:
+    """How many tokens `rows` share at their beginning, where that is worth a segment; each keeps one of its own."""
+    first, most = rows[0].token_ids, min(map(len, rows)) - 1
+    same = np.all([row.token_ids[:most] == first[:most] for row in rows], axis=0)
+    shared = most if same.all() else int(np.argmin(same))
+    return shared if len(rows) > 1 and shared >= SHORTEST else 0
 
 
 def _collate(units: Sequence[_Unit]) -> Batch:
@@ -44,7 +63,7 @@ def _collate(units: Sequence[_Unit]) -> Batch:
     weights: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     segments: list[Segment] = []
-    origins: list[Origin] = []
+    there: list[Example] = []
 
     def add(example: Example, own: np.ndarray, start: int, end: int, parent: int | None) -> None:
         at = segments[-1].end if segments else 0
@@ -52,7 +71,7 @@ def _collate(units: Sequence[_Unit]) -> Batch:
         weights.append(own)
         positions.append(np.arange(start, end, dtype=np.int64))
         segments.append(Segment(at, at + end - start, parent))
-        origins.append(example.origin)
+        there.append(example)
 
     for unit in sorted(units, key=len):
         parent = None
@@ -67,7 +86,7 @@ def _collate(units: Sequence[_Unit]) -> Batch:
         loss_weights=torch.from_numpy(np.concatenate(weights)),
         positions=torch.from_numpy(np.concatenate(positions)),
         segments=tuple(segments),
-        origins=tuple(origins),
+        examples=tuple(there),
     )
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.files import RawRow
-from tunesmith.data.formats import convert
+from tunesmith.data.formats import LEARNABLE, convert
 from tunesmith.data.problems import Problems, counted
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.sources import read
 from tunesmith.data.split import group_of, split
-from tunesmith.data.types import Document, Example, Origin, Row
+from tunesmith.data.types import CHOSEN, Answer, Conversation, Document, Example, Judged, Origin, Preference, Row, Text
 from tunesmith.errors import DataError
 
 FIRST = 5
@@ -28,8 +28,13 @@ class Tally:
 
     count: int = 0
     first: list[Origin] = field(default_factory=list)
+    last: Origin | None = None
 
     def add(self, origin: Origin) -> None:
+        """Both sides of a pair are one row."""
+        if origin == self.last:
+            return
+        self.last = origin
         self.count += 1
         if len(self.first) < FIRST:
             self.first.append(origin)
@@ -42,6 +47,7 @@ KINDS = {
     "truncated": "cut to data.max_length",
     "split": "of plain text, cut into pieces",
     "unlearnable": "with nothing to learn, left out",
+    "identical": "whose chosen and rejected answers are the same, left out",
     "straddled": "whose tokens at the border of prompt and answer are others than in generation",
     "unprompted": "whose earlier turns are shown otherwise than generation shows them",
     "hidden": "with words that the chat template does not write out",
@@ -71,7 +77,8 @@ class Counts:
 class Prepared:
     """Examples, and how they came to be.
 
-    `held_out_rows` are the held-out rows by their meaning, for answers that are generated and scored.
+    Of a pair there are two, the chosen side right before the rejected one. `held_out_rows` are the held-out rows by
+    their meaning, for answers that are generated and scored; of a pair, its chosen side.
     `fingerprint` changes whenever a token, a weight or the order changes: a resumed run must find it the same.
     """
 
@@ -94,9 +101,11 @@ def prepare(
     rows: Iterable[Mapping[str, Any]] | None = None,
     most_tokens: int | None = None,
     made_for: int | None = None,
+    takes: tuple[type[Row], ...] = LEARNABLE,
 ) -> Prepared:
     """All examples of a recipe's `data` section; `rows` stand in for `settings.train` where given.
 
+    `takes`: what the objective learns from (formats.py).
     `most_tokens`: the model has no more positions, whatever `data.max_length` says. `made_for`: it goes on beyond
     these, but was not made for it; rows that do are counted in a note.
     """
@@ -109,7 +118,7 @@ def prepare(
     raw = read(source, split=settings.split, subset=settings.subset, limit=settings.limit)
     parted = split(raw, settings, seed=seed)
     renderer = Renderer(tokenizer, system_turn=settings.system_turn)
-    train, counts, _, form, notes = _side(parted.train, settings, renderer, advice)
+    train, counts, _, form, notes = _side(parted.train, settings, takes, renderer, advice)
     if not train:
         raise DataError(
             "no row is left to train on",
@@ -120,7 +129,7 @@ def prepare(
     held_out: list[Example] = []
     held_out_counts, held_out_rows = Counts(), list[Row]()
     if parted.held_out:
-        held_out, held_out_counts, held_out_rows, _, _ = _side(parted.held_out, settings, renderer, advice)
+        held_out, held_out_counts, held_out_rows, _, _ = _side(parted.held_out, settings, takes, renderer, advice)
         _count_leaks(train, held_out, held_out_counts)
         if not held_out:
             raise DataError(
@@ -148,6 +157,7 @@ _ADVICE = {
     "truncated": "raise data.max_length: what is learned may have been cut off",
     "empty": "look whether data.format reads the column that holds the text: the rows are empty",
     "unlearnable": "give rows with a turn of the assistant, or with a turn marked to be learned",
+    "identical": "give pairs whose answers differ within data.max_length",
 }
 
 
@@ -190,31 +200,71 @@ def _places(tally: Tally) -> str:
 
 
 def _side(
-    raw: Sequence[RawRow], settings: DataSettings, renderer: Renderer, advice: Mapping[str, str]
+    raw: Sequence[RawRow],
+    settings: DataSettings,
+    takes: tuple[type[Row], ...],
+    renderer: Renderer,
+    advice: Mapping[str, str],
 ) -> tuple[list[Example], Counts, list[Row], str, tuple[str, ...]]:
-    reading = convert(raw, settings.format, settings.columns)
+    reading = convert(raw, settings.format, settings.columns, takes)
     counts = Counts(read=len(raw))
     full: list[Row] = []
     for row in reading.rows:
         if is_empty(row):
             counts.add("empty", row.origin)
-        elif not isinstance(row, Document) and not any(message.is_learned for message in row.messages):
+        elif isinstance(row, Conversation) and not any(message.is_learned for message in row.messages):
             counts.add("unlearnable", row.origin)
         else:
             full.append(row)
-    rendering = renderer.render_all(full)
+    written = [part for row in full for part in written_as(row).values()]
+    rendering = renderer.render_all(written)
     for kind in ("straddled", "unprompted", "hidden", "control"):
-        for origin in getattr(rendering, kind):
+        for origin in dict.fromkeys(getattr(rendering, kind)):
             counts.add(kind, origin)
-    rendered = rendering.examples
+    rendered = _judged(full, rendering.examples)
     if settings.group_by is not None:
         groups = _groups(raw, settings.group_by)
         rendered = [replace(example, group=groups[example.origin]) for example in rendered]
-    examples = _fit(full, rendered, settings, counts, advice)
-    counts.kept = len(examples)
+    examples = _whole_pairs(full, _fit(written, rendered, settings, counts, advice), counts)
+    counts.kept = sum(not isinstance(example, Answer) for example in examples)
+    counts.kept += len({example.origin for example in examples if isinstance(example, Answer)})
     counts.tokens = sum(len(example) for example in examples)
     counts.learned = sum(example.num_learned for example in examples)
-    return examples, counts, full, reading.format, reading.notes
+    return examples, counts, [answered(row) for row in full], reading.format, reading.notes
+
+
+def written_as(row: Row) -> Mapping[str, Text]:
+    """What the model reads of a row: itself, or each of its sides by name."""
+    return row.sides if isinstance(row, Preference | Judged) else {"": row}
+
+
+def answered(row: Row) -> Row:
+    """A row as a question with its right answer: of a pair, the chosen side; of one answer that is not wanted, all."""
+    return row.sides.get(CHOSEN, row) if isinstance(row, Preference | Judged) else row
+
+
+def _judged(rows: Sequence[Row], examples: Sequence[Example]) -> list[Example]:
+    """`examples`, in the order of `written_as`, with the side that each of them is."""
+    sides = [(row, side) for row in rows for side in written_as(row)]
+    return [
+        Answer(example.token_ids, example.loss_weights, example.origin, None, side, getattr(row, "margin", None) or 0.0)
+        if side
+        else example
+        for example, (row, side) in zip(examples, sides, strict=True)
+    ]
+
+
+def _whole_pairs(rows: Sequence[Row], examples: list[Example], counts: Counts) -> list[Example]:
+    """Without sides whose other side was left out, and without pairs that are no choice."""
+    pairs: dict[Origin, list[Example]] = {row.origin: [] for row in rows if isinstance(row, Preference)}
+    for example in examples:
+        if example.origin in pairs:
+            pairs[example.origin].append(example)
+    for origin, sides in pairs.items():
+        if len(sides) == 2 and np.array_equal(sides[0].token_ids, sides[1].token_ids):
+            counts.add("identical", origin)
+            sides.clear()
+    return [example for example in examples if len(pairs.get(example.origin, "ok")) == 2]
 
 
 def _groups(raw: Sequence[RawRow], column: str) -> dict[Origin, str]:
@@ -230,9 +280,11 @@ def _groups(raw: Sequence[RawRow], column: str) -> dict[Origin, str]:
 
 
 def is_empty(row: Row) -> bool:
-    """Nothing to say: no text, no turns, or no learned turn with anything in it."""
+    """Nothing to say: no text, no turns, or no learned turn with anything in it; of a pair, on either side."""
     if isinstance(row, Document):
         return not row.text.strip()
+    if isinstance(row, Preference | Judged):
+        return any(is_empty(side) for side in row.sides.values())
     learned = [turn for turn in row.messages if turn.is_learned]
     return not row.messages or (
         bool(learned) and not any(turn.content.strip() or turn.tool_calls or turn.reasoning for turn in learned)
@@ -313,4 +365,6 @@ def fingerprint(*sides: Sequence[Example]) -> str:
         for example in side:
             digest.update(example.token_ids.astype("<i8").tobytes())
             digest.update(example.loss_weights.astype("<f4").tobytes())
+            if isinstance(example, Answer):
+                digest.update(f"{example.side} {example.margin!r}".encode())
     return digest.hexdigest()

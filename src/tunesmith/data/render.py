@@ -19,7 +19,7 @@ from tunesmith.data import call_ids
 from tunesmith.data.chat import ChatTemplate, TemplateFailed, as_turn
 from tunesmith.data.mask import MaskUnknown, Span, learned_spans
 from tunesmith.data.problems import Problems, shown
-from tunesmith.data.types import Conversation, Document, Example, Message, Origin, Row
+from tunesmith.data.types import Conversation, Document, Example, Message, Origin, Text
 from tunesmith.errors import DataError, ModelError
 
 BATCH = 512
@@ -100,10 +100,10 @@ class Renderer:
                 ids += [token for token in encoded[-1:] if len(encoded) == 1 or token in added]
         return tuple(dict.fromkeys(ids))
 
-    def render(self, row: Row) -> Example:
+    def render(self, row: Text) -> Example:
         return self.render_all([row]).examples[0]
 
-    def render_all(self, rows: Sequence[Row]) -> Rendering:
+    def render_all(self, rows: Sequence[Text]) -> Rendering:
         """Every row as the model sees it; rows that cannot be rendered are one DataError that names them."""
         problems = Problems("rows cannot be rendered by the chat template")
         rendering = Rendering()
@@ -141,7 +141,7 @@ class Renderer:
         drop, before = self._bos_repair(ids)
         return before + ids[drop:]
 
-    def _holds_control_token(self, row: Row) -> bool:
+    def _holds_control_token(self, row: Text) -> bool:
         search = self.chat.special_pattern.search
         if isinstance(row, Document):
             return search(row.text) is not None

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tunesmith.data.prepare import Counts, Prepared, told
 from tunesmith.data.problems import counted
-from tunesmith.data.types import Example
+from tunesmith.data.types import Answer, Example
 
 PERCENTILES = (5, 25, 50, 75, 95, 100)
 LONGEST_RUN = 1200
@@ -27,8 +27,9 @@ def print_report(prepared: Prepared, tokenizer: Any, console: Console, rows: int
     for note in _notes(prepared):
         console.print(Text(f"· {note}"))
     in_colour = console.is_terminal and console.color_system is not None
-    for example in prepared.train[:rows]:
-        title = f"{example.origin} · {counted(len(example), 'token')}, {example.num_learned} learned"
+    for example in prepared.train[: 2 * rows if isinstance(prepared.train[0], Answer) else rows]:
+        side = f" · {example.side}" if isinstance(example, Answer) else ""
+        title = f"{example.origin}{side} · {counted(len(example), 'token')}, {example.num_learned} learned"
         console.print(Rule(Text(title), align="left"))
         console.print(seen(example, tokenizer, in_colour=in_colour), soft_wrap=True)
     key = Text("learned", style=LEARNED) + Text(" masked", style=MASKED) + Text(" special", style=SPECIAL)
@@ -97,7 +98,8 @@ def _counts_table(prepared: Prepared) -> Table:
         table.add_row(label, *(f"{getattr(counts, name):,}" for _, counts in sides))
     for label, kind in (("dropped", "overlong"), ("truncated", "truncated"), ("empty", "empty")):
         table.add_row(label, *(f"{counts[kind]:,}" for _, counts in sides))
-    table.add_row("unlearnable", *(f"{counts['unlearnable']:,}" for _, counts in sides))
+    for kind in ("unlearnable", *(["identical"] if any(counts["identical"] for _, counts in sides) else [])):
+        table.add_row(kind, *(f"{counts[kind]:,}" for _, counts in sides))
     return table
 
 

@@ -13,14 +13,27 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class TemplateFormat(Settings):
-    """A row turned into a conversation by Jinja over its own columns."""
+    """A row turned into a conversation, or into two answers to one prompt, by Jinja over its own columns."""
 
     prompt: str
     """Jinja text of the user turn, for example "Context: {{ context }}\\nQuestion: {{ question }}"."""
-    answer: str
+    answer: str | None = None
     """Jinja text of the assistant turn: the only part that is learned."""
+    chosen: str | None = None
+    """In place of `answer`, for preference tuning: the assistant turn that is preferred."""
+    rejected: str | None = None
+    """Beside `chosen`: the other one."""
     system: str | None = None
     """Jinja text of a system turn."""
+
+    @model_validator(mode="after")
+    def _answer_or_pair(self) -> Self:
+        given = [name for name in ("answer", "chosen", "rejected") if getattr(self, name) is not None]
+        if given not in (["answer"], ["chosen", "rejected"]):
+            said = "stands beside " + " and ".join(given[1:]) if len(given) > 1 else "stands alone"
+            key, text = (given[0], said) if given else ("answer", "is missing")
+            raise Contradiction(key, text, "give answer, or chosen and rejected")
+        return self
 
 
 class HeldOut(Settings):
@@ -52,7 +65,12 @@ class DataSettings(Settings):
     """Which split of a hub data set."""
     subset: str | None = None
     """Configuration name of a hub data set."""
-    format: Literal["auto", "text", "messages", "prompt-completion", "alpaca"] | TemplateFormat = "auto"
+    format: (
+        Literal[
+            "auto", "text", "messages", "prompt-completion", "alpaca", "preference", "openai-preference", "unpaired"
+        ]
+        | TemplateFormat
+    ) = "auto"
     """How a row is read; auto recognises it by its columns and says what it took it for."""
     columns: dict[str, str] = {}
     """Renames columns before the format reads them: {wanted: yours}."""

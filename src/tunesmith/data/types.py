@@ -1,15 +1,15 @@
 """What flows through the data path, from the meaning of a row to what the device sees.
 
-    row --formats--> Conversation | Document     what it means
-        --render---> Example                     what the model sees
-        --pack-----> Batch                       what the device sees
+    row --formats--> Conversation | Document | Preference | Judged     what it means
+        --render---> Example, or an Answer for each side               what the model sees
+        --pack-----> Batch                                             what the device sees
 
-Preference, Prompt and Labelled rows join `Conversation` and `Document` when their objectives arrive.
+Prompt and Labelled rows join them when their objectives arrive.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,66 @@ class Document:
     origin: Origin
 
 
-Row = Conversation | Document
+@dataclass(frozen=True)
+class Preference:
+    """Two ways to go on from one prompt, the first of which is preferred, by `margin` where that is known."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    origin: Origin
+    tools: tuple[dict[str, Any], ...] = ()
+    margin: float | None = None
+
+    @property
+    def sides(self) -> dict[str, Conversation]:
+        return {
+            CHOSEN: continued(self.prompt, self.chosen, self.origin, self.tools),
+            REJECTED: continued(self.prompt, self.rejected, self.origin, self.tools),
+        }
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One way to go on from a prompt, and whether it is wanted."""
+
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    wanted: bool
+    origin: Origin
+    tools: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def sides(self) -> dict[str, Conversation]:
+        side = CHOSEN if self.wanted else REJECTED
+        return {side: continued(self.prompt, self.completion, self.origin, self.tools)}
+
+
+CHOSEN, REJECTED = "chosen", "rejected"
+
+Text = Conversation | Document
+"""What the model reads from beginning to end."""
+Row = Text | Preference | Judged
+
+
+def turns_of(row: Row) -> tuple[Message, ...]:
+    """All turns that stand anywhere in a row."""
+    match row:
+        case Document():
+            return ()
+        case Conversation():
+            return row.messages
+        case Preference():
+            return row.prompt + row.chosen + row.rejected
+        case Judged():
+            return row.prompt + row.completion
+
+
+def continued(
+    prompt: tuple[Message, ...], answer: tuple[Message, ...], origin: Origin, tools: tuple[dict[str, Any], ...]
+) -> Conversation:
+    """A conversation of which the answer alone is learned, whatever turns the prompt holds."""
+    return Conversation(tuple(replace(turn, learn=False) for turn in prompt) + answer, origin, tools)
 
 
 @dataclass(frozen=True)
@@ -90,6 +149,15 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Answer(Example):
+    """An example whose learned tokens are one side of a preference: "chosen" (wanted) or "rejected"."""
+
+    side: str = CHOSEN
+    margin: float = 0.0
+    """By how much the pair's chosen side is preferred; 0 where that is not known."""
+
+
+@dataclass(frozen=True)
 class Segment:
     """Tokens [start, end) of a batch. A child attends to its parent's keys and its own; a document has no parent."""
 
@@ -106,18 +174,23 @@ class Batch:
     """One micro-batch as a flat list of tokens: no padding anywhere.
 
     token_ids [T] int64, loss_weights [T] float32, positions [T] int64 (restart at every document; a child's go on from
-    its parent's), segments in order and covering [0, T), a parent right before its children, origins one per segment
-    (a parent's are its first child's). A weight in a parent is the sum of what its rows give that token.
+    its parent's), segments in order and covering [0, T), a parent right before its children, examples one per segment
+    (a parent's is its first child's). A weight in a parent is the sum of what its rows give that token.
     """
 
     token_ids: torch.Tensor
     loss_weights: torch.Tensor
     positions: torch.Tensor
     segments: tuple[Segment, ...]
-    origins: tuple[Origin, ...] = field(default=())
+    examples: tuple[Example, ...] = ()
 
     def __len__(self) -> int:
         return int(self.token_ids.shape[0])
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """One per segment."""
+        return tuple(example.origin for example in self.examples)
 
     @property
     def num_learned(self) -> int:
@@ -126,21 +199,11 @@ class Batch:
         learned[[segment.start for segment in self.segments if segment.parent is None]] = False
         return int(learned.sum())
 
-    def alone(self, index: int) -> Batch:
-        """Segment `index` as a batch of its own, behind its parent where it has one."""
-        own = self.segments[index]
-        parts = [own] if own.parent is None else [self.segments[own.parent], own]
-        take = torch.cat([torch.arange(part.start, part.end) for part in parts]).to(self.token_ids.device)
-        segments: tuple[Segment, ...] = (Segment(0, len(parts[0])),)
-        if len(parts) == 2:
-            segments = (*segments, Segment(len(parts[0]), len(take), 0))
-        return Batch(
-            self.token_ids[take],
-            self.loss_weights[take],
-            self.positions[take],
-            segments,
-            tuple(self.origins[index] for _ in parts) if self.origins else (),
-        )
+    @property
+    def leaves(self) -> list[int]:
+        """The segments that end a row: all but those that several rows share."""
+        parents = {segment.parent for segment in self.segments}
+        return [index for index in range(len(self.segments)) if index not in parents]
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
@@ -148,5 +211,5 @@ class Batch:
             self.loss_weights.to(device),
             self.positions.to(device),
             self.segments,
-            self.origins,
+            self.examples,
         )

@@ -6,6 +6,9 @@
 `linear_ce_reference` is the plain form over full logits. `linear_ce` goes over `ROWS` positions at a time and computes
 the loss and the gradient of H (and of W and b where they are trained) in the forward pass, so that each chunk's logits
 live once, in one buffer, and the backward pass only scales what is there.
+
+`linear_logp` gives log p(target) of each position, for losses that are no sum over tokens. The gradient of one
+position's log-probability is one vector beside H, whatever is made of it later: it is computed in the forward pass too.
 """
 
 from __future__ import annotations
@@ -44,13 +47,13 @@ def linear_ce_reference(
 def _chunk(
     logits: Tensor, targets: Tensor, weights: Tensor, scale: float, softcap: float | None, need_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Loss of one chunk and, in place of its logits [n, V], their gradient before scale and cap."""
+    """Weighted losses [n] of one chunk and, in place of its logits [n, V], their gradient before scale and cap."""
     if logits.device.type == "cpu" and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[-1]:
         raise IndexError(f"a target is not among the head's {logits.shape[-1]} rows")
     if need_grad and scale == 1.0 and softcap is None and runs_natively(logits):
         losses = torch.empty(len(targets))
         call("cross_entropy", logits.dtype, logits, targets.contiguous(), weights.contiguous(), losses, *logits.shape)
-        return losses.sum(), logits
+        return losses, logits
     logits = logits.to(weights.dtype)
     if scale != 1.0:
         logits = logits.mul_(scale)
@@ -59,9 +62,9 @@ def _chunk(
     index = targets[:, None]
     picked = logits.gather(-1, index).squeeze(-1)
     log_sum = torch.logsumexp(logits, dim=-1)
-    loss = ((log_sum - picked) * weights).sum()
+    losses = (log_sum - picked) * weights
     if not need_grad:
-        return loss, None
+        return losses, None
     if softcap is None:
         grad = logits.sub_(log_sum[:, None]).exp_()
         slope: Tensor | None = None
@@ -72,7 +75,11 @@ def _chunk(
     grad.mul_((weights * scale)[:, None])
     if slope is not None:
         grad.mul_(slope)
-    return loss, grad
+    return losses, grad
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
 
 
 def _whole_tiles(hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,9 +117,9 @@ class _LinearCE(torch.autograd.Function):
         for start in range(0, hidden.shape[0], ROWS):
             rows = slice(start, start + ROWS)
             chunk = hidden[rows]
-            logits = (chunk @ weight.T) if bias is None else torch.addmm(bias, chunk, weight.T)
-            loss, grad = _chunk(logits, targets[rows], weights[rows], scale, softcap, need_grad)
-            total += loss
+            logits = _logits(chunk, weight, bias)
+            losses, grad = _chunk(logits, targets[rows], weights[rows], scale, softcap, need_grad)
+            total += losses.sum()
             if grad is None:
                 continue
             if d_bias is not None:
@@ -146,3 +153,90 @@ def linear_ce(
 ) -> Tensor:
     """Same value and gradients as `linear_ce_reference`; at most `ROWS` x V logits are held at a time."""
     return _LinearCE.apply(hidden, weight, bias, targets, weights, scale, softcap)
+
+
+def linear_logp_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """The plain form: log p(target) of each position [N], in fp32 (fp64 for fp64 input)."""
+    one = torch.ones(1, device=hidden.device)
+    logs = [
+        linear_ce_reference(row, weight, bias, target, one, scale, softcap)
+        for row, target in zip(hidden.split(1), targets.split(1), strict=True)
+    ]
+    return -torch.stack(logs) if logs else hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+
+
+class _LinearLogp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        want_hidden, want_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        want_bias = bias is not None and ctx.needs_input_grad[2]
+        num_rows = len(hidden)
+        ones = hidden.new_ones(num_rows, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        whole, targets, ones = _whole_tiles(hidden, targets, ones)
+        d_hidden = torch.empty_like(whole) if want_hidden else None
+        found = torch.empty_like(ones)
+        for start in range(0, len(whole), ROWS):
+            rows = slice(start, start + ROWS)
+            logits = _logits(whole[rows], weight, bias)
+            found[rows], grad = _chunk(logits, targets[rows], ones[rows], scale, softcap, want_hidden)
+            if grad is not None and d_hidden is not None:
+                torch.mm(grad.to(hidden.dtype), weight, out=d_hidden[rows])
+        again = (whole, targets, weight, bias) if want_weight or want_bias else (None,) * 4
+        ctx.save_for_backward(d_hidden, *again)
+        ctx.numbers = (num_rows, scale, softcap, want_weight, want_bias)
+        return -found[:num_rows]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, hidden, targets, weight, bias = ctx.saved_tensors
+        num_rows, scale, softcap, want_weight, want_bias = ctx.numbers
+        slope = -grads[0]
+        made = None if d_hidden is None else d_hidden[:num_rows] * slope[:, None].to(d_hidden.dtype)
+        if not want_weight and not want_bias:
+            return made, None, None, None, None, None
+        # What a position adds to the head's gradient is no vector that could be kept: its logits are made once more.
+        slope = torch.nn.functional.pad(slope, (0, len(hidden) - num_rows))
+        d_weight = torch.zeros_like(weight, dtype=slope.dtype)
+        d_bias = torch.zeros(len(weight), dtype=slope.dtype, device=weight.device)
+        for start in range(0, len(hidden), ROWS):
+            rows = slice(start, start + ROWS)
+            logits = _logits(hidden[rows], weight, bias)
+            _, grad = _chunk(logits, targets[rows], slope[rows].contiguous(), scale, softcap, True)
+            assert grad is not None
+            d_bias += grad.sum(0)
+            d_weight += grad.to(hidden.dtype).T @ hidden[rows]
+        return (
+            made,
+            d_weight.to(weight.dtype) if want_weight else None,
+            d_bias.to(bias.dtype) if want_bias else None,
+            None,
+            None,
+            None,
+        )
+
+
+def linear_logp(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """Same values [N] and gradients as `linear_logp_reference`; at most `ROWS` x V logits are held at a time."""
+    return _LinearLogp.apply(hidden, weight, bias, targets, scale, softcap)

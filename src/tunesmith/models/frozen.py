@@ -49,19 +49,6 @@ class StandIn(nn.Module):
         return hidden if self._parts is None else (hidden, *[None] * (self._parts - 1))
 
 
-@contextmanager
-def answering(policy: Policy) -> Iterator[None]:
-    """Inside, nothing trains: no dropout, no recomputation, no gradients."""
-    learning = [module for module in policy.modules() if module.training]
-    policy.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in learning:
-            module.training = True
-
-
 @dataclass(frozen=True)
 class Blocks:
     """The blocks of a policy's model, of which the first `frozen` lie below all that learns."""
@@ -88,7 +75,7 @@ class Blocks:
         handle = last.register_forward_hook(lambda _, inputs, output: found.append(_tensor(output)))
         stored, self.policy.stored = self.policy.stored, None
         try:
-            with answering(self.policy), self._stood_in(range(self.frozen, len(self.paths)), None):
+            with self.policy.answering(), self._stood_in(range(self.frozen, len(self.paths)), None):
                 self.policy.hidden(batch)
         finally:
             self.policy.stored = stored
@@ -185,7 +172,7 @@ def find(policy: Policy, adapter_set: AdapterSet) -> Blocks | str:
         return "the first block is trained"
     if policy.noise is not None:
         return "NEFTune changes what goes into the first block, each time otherwise"
-    with answering(policy):
+    with policy.answering():
         return _tried(policy, adapter_set, frozen)
 
 

@@ -67,6 +67,8 @@ class Policy(nn.Module):
         """Called with the embedded tokens [..., d] and the length of each one's document [...]."""
         self.stored: Stored | None = None
         """What stands in for the lower blocks, on rows that it knows."""
+        self.reference_name: str | None = None
+        """The adapter that acts in `reference()`; None: no adapter."""
 
     @property
     def device(self) -> torch.device:
@@ -125,10 +127,23 @@ class Policy(nn.Module):
         return head_of(self.model, self.switch.name)
 
     @contextmanager
-    def reference(self) -> Iterator[Policy]:
-        """The same weights with the adapter off."""
-        with self.switch.set_to(None):
-            yield self
+    def answering(self) -> Iterator[None]:
+        """Inside, nothing trains: no dropout, no recomputation, no gradients."""
+        learning = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module in learning:
+                module.training = True
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the model is what it was before training, and nothing trains: the adapter off, or that which training
+        goes on from."""
+        with self.answering(), self.switch.set_to(self.reference_name):
+            yield
 
     def _flat(self, batch: Batch) -> Tensor:
         device, tokens = batch.token_ids.device, len(batch)

@@ -1,0 +1,13 @@
+"""Objectives: what is learned, one file and one line each.
+
+A file offers `Settings` (its record, with `kind: Literal["name"]`), `takes(settings)` (what kinds of rows it learns
+from), `needs_reference(settings)`, `LEARNING_RATE` (where none is given), and
+`build(settings, train, held_out, *, batch_size, seed, shuffle)` -> Objective.
+"""
+
+from tunesmith.objectives import preference, sft
+
+OBJECTIVES = {
+    "sft": sft,
+    "preference": preference,
+}

@@ -7,8 +7,10 @@ step is cut into micro-batches, or spread over workers, never changes the result
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -19,7 +21,10 @@ from tunesmith.models.policy import Policy
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: its rows, and the named denominators of its sums (over the whole step)."""
+    """One optimizer step: its rows, and the named denominators of its sums and metrics (over the whole step).
+
+    Rows that belong together (the sides of a pair) stand side by side.
+    """
 
     examples: Sequence[Example]
     denominators: dict[str, float]
@@ -29,22 +34,44 @@ class Step:
 
 @dataclass
 class Loss:
-    """Sums over one micro-batch, by name. `metrics` are sums too, under the same denominators' names."""
+    """Sums over one micro-batch, by name; `Step.denominators` has each name. A metric whose denominator is 0 is left
+    out of the step."""
 
     sums: dict[str, Tensor]
-    metrics: dict[str, float]
+    """Learned: each is divided by its denominator, and all are added."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Shown alone, without gradient."""
 
 
 class Objective(Protocol):
     steps_per_epoch: int
     """Optimizer steps in one pass over the rows."""
 
+    def begin(
+        self,
+        policy: Policy,
+        *,
+        num_steps: int | None,
+        max_tokens: int,
+        cache: Path,
+        stage: Callable[[str], AbstractContextManager[Callable[[float], None]]],
+    ) -> list[str]:
+        """Called once, before the first step: what can be computed beforehand. Returns lines for a person.
+
+        num_steps  of the whole run; None where it ends by the clock
+        max_tokens of a batch that needs no gradient
+        cache      a folder for what another run may use again
+        stage      shows a piece of work by its name; what it yields is told the share that is done
+        """
+        ...
+
     def steps(self, policy: Policy) -> Iterator[Step]:
         """Steps without end, from where `load_state_dict` left off."""
         ...
 
     def micro_batches(self, step: Step, max_tokens: int) -> list[Batch]:
-        """`step` cut into micro-batches of at most `max_tokens` (a longer row stands alone)."""
+        """`step` cut into micro-batches of at most `max_tokens`; a longer row, or rows that belong together, stand
+        alone."""
         ...
 
     def loss(self, policy: Policy, batch: Batch) -> Loss: ...
@@ -55,6 +82,10 @@ class Objective(Protocol):
 
     def held_out_lengths(self) -> list[int]:
         """Tokens of each held-out row: no micro-batch of `evaluate` can be smaller than the longest."""
+        ...
+
+    def remarks(self) -> list[str]:
+        """Lines for a person once the run has ended, if anything is worth one."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

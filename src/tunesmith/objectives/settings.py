@@ -1,12 +1,9 @@
-"""The `objective` section of a recipe: which loss; one record per objective joins the union as it arrives."""
+"""What every objective's record is; each stands in its objective's own file."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from tunesmith.settings import Settings
 
 
-class SFTSettings(Settings):
-    kind: Literal["sft"] = "sft"
-    """Supervised fine-tuning: cross entropy on the learned tokens."""
+class ObjectiveSettings(Settings):
+    """The `objective` section of a recipe: `kind` says which record it is."""

@@ -7,33 +7,36 @@ Denominator  "tokens": every learned token of the step weighs the same, however 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from tunesmith.data.formats import LEARNABLE
 from tunesmith.data.pack import micro_batches
-from tunesmith.data.types import Batch, Example
+from tunesmith.data.types import Batch, Example, Row
 from tunesmith.kernels.linear_ce import linear_ce
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Loss, Step
+from tunesmith.objectives.logprobs import targets_of
+from tunesmith.objectives.order import Order
+from tunesmith.objectives.settings import ObjectiveSettings
 
 
-def targets_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The shift by one: (positions [n] whose hidden states predict, target ids [n], weights [n])."""
-    weights = batch.loss_weights.clone()
-    weights[[segment.start for segment in batch.segments if segment.parent is None]] = 0
-    learned = weights.nonzero().squeeze(-1)
-    before = learned - 1
-    branches = [segment for segment in batch.segments if segment.parent is not None]
-    if branches:  # the first token of a branch is foretold where what it shares ends
-        place = torch.arange(-1, len(weights) - 1, device=weights.device)
-        ends = [batch.segments[segment.parent].end - 1 for segment in branches if segment.parent is not None]
-        place[[segment.start for segment in branches]] = torch.tensor(ends, device=weights.device)
-        before = place[learned]
-    return before, batch.token_ids[learned], weights[learned]
+class SFTSettings(ObjectiveSettings):
+    kind: Literal["sft"] = "sft"
+    """Supervised fine-tuning: cross entropy on the learned tokens."""
+
+
+Settings = SFTSettings
+LEARNING_RATE = 2e-4
+
+
+def takes(settings: Settings) -> tuple[type[Row], ...]:
+    return LEARNABLE
 
 
 def num_targets(example: Example) -> float:
@@ -56,33 +59,32 @@ class SFT:
     ) -> None:
         """`share`: what rows of a micro-batch begin with in common is computed once; same numbers but for rounding."""
         self.train, self.held_out, self.share = train, held_out, share
-        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.steps_per_epoch = math.ceil(len(train) / batch_size)
-        self._done = 0
+        self._order = Order([row.group for row in train], batch_size=batch_size, seed=seed, shuffle=shuffle)
+        self.steps_per_epoch = self._order.steps_per_epoch
+
+    def begin(
+        self,
+        policy: Policy,
+        *,
+        num_steps: int | None,
+        max_tokens: int,
+        cache: Path,
+        stage: Callable[[str], AbstractContextManager[Callable[[float], None]]],
+    ) -> list[str]:
+        if all(row.group is None for row in self.train):
+            return []
+        self.share = policy.flat
+        how = "is computed once" if policy.flat else "is computed for each of them, since batches run padded"
+        return [f"what rows of one group begin with {how}"]
 
     def order(self, epoch: int) -> np.ndarray:
         """The order of rows in one epoch: a function of seed and epoch alone. Groups stay together."""
-        if not self.shuffle:
-            return np.arange(len(self.train))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train))
-        groups: dict[str, int] = {}
-        for row in order:
-            groups.setdefault(self._group(row), len(groups))
-        return np.array(sorted(order, key=lambda row: groups[self._group(row)]), dtype=order.dtype)
-
-    def _group(self, row: int) -> str:
-        group = self.train[row].group
-        return f"alone {row}" if group is None else f"group {group}"
+        return self._order.of(epoch)
 
     def steps(self, policy: Policy) -> Iterator[Step]:
-        while True:
-            epoch, within = divmod(self._done, self.steps_per_epoch)
-            order = self.order(epoch)
-            for index in range(within, self.steps_per_epoch):
-                rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-                examples = [self.train[row] for row in rows]
-                self._done += 1
-                yield Step(examples, {"loss": sum(map(num_targets, examples))}, self._done / self.steps_per_epoch)
+        for rows, epoch in self._order.steps():
+            examples = [self.train[row] for row in rows]
+            yield Step(examples, {"loss": sum(map(num_targets, examples))}, epoch)
 
     def micro_batches(self, step: Step, max_tokens: int) -> list[Batch]:
         return micro_batches(step.examples, max_tokens, share=self.share)
@@ -108,8 +110,27 @@ class SFT:
     def held_out_lengths(self) -> list[int]:
         return [len(example) for example in self.held_out]
 
+    def remarks(self) -> list[str]:
+        return []
+
     def state_dict(self) -> dict[str, Any]:
-        return {"steps_done": self._done}
+        return {"steps_done": self._order.done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._done = int(state["steps_done"])
+        self._order.done = int(state["steps_done"])
+
+
+def build(
+    settings: Settings,
+    train: Sequence[Example],
+    held_out: Sequence[Example],
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool = True,
+) -> SFT:
+    return SFT(train, held_out, batch_size=batch_size, seed=seed, shuffle=shuffle)
+
+
+def needs_reference(settings: Settings) -> bool:
+    return False

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tunesmith.adapters.adapter_set import AdapterSet
 from tunesmith.adapters.base import Request, ResetMoments, Rewarm
-from tunesmith.data.types import Batch, Origin
+from tunesmith.data.types import Origin
 from tunesmith.errors import Interrupted, MachineError, NonFiniteError, TunesmithError
 from tunesmith.events import BrokenOff, Ended, Evaluated, Event, Listener, Noted, Saved, Started, StepDone
 from tunesmith.models.policy import Policy
@@ -75,6 +75,7 @@ class _StepResult:
     grad_norm: float
     num_tokens: int
     num_learned: int
+    metrics: dict[str, float]
 
 
 class Loop:
@@ -212,6 +213,7 @@ class Loop:
                 tokens_per_second=result.num_tokens / max(seconds, 1e-9),
                 seconds_left=self.budget.seconds_left(at),
                 memory_bytes=memory.peak_bytes(self.policy.device),
+                metrics=result.metrics,
             )
         )
         for note in notes:
@@ -285,19 +287,21 @@ class Loop:
     def _accumulate(self, step: Step) -> _StepResult:
         batches = self.objective.micro_batches(step, self.at.micro_tokens)
         losses: list[Tensor] = []
+        metrics: dict[str, list[Tensor]] = {}
         for batch in batches:
             if self.signals.received is not None:
                 self.optimizer.zero_grad(set_to_none=True)
                 with self.signals.immediate():
                     pass
-            sums = self.objective.loss(self.policy, batch.to(self.policy.device)).sums
-            total = torch.stack([value / step.denominators[name] for name, value in sums.items()]).sum()
+            found = self.objective.loss(self.policy, batch.to(self.policy.device))
+            total = torch.stack([value / step.denominators[name] for name, value in found.sums.items()]).sum()
+            for name, value in found.metrics.items():
+                metrics.setdefault(name, []).append(value)
             (total * self.at.loss_scale).backward()
             losses.append(total.detach())
         values = torch.stack(losses).tolist()
         if not all(map(math.isfinite, values)):
-            bad = [batch for batch, value in zip(batches, values, strict=True) if not math.isfinite(value)]
-            raise self._non_finite("the loss", self._culprits(bad))
+            raise self._non_finite("the loss", self._culprits(step))
         parameters = list(self.job.parameters.values())
         if self.at.loss_scale != 1.0:
             for parameter in parameters:
@@ -305,18 +309,22 @@ class Loop:
                     parameter.grad.div_(self.at.loss_scale)
         norm = gradient_norm(parameters).item()
         num_learned = sum(batch.num_learned for batch in batches)
-        return _StepResult(sum(values), norm, sum(map(len, batches)), num_learned)
+        means = {
+            name: torch.stack(sums).sum().item() / step.denominators[name]
+            for name, sums in metrics.items()
+            if step.denominators[name]
+        }
+        return _StepResult(sum(values), norm, sum(map(len, batches)), num_learned, means)
 
     @torch.no_grad()
-    def _culprits(self, batches: Sequence[Batch]) -> list[Origin]:
-        """The rows of `batches` whose own loss is not finite (all of them, where none is alone)."""
-        guilty = []
-        for batch in batches:
-            for index, origin in enumerate(batch.origins):
-                sums = self.objective.loss(self.policy, batch.alone(index).to(self.policy.device)).sums
-                if not all(torch.isfinite(value).item() for value in sums.values()):
-                    guilty.append(origin)
-        return guilty or [origin for batch in batches for origin in batch.origins]
+    def _culprits(self, step: Step) -> list[Origin]:
+        """The rows of `step` whose own loss is not finite (all of them, where none is alone)."""
+        guilty: list[Origin] = []
+        for batch in self.objective.micro_batches(step, 1):  # as small as the objective has them
+            sums = self.objective.loss(self.policy, batch.to(self.policy.device)).sums
+            if not all(torch.isfinite(value).item() for value in sums.values()):
+                guilty += batch.origins
+        return list(dict.fromkeys(guilty or [example.origin for example in step.examples]))
 
     def _non_finite(self, what: str, origins: Sequence[Origin]) -> NonFiniteError:
         self.optimizer.zero_grad(set_to_none=True)

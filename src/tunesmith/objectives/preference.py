@@ -1,0 +1,261 @@
+"""Preference tuning: answers that are preferred over others. The losses stand in `preference_losses.py`.
+
+Denominator  the pairs of the step (of KTO: its answers); of the chosen answers' own loss, their tokens
+Reference    the adapter off, or a frozen copy of the adapter that training goes on from
+Prompt       what the answers of a pair share is computed once, where batches run without padding
+Rewards      beta times the scores, in the names that TRL gives them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunesmith.data.pack import micro_batches_of
+from tunesmith.data.types import CHOSEN, Answer, Batch, Example, Judged, Preference, Row
+from tunesmith.errors import RecipeError
+from tunesmith.models.policy import Policy
+from tunesmith.objectives.base import Loss, Step
+from tunesmith.objectives.logprobs import RowLogps, row_logps
+from tunesmith.objectives.order import Order
+from tunesmith.objectives.preference_losses import LOSSES, PreferenceSettings
+from tunesmith.objectives.reference import References, precompute, row_digest
+
+Settings = PreferenceSettings
+LEARNING_RATE = 1e-5
+
+
+def takes(settings: Settings) -> tuple[type[Row], ...]:
+    """What it learns from: of kto, pairs are two answers."""
+    return (Judged, Preference) if LOSSES[settings.loss].is_single else (Preference,)
+
+
+class PreferenceTuning:
+    """Pairs (of kto: answers) in a seeded order, `batch_size` to an optimizer step."""
+
+    def __init__(
+        self,
+        train: Sequence[Example],
+        held_out: Sequence[Example],
+        settings: PreferenceSettings,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        share: bool = False,
+    ) -> None:
+        """`train`, `held_out`: `Answer`s, of a pair the chosen one right before the rejected one.
+
+        `share`: what a pair's answers begin with in common is computed once; same numbers but for rounding.
+        """
+        self.settings, self.kind = settings, LOSSES[settings.loss]
+        self.train, self.held_out = self._units(train), self._units(held_out)
+        if self.kind.is_single and batch_size < 2:
+            raise RecipeError(
+                "train.batch_size is 1: kto compares each answer with those to the other prompts of its step",
+                fix="set train.batch_size to 2 or more",
+            )
+        self.share = share
+        self.nll_weight = self.kind.nll_weight if settings.nll_weight is None else settings.nll_weight
+        self._order = Order([None] * len(self.train), batch_size=batch_size, seed=seed, shuffle=shuffle)
+        self.steps_per_epoch = self._order.steps_per_epoch
+        self._max_tokens = self._longest = max(map(len, (*train, *held_out)))
+        self._references: References | None = None
+        self._kl = 0.0
+        self._last: dict[str, float] = {}
+
+    def begin(
+        self,
+        policy: Policy,
+        *,
+        num_steps: int | None,
+        max_tokens: int,
+        cache: Path,
+        stage: Callable[[str], AbstractContextManager[Callable[[float], None]]],
+    ) -> list[str]:
+        """The reference's log-probabilities of all rows that will be visited."""
+        self.share, self._max_tokens = policy.flat, max_tokens
+        if not self.kind.has_reference or self.settings.reference == "online":
+            return []
+        visited = self._order.first(num_steps) if num_steps is not None else range(len(self.train))
+        units = [*(self.train[row] for row in visited), *self.held_out]
+        with stage(f"the reference's log-probabilities of {sum(map(len, units)):,} answers") as told:
+            self._references, was_there = precompute(
+                policy, units, max_tokens=max_tokens, root=cache / "reference", told=told
+            )
+        return ["they were in the cache"] if was_there else []
+
+    def steps(self, policy: Policy) -> Iterator[Step]:
+        for rows, epoch in self._order.steps():
+            examples = [example for row in rows for example in self.train[row]]
+            if self.kind.is_single:
+                self._kl = self._mismatched(policy, examples)
+            yield Step(examples, self._denominators(examples), epoch)
+
+    def micro_batches(self, step: Step, max_tokens: int) -> list[Batch]:
+        return self._cut(self._units(step.examples), max_tokens)
+
+    def loss(self, policy: Policy, batch: Batch) -> Loss:
+        found = row_logps(policy, batch)
+        scores = self._scores(policy, batch, found)
+        wanted = torch.tensor([answer.side == CHOSEN for answer in _answers(batch)], device=scores.device)
+        chosen, rejected = scores[wanted], scores[~wanted]
+        if self.kind.is_single:
+            losses = self.kind.function(scores, wanted, self._kl, self.settings)
+        else:
+            losses = self.kind.function(chosen, rejected, self.settings)
+        sums = {"loss": losses.sum()}
+        if self.nll_weight:
+            sums["nll"] = -self.nll_weight * found.sums[wanted].sum()
+        return Loss(sums, self._metrics(chosen.detach(), rejected.detach(), found.sums.detach(), wanted))
+
+    @torch.no_grad()
+    def evaluate(self, policy: Policy, max_tokens: int) -> dict[str, float]:
+        """The loss and the metrics of training, over the held-out rows."""
+        if not self.held_out:
+            return {}
+        examples = [answer for unit in self.held_out for answer in unit]
+        of_the_step = self._kl
+        if self.kind.is_single:
+            self._kl = self._mismatched(policy, examples)
+        denominators, totals = self._denominators(examples), dict[str, float]()
+        for batch in self._cut(self.held_out, max_tokens):
+            found = self.loss(policy, batch.to(policy.device))
+            for name, value in (found.sums | found.metrics).items():
+                if denominators[name]:
+                    totals[name] = totals.get(name, 0.0) + value.item() / denominators[name]
+        self._kl = of_the_step
+        loss = totals.pop("loss") + totals.pop("nll", 0.0)
+        self._last = {"loss": loss, **totals}
+        return self._last
+
+    def remarks(self) -> list[str]:
+        """What a person should know once the run has ended."""
+        chosen = [answer for unit in self.held_out for answer in unit if answer.side == CHOSEN]
+        if self._references is None or not chosen or not self._last:
+            return []
+        before = float(np.mean([self._references.sums[row_digest(answer)] for answer in chosen]))
+        after = self._last["logps/chosen"]
+        if after > before - max(0.5, 0.01 * abs(before)):
+            return []
+        return [
+            f"the chosen answers have become less likely (held out: log p {before:.1f} before, {after:.1f} now): the "
+            "margin grew because the rejected ones fell further. That is common with losses of a margin alone; "
+            "objective.nll_weight holds the chosen answers up"
+        ]
+
+    def held_out_lengths(self) -> list[int]:
+        return [len(example) for unit in self.held_out for example in unit]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps_done": self._order.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._order.done = int(state["steps_done"])
+
+    # ---- inside -------------------------------------------------------------------------------------------------
+
+    def _units(self, examples: Sequence[Example]) -> list[list[Answer]]:
+        """What stays together in a batch: the two sides of a pair, or one answer."""
+        answers = cast(Sequence[Answer], examples)
+        if self.kind.is_single:
+            return [[answer] for answer in answers]
+        return [list(pair) for pair in zip(answers[::2], answers[1::2], strict=True)]
+
+    def _cut(self, units: Sequence[Sequence[Answer]], max_tokens: int) -> list[Batch]:
+        return micro_batches_of(units, max_tokens, share=self.share)
+
+    def _scores(self, policy: Policy, batch: Batch, found: RowLogps) -> Tensor:
+        """[n] in the order of the batch's leaves."""
+        sums = found.sums
+        if self.kind.has_reference and self._references is not None:
+            sums = sums - self._references.of(batch, sums)
+        elif self.kind.has_reference:
+            with policy.reference():
+                reference = row_logps(policy, batch).sums
+            sums = sums - reference
+        return sums / found.counts if self.kind.is_mean else sums
+
+    def _mismatched(self, policy: Policy, answers: Sequence[Answer]) -> float:
+        """KTO's z0: the mean score of each prompt with the answer to the next one, at least 0; of one alone, 0.
+
+        A row so made is cut to the longest of the rows.
+        """
+        if len(answers) < 2:
+            return 0.0
+        pairs = zip(answers, [*answers[1:], answers[0]], strict=True)
+        rows = [_swapped(one, other, self._longest) for one, other in pairs]
+        total = 0.0
+        for batch in self._cut([[row] for row in rows], self._max_tokens):
+            batch = batch.to(policy.device)
+            with policy.answering():
+                total += row_logps(policy, batch).sums.sum().item()
+            with policy.reference():
+                total -= row_logps(policy, batch).sums.sum().item()
+        return max(0.0, total / len(rows))
+
+    def _denominators(self, examples: Sequence[Example]) -> dict[str, float]:
+        answers = cast(Sequence[Answer], examples)
+        chosen = [answer for answer in answers if answer.side == CHOSEN]
+        num_chosen, num_rejected = len(chosen), len(answers) - len(chosen)
+        units = len(answers) if self.kind.is_single else num_chosen
+        of_sides = {
+            f"{what}/{side}": number
+            for what in ("rewards", "logps")
+            for side, number in (("chosen", num_chosen), ("rejected", num_rejected))
+        }
+        whole = dict.fromkeys(("loss", "kl", "rewards/margins", "rewards/accuracies"), units)
+        return {**whole, **of_sides, "nll": float(sum(answer.loss_weights[1:].sum() for answer in chosen))}
+
+    def _metrics(self, chosen: Tensor, rejected: Tensor, logps: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        beta = self.settings.beta
+        metrics = {
+            "rewards/chosen": beta * chosen.sum(),
+            "rewards/rejected": beta * rejected.sum(),
+            "logps/chosen": logps[wanted].sum(),
+            "logps/rejected": logps[~wanted].sum(),
+        }
+        if self.kind.is_single:
+            return metrics | {"kl": torch.full_like(logps, self._kl).sum()}
+        return metrics | {
+            "rewards/margins": beta * (chosen - rejected).sum(),
+            "rewards/accuracies": (chosen > rejected).sum(),
+        }
+
+
+def _answers(batch: Batch) -> list[Answer]:
+    """The rows of `batch`, in the order of its leaves."""
+    return [cast(Answer, batch.examples[leaf]) for leaf in batch.leaves]
+
+
+def _swapped(one: Answer, other: Answer, longest: int) -> Answer:
+    """The prompt of `one` with the answer of `other`."""
+    end, start = (int(np.argmax(answer.loss_weights[1:] != 0)) + 1 for answer in (one, other))
+    return replace(
+        one,
+        token_ids=np.concatenate([one.token_ids[:end], other.token_ids[start:]])[:longest],
+        loss_weights=np.concatenate([one.loss_weights[:end] * 0, other.loss_weights[start:]])[:longest],
+    )
+
+
+def needs_reference(settings: Settings) -> bool:
+    return LOSSES[settings.loss].has_reference
+
+
+def build(
+    settings: Settings,
+    train: Sequence[Example],
+    held_out: Sequence[Example],
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool = True,
+) -> PreferenceTuning:
+    return PreferenceTuning(train, held_out, settings, batch_size=batch_size, seed=seed, shuffle=shuffle)

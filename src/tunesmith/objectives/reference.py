@@ -1,0 +1,117 @@
+"""What the reference gives each row: computed once, kept on disk, and found again by all that it depends on.
+
+The reference never learns, so its log-probabilities are numbers of the rows. A file in the cache holds them by a digest
+of each row's tokens and mask; the file's name is a digest of every weight of the reference and of how it is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from torch import Tensor
+
+from tunesmith.atomic import write_file
+from tunesmith.data.pack import micro_batches_of
+from tunesmith.data.types import Batch, Example
+from tunesmith.models.policy import Policy
+from tunesmith.objectives.logprobs import row_logps
+
+FORMAT = 1
+
+
+def row_digest(example: Example) -> bytes:
+    """16 bytes that name a row's tokens and mask."""
+    digest = hashlib.blake2b(example.token_ids.astype("<i8").tobytes(), digest_size=16)
+    digest.update(example.loss_weights.astype("<f4").tobytes())
+    return digest.digest()
+
+
+@dataclass(frozen=True)
+class References:
+    """Sums of log-probabilities of learned tokens under the reference, by row."""
+
+    sums: dict[bytes, float]
+
+    def of(self, batch: Batch, like: Tensor) -> Tensor:
+        """[n] for the rows of `batch`, in the order of its leaves."""
+        return torch.tensor(
+            [self.sums[row_digest(batch.examples[leaf])] for leaf in batch.leaves], dtype=like.dtype, device=like.device
+        )
+
+
+def precompute(
+    policy: Policy,
+    units: Sequence[Sequence[Example]],
+    *,
+    max_tokens: int,
+    root: Path,
+    told: Callable[[float], None],
+) -> tuple[References, bool]:
+    """The reference's sums for all rows of `units`, and whether they were there already.
+
+    Rows of one unit stand together in a batch, as they will in training; at most `max_tokens` at a time.
+    """
+    wanted = sorted({row_digest(example) for unit in units for example in unit})
+    path = root / f"{_key(policy, wanted, max_tokens)}.safetensors"
+    known = _read(path, wanted)
+    if known is not None:
+        return References(known), True
+    sums: dict[bytes, float] = {}
+    batches = micro_batches_of(units, max_tokens, share=policy.flat)
+    total, done = sum(map(len, batches)), 0
+    for batch in batches:
+        with policy.reference():
+            found = row_logps(policy, batch.to(policy.device)).sums.tolist()
+        sums |= {row_digest(batch.examples[leaf]): value for leaf, value in zip(batch.leaves, found, strict=True)}
+        done += len(batch)
+        told(done / total)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = np.frombuffer(b"".join(wanted), dtype=np.uint8).reshape(-1, 16)
+    write_file(path, save({"rows": names, "sums": np.array([sums[name] for name in wanted])}))
+    return References(sums), False
+
+
+def _read(path: Path, wanted: Sequence[bytes]) -> dict[bytes, float] | None:
+    """The numbers of a file that is whole and holds these rows, or None."""
+    try:
+        held = load(path.read_bytes())
+        names, sums = [bytes(row) for row in held["rows"]], held["sums"].tolist()
+    except (OSError, KeyError, ValueError, SafetensorError):
+        return None
+    return dict(zip(names, sums, strict=True)) if names == list(wanted) and np.isfinite(sums).all() else None
+
+
+def _key(policy: Policy, rows: Sequence[bytes], max_tokens: int) -> str:
+    """40 hex digits of all that the numbers depend on: every weight of the reference, the rows, and how it is run.
+
+    `max_tokens`, since the sums of a product may round otherwise in a batch of another size.
+    """
+    model, digest = policy.model, hashlib.blake2b(digest_size=20)
+    config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
+    how = [
+        FORMAT,
+        str(model.dtype),
+        model.device.type,
+        policy.flat,
+        max_tokens,
+        torch.__version__,
+        transformers.__version__,
+        config,
+    ]
+    digest.update(json.dumps(how, sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        if ".adapters." not in name or f".adapters.{policy.reference_name}." in name:
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for row in rows:
+        digest.update(row)
+    return digest.hexdigest()

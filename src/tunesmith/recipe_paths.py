@@ -1,0 +1,84 @@
+"""The files that a recipe names, made absolute."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from tunesmith.data.settings import DataSettings, HeldOut, name_and_split
+from tunesmith.errors import RecipeError, TunesmithError, together
+from tunesmith.models.settings import ModelSettings
+from tunesmith.notation import Path as KeyPath
+from tunesmith.notation import dotted
+from tunesmith.settings import Settings
+
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz")
+
+
+class Paths:
+    """Makes the files that a recipe names absolute: first from the recipe's folder, then from the current one."""
+
+    def __init__(self, where: Callable[[KeyPath], str], folder: Path) -> None:
+        """`where`: the file and line of a setting; `folder`: the recipe's."""
+        self.where, self.folders = where, list(dict.fromkeys((folder.absolute(), Path.cwd())))
+        self.errors: list[TunesmithError] = []
+
+    def absolute(self, model: ModelSettings, data: DataSettings) -> dict[str, Settings]:
+        """Both sections with absolute paths, by their names; what is named and not there is an error."""
+        named = self._changed("model", "name", model.name, (".gguf",))
+        if model.revision is not None and named:
+            self.errors.append(
+                RecipeError(
+                    f"model.revision {model.revision!r} has no meaning beside a folder",
+                    where=self.where(("model", "revision")),
+                    found=f"model.name is the folder {model.name}",
+                    fix="take it out, or name the model by its hub id",
+                )
+            )
+        model = model.model_copy(
+            update=named
+            | self._changed("model", "adapter", model.adapter, ())
+            | self._changed("model", "template", model.template, (".jinja", ".j2", ".txt"))
+        )
+        data = data.model_copy(update=self._changed("data", "train", data.train, DATA_SUFFIXES))
+        if isinstance(data.held_out, str):
+            data = data.model_copy(update=self._of_its_own("held_out", data.held_out))
+        elif isinstance(data.held_out, HeldOut):
+            file = self._of_its_own("file", data.held_out.file)
+            data = data.model_copy(update={"held_out": data.held_out.model_copy(update=file)} if file else {})
+        if self.errors:
+            raise together(self.errors)
+        return {"model": model, "data": data}
+
+    def _of_its_own(self, key: str, text: str | None) -> dict[str, str]:
+        """The same for held-out rows, `path` or `path:split`."""
+        name, split = (text, None) if text is None or self._found(text) else name_and_split(text)
+        changed = self._changed("data", key, name, DATA_SUFFIXES)
+        return {key: path if split is None else f"{path}:{split}" for key, path in changed.items()}
+
+    def _tried(self, text: str) -> list[Path]:
+        return [folder / Path(text).expanduser() for folder in self.folders]
+
+    def _found(self, text: str) -> Path | None:
+        return next((path for path in self._tried(text) if path.exists()), None)
+
+    def _changed(
+        self, section: Literal["model", "data"], key: str, text: str | None, suffixes: tuple[str, ...]
+    ) -> dict[str, str]:
+        """{key: absolute path} where `text` is a file or folder; {} where it is a hub id, a name or inline text."""
+        if text is None or "://" in text or "\n" in text or "{" in text:
+            return {}
+        if found := self._found(text):
+            return {key: os.path.normpath(found)}
+        if text.startswith((".", "/", "~")) or text.lower().endswith(suffixes or ("/",)) or text.count("/") > 1:
+            full: KeyPath = (section, "held_out", "file") if key == "file" else (section, key)
+            self.errors.append(
+                RecipeError(
+                    f"{dotted(full)}: there is no {text}",
+                    where=self.where(full),
+                    notes={"looked for": " and ".join(dict.fromkeys(map(os.path.normpath, self._tried(text))))},
+                )
+            )
+        return {}
