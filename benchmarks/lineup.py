@@ -76,3 +76,31 @@ TARGETS = {
     "alpaca": {"peft_trl_best": 3.0, "litgpt_best": 3.0},
     "documents": {"peft_trl_best": 1.6},
 }
+
+_TRL_DPO = {
+    "weights": "bfloat16",
+    "autocast": False,
+    "checkpointing": False,
+    "micro_batch_pairs": 1,
+    "precompute": True,
+}
+DPO = {
+    OURS: Contender("contenders.tunesmith_dpo", None, {}, "this project, at its defaults"),
+    "tunesmith_prompt_twice": Contender(
+        "contenders.tunesmith_dpo", None, {"share": False}, "the plain form: the prompt in both rows of a pair"
+    ),
+    "trl_one_pair": Contender("rivals.peft_trl.dpo", "peft_trl", _TRL_DPO, "bf16, one pair a pass, precomputed"),
+    "trl_one_pair_autocast": Contender(
+        "rivals.peft_trl.dpo", "peft_trl", _TRL_DPO | {"autocast": True}, "the same with autocast"
+    ),
+    "trl_one_pair_fp32": Contender(
+        "rivals.peft_trl.dpo", "peft_trl", _TRL_DPO | {"weights": "float32"}, "fp32, one pair a pass, precomputed"
+    ),
+    "trl_defaults": Contender(
+        "rivals.peft_trl.dpo",
+        "peft_trl",
+        {"weights": "float32", "autocast": True, "checkpointing": True, "micro_batch_pairs": 4, "precompute": False},
+        "as TRL ships: fp32 weights, autocast, recomputation, the reference in every step",
+    ),
+}
+"""Who runs in the benchmark of preference tuning."""

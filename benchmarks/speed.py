@@ -22,7 +22,7 @@ from typing import Any
 
 from contender import Job
 from environments import environment
-from lineup import BEST_OF, CONTENDERS, DEFAULT_CONTENDERS, OURS, TARGETS
+from lineup import BEST_OF, CONTENDERS, DEFAULT_CONTENDERS, OURS, TARGETS, Contender
 from prepare import DATA_SETS, REPOSITORY, describe, make_model, make_rows
 from products import useful_flops
 from result import HERE, Result, load_average, num_cores, warn_if_busy
@@ -58,9 +58,9 @@ def last_answer(text: str) -> dict[str, Any] | None:
     return None
 
 
-def run_once(name: str, job: Job) -> dict[str, Any] | None:
+def run_once(name: str, job: Job, lineup: dict[str, Contender] = CONTENDERS) -> dict[str, Any] | None:
     """One contender, one process. Its answer, with the share of the machine that others used meanwhile."""
-    contender = CONTENDERS[name]
+    contender = lineup[name]
     python = environment(contender.rival) if contender.rival else Path(sys.executable)
     job_path, log_path = CACHE / f"job-{name}.json", CACHE / f"log-{name}.txt"
     job.write(job_path)

@@ -217,7 +217,7 @@ def test_precomputed_is_online(tmp_path):
     policy, _ = policy_of(torch.float64)
     units = [answers()[i : i + 2] for i in (0, 2, 4)]
     shares = []
-    first, there = precompute(policy, units, max_tokens=40, root=tmp_path, told=shares.append)
+    first, there = precompute(policy, units, max_tokens=40, share=True, root=tmp_path, told=shares.append)
     assert not there
     assert shares[-1] == 1.0
     assert shares == sorted(shares)
@@ -228,7 +228,7 @@ def test_precomputed_is_online(tmp_path):
                 logs = policy.model(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)
                 wanted = (logs * torch.from_numpy(row.loss_weights[1:])).sum().item()
                 assert first.sums[row_digest(row)] == pytest.approx(wanted, rel=1e-6)
-    again, there = precompute(policy, units, max_tokens=40, root=tmp_path, told=shares.append)
+    again, there = precompute(policy, units, max_tokens=40, share=True, root=tmp_path, told=shares.append)
     assert there
     assert again.sums == first.sums
 
@@ -238,7 +238,7 @@ def test_the_cache_knows_weights_rows_and_spoilt_files(tmp_path):
     units = [answers()[:2]]
 
     def known(units=units, max_tokens=40):
-        return precompute(policy, units, max_tokens=max_tokens, root=tmp_path, told=lambda share: None)[1]
+        return precompute(policy, units, max_tokens=max_tokens, share=True, root=tmp_path, told=lambda share: None)[1]
 
     assert not known()
     assert known()

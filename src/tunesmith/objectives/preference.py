@@ -49,11 +49,12 @@ class PreferenceTuning:
         batch_size: int,
         seed: int,
         shuffle: bool = True,
-        share: bool = False,
+        share: bool | None = None,
     ) -> None:
         """`train`, `held_out`: `Answer`s, of a pair the chosen one right before the rejected one.
 
-        `share`: what a pair's answers begin with in common is computed once; same numbers but for rounding.
+        `share`: what a pair's answers begin with in common is computed once, with the same numbers but for rounding;
+        None: where batches run without padding.
         """
         self.settings, self.kind = settings, LOSSES[settings.loss]
         self.train, self.held_out = self._units(train), self._units(held_out)
@@ -62,7 +63,7 @@ class PreferenceTuning:
                 "train.batch_size is 1: kto compares each answer with those to the other prompts of its step",
                 fix="set train.batch_size to 2 or more",
             )
-        self.share = share
+        self.share, self._may_share = bool(share), share is not False
         self.nll_weight = self.kind.nll_weight if settings.nll_weight is None else settings.nll_weight
         self._order = Order([None] * len(self.train), batch_size=batch_size, seed=seed, shuffle=shuffle)
         self.steps_per_epoch = self._order.steps_per_epoch
@@ -81,14 +82,14 @@ class PreferenceTuning:
         stage: Callable[[str], AbstractContextManager[Callable[[float], None]]],
     ) -> list[str]:
         """The reference's log-probabilities of all rows that will be visited."""
-        self.share, self._max_tokens = policy.flat, max_tokens
+        self.share, self._max_tokens = policy.flat and self._may_share, max_tokens
         if not self.kind.has_reference or self.settings.reference == "online":
             return []
         visited = self._order.first(num_steps) if num_steps is not None else range(len(self.train))
         units = [*(self.train[row] for row in visited), *self.held_out]
         with stage(f"the reference's log-probabilities of {sum(map(len, units)):,} answers") as told:
             self._references, was_there = precompute(
-                policy, units, max_tokens=max_tokens, root=cache / "reference", told=told
+                policy, units, max_tokens=max_tokens, share=self.share, root=cache / "reference", told=told
             )
         return ["they were in the cache"] if was_there else []
 

@@ -53,6 +53,7 @@ def precompute(
     units: Sequence[Sequence[Example]],
     *,
     max_tokens: int,
+    share: bool,
     root: Path,
     told: Callable[[float], None],
 ) -> tuple[References, bool]:
@@ -61,12 +62,12 @@ def precompute(
     Rows of one unit stand together in a batch, as they will in training; at most `max_tokens` at a time.
     """
     wanted = sorted({row_digest(example) for unit in units for example in unit})
-    path = root / f"{_key(policy, wanted, max_tokens)}.safetensors"
+    path = root / f"{_key(policy, wanted, max_tokens, share)}.safetensors"
     known = _read(path, wanted)
     if known is not None:
         return References(known), True
     sums: dict[bytes, float] = {}
-    batches = micro_batches_of(units, max_tokens, share=policy.flat)
+    batches = micro_batches_of(units, max_tokens, share=share)
     total, done = sum(map(len, batches)), 0
     for batch in batches:
         with policy.reference():
@@ -90,10 +91,10 @@ def _read(path: Path, wanted: Sequence[bytes]) -> dict[bytes, float] | None:
     return dict(zip(names, sums, strict=True)) if names == list(wanted) and np.isfinite(sums).all() else None
 
 
-def _key(policy: Policy, rows: Sequence[bytes], max_tokens: int) -> str:
+def _key(policy: Policy, rows: Sequence[bytes], max_tokens: int, share: bool) -> str:
     """40 hex digits of all that the numbers depend on: every weight of the reference, the rows, and how it is run.
 
-    `max_tokens`, since the sums of a product may round otherwise in a batch of another size.
+    `max_tokens` and `share`, since the sums of a product may round otherwise in a batch of another size.
     """
     model, digest = policy.model, hashlib.blake2b(digest_size=20)
     config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
@@ -103,6 +104,7 @@ def _key(policy: Policy, rows: Sequence[bytes], max_tokens: int) -> str:
         model.device.type,
         policy.flat,
         max_tokens,
+        share,
         torch.__version__,
         transformers.__version__,
         config,
