@@ -108,7 +108,7 @@ def sql(model: Path, folder: Path, losses: list[str], options: argparse.Namespac
                     },
                     "output": {"folder": str(folder / loss)},
                 }
-            )  # fmt: skip
+            )
         )
         after = answered(trained, tests)
         change = paired_change(before, after)
@@ -139,7 +139,7 @@ def chat(model: Path, folder: Path, options: argparse.Namespace) -> dict[str, An
                 "train": {"epochs": 2, "batch_size": 8, "learning_rate": 5e-5, "publish": "last"},
                 "output": {"folder": str(folder / "chat")},
             }
-        )  # fmt: skip
+        )
     )
     lines = [json.loads(line) for line in (folder / "chat" / "metrics.jsonl").read_text().splitlines()]
     held = [{"step": line["step"], **line["metrics"]} for line in lines if line["event"] == "evaluation"]
