@@ -86,6 +86,9 @@ _TRL_DPO = {
 }
 DPO = {
     OURS: Contender("contenders.tunesmith_dpo", None, {}, "this project, at its defaults"),
+    "tunesmith_fp32": Contender(
+        "contenders.tunesmith_dpo", None, {"dtype": "float32"}, "in fp32, where losses can be held against TRL's"
+    ),
     "tunesmith_prompt_twice": Contender(
         "contenders.tunesmith_dpo", None, {"share": False}, "the plain form: the prompt in both rows of a pair"
     ),

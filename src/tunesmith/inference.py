@@ -334,8 +334,8 @@ def _held_out_loss(
         examples = [example for example in examples if example.origin in kept]
     policy, _ = probe(session.model, session.switch)
     if recipe is not None and recipe.model.adapter is not None and offered.needs_reference(record):
-        policy.reference_name = session.load_adapter(recipe.model.adapter)
-    objective = offered.build(record, examples, examples, batch_size=2, seed=0)
+        policy.refer_to(session.sets[session.load_adapter(recipe.model.adapter)])
+    objective = offered.build(record, examples, examples, batch_size=2, seed=0, renderer=prepared.renderer)
     most = default_micro_batch_tokens(policy.device)
     with session.switch.set_to(session.adapter), Progress(quiet=True) as silent:
         objective.begin(policy, num_steps=None, max_tokens=most, cache=cache_folder(), stage=silent.stage)

@@ -26,7 +26,13 @@ from tunesmith.events import BrokenOff, Ended, Evaluated, Event, Noted, Started,
 BLOCKS = "▁▂▃▄▅▆▇█"
 SECONDS_BETWEEN_FRAMES = 0.1
 SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES, LINES_IN_HASTE = 10.0, 0.05, 12
-SEEN = {"rewards/accuracies": "accuracy", "rewards/margins": "margin", "kl": "kl"}
+SEEN = {
+    "reward": "reward",
+    "completions/mean_length": "length",
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "kl": "kl",
+}
 
 
 class Progress:
@@ -273,7 +279,7 @@ def step_line(event: StepDone) -> str:
 
 
 def evaluation_line(event: Evaluated) -> str:
-    plain = {name: value for name, value in event.metrics.items() if "/" not in name}
+    plain = {name: value for name, value in event.metrics.items() if "/" not in name and name not in SEEN}
     said = "  ".join(f"{name} {value:.4f}" for name, value in plain.items()) + _seen(event.metrics)
     return f"  held-out after step {event.step}: {said}{'  (best)' if event.best else ''}  {seconds(event.seconds)}"
 

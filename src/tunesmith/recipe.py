@@ -17,19 +17,19 @@ from typing import Annotated, Any, Self, Union
 from pydantic import Field, SerializeAsAny, ValidationError, create_model, model_validator
 
 from tunesmith.adapters import METHODS
-from tunesmith.adapters.settings import KINDS, AdapterSettings
-from tunesmith.adapters.virtual import VirtualSettings
+from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.types import Row
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.models.settings import ModelSettings
 from tunesmith.notation import Path, read, read_scalar, write_inline
 from tunesmith.objectives import OBJECTIVES
+from tunesmith.objectives.policy_losses import PRESETS
 from tunesmith.objectives.settings import ObjectiveSettings
-from tunesmith.objectives.sft import SFTSettings
 from tunesmith.recipe_paths import Paths
+from tunesmith.recipe_rules import RULES
 from tunesmith.record import OutputSettings
-from tunesmith.settings import Contradiction, Settings
+from tunesmith.settings import Settings
 from tunesmith.strict import near, parse, setting_names, unknown_key
 from tunesmith.train.settings import TrainSettings
 
@@ -50,45 +50,9 @@ class Recipe(Settings):
     output: OutputSettings = OutputSettings()
 
     @model_validator(mode="after")
-    def _something_held_out(self) -> Self:
-        for name in ("stop_after_no_gain", "evaluate_every"):
-            if getattr(self.train, name) is not None and self.data.held_out is None:
-                raise Contradiction(
-                    f"train.{name}", "has nothing to evaluate on", "hold rows out, for example data.held_out: 0.05"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _pairs_or_groups(self) -> Self:
-        if self.data.group_by is not None and not isinstance(self.objective, SFTSettings):
-            raise Contradiction(
-                "data.group_by",
-                "is for rows that are learned one by one",
-                "take it out: what the answers of a pair share is computed once anyway",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _virtual_or_added_tokens(self) -> Self:
-        if self.model.add_tokens and isinstance(self.adapter, VirtualSettings) and self.model.adapter is None:
-            raise Contradiction("model.add_tokens", "cannot be trained beside virtual tokens", "leave out either")
-        return self
-
-    @model_validator(mode="after")
-    def _something_frozen(self) -> Self:
-        fresh = self.train.cache_frozen and self.model.adapter is None
-        if fresh and isinstance(self.adapter, VirtualSettings):
-            raise Contradiction(
-                "train.cache_frozen",
-                "has no block to store: virtual tokens change what every block gives",
-                "leave it out, or choose a method that stands beside layers",
-            )
-        if fresh and self.adapter.targets in KINDS and self.adapter.last_blocks is None:
-            raise Contradiction(
-                "train.cache_frozen",
-                "has no frozen block to store: all of them are adapted",
-                "set adapter.last_blocks, for example to 4",
-            )
+    def _sections_agree(self) -> Self:
+        for rule in RULES:
+            rule(self)
         return self
 
     @property
@@ -259,7 +223,9 @@ def _resolve(
         tree.override(text)
     recipe = tree.recipe()
     if not past:
-        recipe = recipe.model_copy(update=Paths(tree.where, folder).absolute(recipe.model, recipe.data))
+        recipe = recipe.model_copy(
+            update=Paths(tree.where, folder).absolute(recipe.model, recipe.data, recipe.objective)
+        )
     provenance = {
         f"{section}.{key}": tree.provenance((section, key))
         for section, settings in recipe.model_dump().items()
@@ -406,6 +372,7 @@ class _Tree:
 
 
 _ALSO_CALLED = {
+    **{name: f"policy, with preset: {name}" for name in PRESETS},
     "dpo": "preference",
     "ipo": "preference, with loss: ipo_mean or ipo_sum",
     **{loss: f"preference, with loss: {loss}" for loss in ("kto", "orpo", "cpo", "simpo")},

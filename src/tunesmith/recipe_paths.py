@@ -25,8 +25,8 @@ class Paths:
         self.where, self.folders = where, list(dict.fromkeys((folder.absolute(), Path.cwd())))
         self.errors: list[TunesmithError] = []
 
-    def absolute(self, model: ModelSettings, data: DataSettings) -> dict[str, Settings]:
-        """Both sections with absolute paths, by their names; what is named and not there is an error."""
+    def absolute(self, model: ModelSettings, data: DataSettings, objective: Settings) -> dict[str, Settings]:
+        """The sections with absolute paths, by their names; what is named and not there is an error."""
         named = self._changed("model", "name", model.name, (".gguf",))
         if model.revision is not None and named:
             self.errors.append(
@@ -50,7 +50,17 @@ class Paths:
             data = data.model_copy(update={"held_out": data.held_out.model_copy(update=file)} if file else {})
         if self.errors:
             raise together(self.errors)
-        return {"model": model, "data": data}
+        return {"model": model, "data": data, "objective": self._rewards(objective)}
+
+    def _rewards(self, objective: Settings) -> Settings:
+        """Of an objective with rewards, those that are functions in files."""
+        names = getattr(objective, "rewards", ())
+        made = []
+        for name in names:
+            path, _, function = name.rpartition(":")
+            found = self._found(path) if path.endswith(".py") else None
+            made.append(name if found is None else f"{os.path.normpath(found)}:{function}")
+        return objective.model_copy(update={"rewards": tuple(made)}) if tuple(made) != tuple(names) else objective
 
     def _of_its_own(self, key: str, text: str | None) -> dict[str, str]:
         """The same for held-out rows, `path` or `path:split`."""

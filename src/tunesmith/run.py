@@ -47,7 +47,7 @@ from tunesmith.train.budget import Budget
 from tunesmith.train.checkpoint import Checkpoints, Restored
 from tunesmith.train.frozen import store_frozen
 from tunesmith.train.loop import Job, Loop, train_mode
-from tunesmith.train.memory import default_micro_batch_tokens
+from tunesmith.train.memory import default_micro_batch_tokens, is_out_of_memory
 from tunesmith.train.noise import NEFTune
 from tunesmith.train.optim import check_optimizer
 from tunesmith.train.publish import Publisher, published_step, take
@@ -108,26 +108,20 @@ def train(
         tokenizer, prepared = read_rows(recipe, trust_remote_code, progress, rows)
         for line in summary(prepared):
             progress.say(line)
-        objective = _objective(recipe, prepared)
+        objective = built(recipe, prepared)
         budget = Budget(recipe.train, objective.steps_per_epoch)  # what is wrong shows before any weight is loaded
         if recipe.model.adapter is None:
             check_method(recipe.adapter, budget.num_steps, recipe.train.optimizer)
         loaded, policy, adapter_set = _model(recipe, tokenizer, trust_remote_code, saved, progress)
         before = None if saved is None else bool(saved.state.get("frozen"))
         store_frozen(policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress)
-        for line in objective.begin(
-            policy,
-            num_steps=budget.num_steps,
-            max_tokens=recipe.train.micro_batch_tokens or default_micro_batch_tokens(policy.device),
-            cache=cache_folder(),
-            stage=progress.stage,
-        ):
+        for line in _begin(objective, policy, budget, recipe.train.micro_batch_tokens, progress):
             progress.say(line)
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
         everyone: list[Listener] = [progress, run, *sinks, *listeners]
         loop = _loop(recipe, policy, adapter_set, tokenizer, objective, prepared, base, run, signals, everyone)
         if saved is not None:
-            _same_run(saved, prepared, base.fingerprint)
+            _same_run(saved, prepared, base.fingerprint, policy.reference_digest)
             if saved.state["threads"] != torch.get_num_threads():
                 progress.say(
                     f"begun on {saved.state['threads']} threads, going on with {torch.get_num_threads()}: "
@@ -233,8 +227,7 @@ def _model(
     switch.name = NAME
     folder = _origin(recipe)
     if folder is not None and recipe.offered.needs_reference(recipe.objective):
-        store.load(folder, loaded.model, switch, REFERENCE, say=progress.say)
-        policy.reference_name = REFERENCE
+        policy.refer_to(store.load(folder, loaded.model, switch, REFERENCE, say=progress.say))
     how = "without padding" if policy.flat else f"padded, since {reason}"
     progress.say(
         f"{type(loaded.model).__name__} in {str(loaded.dtype).removeprefix('torch.')} on {loaded.model.device}, {how}"
@@ -331,7 +324,8 @@ def _refuse_untrained_tokens(recipe: Recipe, loaded: Loaded, adapter_set: Adapte
         )
 
 
-def _objective(recipe: Recipe, prepared: Prepared) -> Objective:
+def built(recipe: Recipe, prepared: Prepared) -> Objective:
+    """The objective of a recipe over its rows; what it cannot be built of is an error before any weight is loaded."""
     objective: Objective = recipe.offered.build(
         recipe.objective,
         prepared.train,
@@ -339,8 +333,27 @@ def _objective(recipe: Recipe, prepared: Prepared) -> Objective:
         batch_size=recipe.train.batch_size,
         seed=recipe.train.seed,
         shuffle=recipe.data.shuffle,
+        renderer=prepared.renderer,
     )
     return objective
+
+
+def _begin(objective: Objective, policy: Policy, budget: Budget, most: int | None, progress: Progress) -> list[str]:
+    """What the objective computes beforehand, in smaller batches where memory runs out."""
+    max_tokens = most or default_micro_batch_tokens(policy.device)
+    while True:
+        try:
+            return objective.begin(
+                policy,
+                num_steps=budget.num_steps,
+                max_tokens=max_tokens,
+                cache=cache_folder(),
+                stage=progress.stage,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or max_tokens < 2:
+                raise
+            max_tokens //= 2
 
 
 def _loop(
@@ -368,6 +381,7 @@ def _loop(
         "dtype": str(policy.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "frozen": policy.stored is not None,
+        "reference": policy.reference_digest,
     }
     publish = Publisher(run.folder, recipe.train.publish)
     return Loop(
@@ -382,15 +396,17 @@ def _loop(
     )
 
 
-def _same_run(saved: Restored, prepared: Prepared, base: str) -> None:
-    """A checkpoint continues the same tokens on the same base, or not at all."""
-    for what, then, now in (("data", saved.state["data"], prepared.fingerprint), ("base", saved.state["base"], base)):
+def _same_run(saved: Restored, prepared: Prepared, base: str, reference: str | None) -> None:
+    """A checkpoint continues the same tokens on the same base, held against the same reference, or not at all."""
+    now_of = {"data": prepared.fingerprint, "base": base, "reference": reference}
+    for what, now in now_of.items():
+        then = saved.state.get(what)
         if then != now:
             raise CheckpointError(
                 f"the {what} is not what the run began with",
                 where=str(saved.folder),
-                found=now,
-                expected=then,
+                found=now or "none",
+                expected=then or "none",
                 fix="put the old file back, or start a run in another folder",
             )
 

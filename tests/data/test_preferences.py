@@ -51,6 +51,21 @@ SHAPES = {
         "rejected": said("gpt", "no", "from", "value"),
     },
     "alpaca": {"instruction": "q", "chosen": "yes", "rejected": "no"},
+    "question": {"question": "q", "chosen": "yes", "rejected": "no"},
+    "messages are the whole chosen conversation": {
+        "messages": [said("user", "q"), said("assistant", "yes")],
+        "chosen": [said("user", "q"), said("assistant", "yes")],
+        "rejected": [said("user", "q"), said("assistant", "no")],
+    },
+    "one text for the prompt": {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " yes", "rejected": " no"},
+    "one text each": {"chosen": "\n\nHuman: q\n\nAssistant: yes", "rejected": "\n\nHuman: q\n\nAssistant: no"},
+    "the prompt beside the whole conversation": {
+        "prompt": "q",
+        "messages": [said("user", "q"), said("assistant", "yes")],
+        "chosen": [said("user", "q"), said("assistant", "yes")],
+        "rejected": [said("user", "q"), said("assistant", "no")],
+        "score_chosen": 8.5,
+    },
     "openai": {
         "input": {"messages": [said("user", "q")], "tools": []},
         "preferred_output": [said("assistant", "yes")],
@@ -62,10 +77,11 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_means_the_same_pair(shape):
     row = one(SHAPES[shape])
-    assert (row.prompt, row.chosen, row.rejected) == ((USER,), (GOOD,), (BAD,))
+    assert row.prompt == (USER,)
+    assert [turn.content.strip() for turn in (*row.chosen, *row.rejected)] == ["yes", "no"]
     sides = row.sides
     assert [turn.is_learned for turn in sides["chosen"].messages] == [False, True]
-    assert sides["rejected"].messages[-1] == BAD
+    assert sides["rejected"].messages[-1].role == "assistant"
 
 
 def test_a_template_over_any_columns():
@@ -81,6 +97,19 @@ def test_earlier_answers_of_the_prompt_are_not_learned():
     assert [turn.is_learned for turn in row.sides["chosen"].messages] == [False, False, False, True]
 
 
+def test_a_system_turn_before_both_and_a_prompt_that_is_the_last_question():
+    whole = [said("system", "s"), said("user", "a"), said("assistant", "b"), said("user", "q")]
+    chosen, rejected = [*whole, said("assistant", "yes")], [*whole, said("assistant", "no")]
+    row = one({"prompt": "q", "chosen": chosen, "rejected": rejected})
+    assert [turn.role for turn in row.prompt] == ["system", "user", "assistant", "user"]
+    assert (row.chosen, row.rejected) == ((GOOD,), (BAD,))
+
+
+def test_columns_that_are_passed_over_are_told():
+    rows = [(Origin("file.jsonl", 1), SHAPES["text"] | {"input": "z", "question": "w", "label": 3})]
+    assert convert(rows, "auto", {}, PAIRS).notes == ("columns not used: label, input, question",)
+
+
 def test_answers_that_go_on_over_several_turns():
     chosen = [said("user", "q"), said("assistant", "a"), said("user", "more"), said("assistant", "yes")]
     rejected = [said("user", "q"), said("assistant", "a"), said("user", "more"), said("assistant", "no")]
@@ -89,9 +118,8 @@ def test_answers_that_go_on_over_several_turns():
     assert (row.chosen, row.rejected) == ((GOOD,), (BAD,))
 
 
-def test_margins_and_systems():
-    row = one(SHAPES["text"] | {"margin": 1.5, "system": "be brief"})
-    assert row.margin == 1.5
+def test_a_system_turn_in_a_column():
+    row = one(SHAPES["text"] | {"system": "be brief"})
     assert row.prompt[0] == Message("system", "be brief")
 
 
@@ -99,6 +127,12 @@ def test_unpaired_answers():
     row = one({"prompt": "q", "completion": "yes", "label": True}, (Judged,))
     assert (row.prompt, row.completion, row.wanted) == ((USER,), (GOOD,), True)
     assert list(one({"prompt": "q", "completion": "no", "label": 0}, (Judged,)).sides) == ["rejected"]
+    turns = [said("user", "a"), said("assistant", "b"), said("user", "q"), said("assistant", "yes")]
+    row = one({"messages": turns, "label": True}, (Judged, Preference))
+    assert len(row.prompt) == 3
+    assert row.completion == (GOOD,)
+    with pytest.raises(DataError, match="no turn of the assistant"):
+        one({"messages": [said("user", "q")], "label": True}, (Judged,))
 
 
 WRONG = [
@@ -107,8 +141,16 @@ WRONG = [
     ({"chosen": [said("user", "a")], "rejected": [said("user", "b")]}, "no prompt in common"),
     ({"prompt": "q", "chosen": [said("user", "x")], "rejected": "no"}, "no turn of the assistant"),
     ({"prompt": "q", "chosen": 3, "rejected": "no"}, "text, a message or a list"),
-    ({"prompt": "q", "instruction": "q", "chosen": "a", "rejected": "b"}, "several prompts"),
-    ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "much"}, "'margin' must be a number"),
+    ({"prompt": [said("user", "q"), said("assistant", "x")], "chosen": "a", "rejected": "b"}, "ends in an answer"),
+    (
+        {
+            "prompt": "else",
+            "chosen": [said("user", "q"), said("assistant", "a")],
+            "rejected": [said("user", "q"), said("assistant", "b")],
+        },
+        "is not what chosen and rejected begin with",
+    ),
+    ({"prompt": [said("system", "x"), said("user", "q")], "system": "y", "chosen": "a", "rejected": "b"}, "two system"),
 ]
 
 
@@ -183,7 +225,7 @@ def test_the_fingerprint_knows_the_side():
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are not here")
-@pytest.mark.parametrize(("name", "takes"), [("dpo_en_sharegpt.json", PAIRS)])
+@pytest.mark.parametrize(("name", "takes"), [("dpo_en_sharegpt.json", PAIRS), ("kto_en.json", (Judged,))])
 def test_real_rows(name, takes):
     rows = convert(list(read_file(SHARED / name, None)), "auto", {}, takes).rows
     assert len(rows) > 100

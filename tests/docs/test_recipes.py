@@ -40,7 +40,7 @@ def test_two_steps(path, checkout):
     checked = workshop.run(" ".join(["tunesmith check", file, *overrides, *short, "--json", "--rows 0"]), checkout)
     counts = json.loads(checked)["train"]
     assert counts["kept"] >= 4
-    assert counts["learned"] > 0
+    assert counts["learned"] > 0 or "kind: policy" in path.read_text()
     workshop.run(" ".join(["tunesmith train", file, *overrides, f"output.folder=runs/two-{path.stem}"]), checkout)
     summary = json.loads((checkout / "runs" / f"two-{path.stem}" / "summary.json").read_text())
     assert summary["step"] == 2

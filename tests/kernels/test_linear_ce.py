@@ -152,3 +152,36 @@ def test_inputs_are_left_as_they_were(kernels):
     before = [part.clone() for part in parts]
     run(fast_form, *parts)
     assert all(torch.equal(old, new) for old, new in zip(before, parts, strict=True))
+
+
+def by_token(function):
+    """As a loss: the log-probabilities of each position, each weighed otherwise."""
+
+    def loss(hidden, weight, bias, targets, weights, **options):
+        found = function(hidden, weight, bias, targets, **options)
+        return (found * weights.to(found.dtype)).sum()
+
+    return loss
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [0, 1, 3, ROWS, ROWS + 5])
+@pytest.mark.parametrize("bias", [False, True])
+def test_log_probabilities_by_token_and_every_gradient(rows, bias, dtype, kernels):
+    parts = case(rows, 12, 50, dtype, bias=bias)
+    options = {"scale": 1.3, "softcap": 7.0} if bias else {}
+    fast = run(by_token(linear_ce.linear_logp), *parts, **options)
+    agree(fast, run(by_token(linear_ce.linear_logp_reference), *parts, **options), dtype)
+
+
+@pytest.mark.parametrize("wants", [wants for wants in itertools.product([True, False], repeat=3) if any(wants)])
+def test_log_probabilities_give_exactly_the_gradients_that_are_wanted(wants):
+    parts = case(9, 7, 20, torch.float64, bias=True)
+    fast = run(by_token(linear_ce.linear_logp), *parts, wants=wants)
+    agree(fast, run(by_token(linear_ce.linear_logp_reference), *parts, wants=wants), torch.float64)
+
+
+def test_log_probabilities_by_finite_differences():
+    hidden, weight, bias, targets, _ = case(5, 4, 9, torch.float64, bias=True)
+    leaves = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+    assert torch.autograd.gradcheck(lambda h, w, b: linear_ce.linear_logp(h, w, b, targets), leaves)

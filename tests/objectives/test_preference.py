@@ -141,6 +141,29 @@ def test_no_cut_of_a_step_and_no_sharing_changes_the_gradient(name):
         same(grads, whole[1], 1e-6)
 
 
+@pytest.mark.parametrize(("loss", "weight"), [("orpo", 1.0), ("cpo", 1.0), ("sigmoid", 0.25), ("simpo", 0.0)])
+def test_the_chosen_answers_own_loss_is_by_token(loss, weight):
+    policy, parameters = policy_of(torch.float64)
+    own = {} if loss in ("orpo", "cpo", "simpo") else {"nll_weight": weight}
+    whole, _ = gradients(policy, parameters, objective_of(loss, **own))
+    without, _ = gradients(policy, parameters, objective_of(loss, nll_weight=0.0))
+    total = count = 0.0
+    for row in answers()[::2]:
+        ids = torch.from_numpy(row.token_ids)
+        logs = policy.model(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)
+        weights = torch.from_numpy(row.loss_weights[1:]).double()
+        total, count = total - (logs * weights).sum().item(), count + weights.sum().item()
+    assert whole - without == pytest.approx(weight * total / count, rel=1e-5, abs=1e-9)
+
+
+def test_an_answer_that_is_certain_has_a_finite_odds_ratio():
+    sure, unsure = torch.zeros(1, requires_grad=True), torch.full((1,), -2.0)
+    for c, r in ((sure, unsure), (unsure, sure)):
+        loss = LOSSES["orpo"].function(c, r, PreferenceSettings(loss="orpo"))
+        assert loss.isfinite().all()
+        assert torch.autograd.grad(loss.sum(), sure)[0].isfinite().all()
+
+
 def test_what_a_pair_shares_is_there_once():
     objective = objective_of()
     step = next(objective.steps(None))
@@ -247,9 +270,9 @@ def test_the_cache_knows_weights_rows_and_spoilt_files(tmp_path):
     assert known()  # the adapter that learns is not the reference
     assert not known([answers()[2:4]])
     assert not known(max_tokens=50)
-    policy.reference_name = "a"
+    policy.reference_name, policy.reference_digest = "a", "of a"
     assert not known()
-    policy.reference_name = None
+    policy.reference_name = policy.reference_digest = None
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:-7])
     assert not known()
@@ -266,9 +289,10 @@ def test_kto_takes_pairs_as_two_answers_and_its_kl_from_other_prompts():
     step = next(objective.steps(policy))
     rows = list(step.examples)
     total = 0.0
-    for one, other in zip(rows, [*rows[1:], rows[0]], strict=True):
+    for place, one in enumerate(rows):
+        other = rows[2 * (place // 2 + 1) % len(rows)]  # the chosen answer of the pair behind: another prompt's
         start, end = (int(row.loss_weights.argmax()) for row in (other, one))
-        made = np.concatenate([one.token_ids[:end], other.token_ids[start:]])[: max(map(len, rows))]
+        made = np.concatenate([one.token_ids[:end], other.token_ids[start:]])[: max(len(one), len(other))]
         ids = torch.from_numpy(made)
         for name, sign in (("a", 1), (None, -1)):
             with policy.switch.set_to(name), torch.no_grad():

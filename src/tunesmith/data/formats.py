@@ -23,11 +23,22 @@ from jinja2.exceptions import SecurityError
 
 from tunesmith.data.files import RawRow
 from tunesmith.data.messages import KNOWN_KEYS, Unreadable, need, parsed, read_messages, read_tools, text_of
-from tunesmith.data.preferences import openai_preference, preference, unpaired
+from tunesmith.data.preferences import openai_preference, passed_over, preference, unpaired
 from tunesmith.data.problems import Problems, listed, shown
 from tunesmith.data.sandbox import TEMPLATE_ERRORS, Unwritable, column_environment, time_limit
 from tunesmith.data.settings import TemplateFormat
-from tunesmith.data.types import Conversation, Document, Judged, Message, Origin, Preference, Row, continued, turns_of
+from tunesmith.data.types import (
+    Conversation,
+    Document,
+    Judged,
+    Message,
+    Origin,
+    Preference,
+    Prompt,
+    Row,
+    continued,
+    turns_of,
+)
 from tunesmith.errors import DataError
 
 RawColumns = Mapping[str, Any]
@@ -90,12 +101,27 @@ _BEFORE = {"system": "system", "prompt": "user"}
 _ANSWERS = dict.fromkeys(("answer", "chosen", "rejected"), "assistant")
 
 
-def template(settings: TemplateFormat) -> Callable[[RawColumns, Origin], Conversation | Preference]:
+def prompt(row: RawColumns, origin: Origin) -> Prompt:
+    """A question alone: text or messages, of which an answer at the end is left off."""
+    keys = [key for key in ("prompt", "messages", "conversations", "question") if row.get(key) is not None]
+    key = keys[0] if keys else "prompt"
+    given = need(row, key)
+    turns = (Message("user", given),) if isinstance(given, str) else read_messages(given, key)
+    if turns and turns[-1].role == "assistant":
+        turns, given = turns[:-1], list(given)[:-1]
+    if not turns:
+        raise Unreadable(f"the column {key!r} holds no turn to answer")
+    return Prompt(turns, given, {k: v for k, v in row.items() if k != key}, origin, read_tools(row.get("tools")))
+
+
+def template(settings: TemplateFormat) -> Callable[[RawColumns, Origin], Conversation | Preference | Prompt]:
     """A format written by the user: Jinja over the row's columns."""
     turns_before, answers = _written(settings, _BEFORE), _written(settings, _ANSWERS)
 
-    def read(row: RawColumns, origin: Origin) -> Conversation | Preference:
+    def read(row: RawColumns, origin: Origin) -> Conversation | Preference | Prompt:
         before, said = tuple(turns_before(row).values()), answers(row)
+        if not said:
+            return Prompt(before, before[-1].content, dict(row), origin)
         if "answer" in said:
             return Conversation((*before, said["answer"]), origin)
         return Preference(before, (said["chosen"],), (said["rejected"],), origin)
@@ -151,12 +177,24 @@ class Format:
     makes: type[Row]
     needs: tuple[frozenset[str], ...]
     reads: frozenset[str]
+    passed_over: Callable[[RawColumns], set[str]]
+    """Of these, the columns that are not looked at in this row."""
 
 
-def _format(read: Callable[[RawColumns, Origin], Row], makes: type[Row], needs: str, also: str = "") -> Format:
+def _nothing(_: RawColumns) -> set[str]:
+    return set()
+
+
+def _format(
+    read: Callable[[RawColumns, Origin], Row],
+    makes: type[Row],
+    needs: str,
+    also: str = "",
+    passed_over: Callable[[RawColumns], set[str]] = _nothing,
+) -> Format:
     """`needs` lists alternatives parted by |, each of columns parted by spaces."""
     alternatives = tuple(frozenset(names.split()) for names in needs.split("|"))
-    return Format(read, makes, alternatives, frozenset().union(*alternatives, also.split()))
+    return Format(read, makes, alternatives, frozenset().union(*alternatives, also.split()), passed_over)
 
 
 FORMATS: dict[str, Format] = {
@@ -165,10 +203,20 @@ FORMATS: dict[str, Format] = {
     "prompt-completion": _format(prompt_completion, Conversation, "prompt completion", "tools"),
     "alpaca": _format(alpaca, Conversation, "instruction output", "input system history"),
     "preference": _format(
-        preference, Preference, "chosen rejected", "prompt messages conversations instruction input system tools margin"
+        preference,
+        Preference,
+        "chosen rejected",
+        "prompt messages conversations instruction question input system tools",
+        passed_over,
     ),
     "openai-preference": _format(openai_preference, Preference, "input preferred_output non_preferred_output"),
-    "unpaired": _format(unpaired, Judged, "prompt completion label", "tools"),
+    "prompt": _format(prompt, Prompt, "prompt | messages | conversations | question", "tools"),
+    "unpaired": _format(
+        unpaired,
+        Judged,
+        "prompt completion label | messages label | conversations label | messages kto_tag | conversations kto_tag",
+        "tools",
+    ),
 }
 LEARNABLE: tuple[type[Row], ...] = (Conversation, Document)
 """What supervised fine-tuning takes."""
@@ -177,6 +225,7 @@ IN_WORDS = {
     Document: "plain text",
     Preference: "pairs of a chosen and a rejected answer",
     Judged: "answers with a label that says whether each is wanted",
+    Prompt: "prompts without an answer",
 }
 
 
@@ -203,15 +252,17 @@ def convert(
     if columns:
         raw = _renamed(raw, columns)
     notes: list[str] = []
+    source = raw[0][0].source if raw else None
     reader: Callable[[RawColumns, Origin], Row]
     if isinstance(format, TemplateFormat):
         name, reader = "template", template(format)
-        _refuse_others(name, Conversation if format.chosen is None else Preference, takes + or_else)
+        _refuse_others(name, _makes(format), takes + or_else, source)
     else:
-        name = recognise(raw, takes) if format == "auto" else format
-        _refuse_others(name, FORMATS[name].makes, takes + or_else)
+        name = recognise(raw, takes, or_else) if format == "auto" else format
+        _refuse_others(name, FORMATS[name].makes, takes + or_else, source)
         reader = FORMATS[name].read
-        notes += _unused(raw, name)
+        if FORMATS[name].makes is not Prompt:  # of a prompt, every column is for the rewards
+            notes += _unused(raw, name)
     problems = Problems(f"rows cannot be read as {name}")
     rows: list[Row] = []
     for origin, row in raw:
@@ -244,14 +295,20 @@ def _needs_in_words(kind: Format) -> str:
     return " or ".join(" and ".join(sorted(names)) for names in kind.needs)
 
 
-def _refuse_others(name: str, makes: type[Row], takes: tuple[type[Row], ...]) -> None:
+def _makes(format: TemplateFormat) -> type[Row]:
+    if format.chosen is not None:
+        return Preference
+    return Prompt if format.answer is None else Conversation
+
+
+def _refuse_others(name: str, makes: type[Row], takes: tuple[type[Row], ...], where: str | None) -> None:
     """Rows that the objective cannot learn from."""
     if makes in takes:
         return
     learns = " or ".join(IN_WORDS[kind] for kind in takes)
     raise DataError(
         f"the objective learns from {learns}; these rows are {IN_WORDS[makes]}",
-        where="data.format",
+        where=where,
         found=name if name != "template" else "a template that writes " + IN_WORDS[makes],
         expected=" or ".join(form for form, kind in FORMATS.items() if kind.makes in takes),
         fix=_ADVICE[makes],
@@ -259,21 +316,26 @@ def _refuse_others(name: str, makes: type[Row], takes: tuple[type[Row], ...]) ->
 
 
 _ADVICE = {
-    Conversation: "take objective.kind sft, or give each row a chosen and a rejected answer",
-    Document: "take objective.kind sft, or give each row a chosen and a rejected answer",
+    Conversation: "take objective.kind sft, or give rows of that kind",
+    Document: "take objective.kind sft, or give rows of that kind",
     Preference: "set objective.kind=preference, or data.columns={completion: chosen} to learn the chosen answers alone",
     Judged: "set objective.kind=preference objective.loss=kto",
+    Prompt: "set objective.kind=policy and objective.rewards, or say what the answer is",
 }
 
 
-def recognise(raw: Sequence[RawRow], takes: tuple[type[Row], ...] = LEARNABLE) -> str:
+def recognise(
+    raw: Sequence[RawRow], takes: tuple[type[Row], ...] = LEARNABLE, or_else: tuple[type[Row], ...] = ()
+) -> str:
     """The one format whose columns most rows have: filled, or else there at all, so that the nulls can be named.
 
-    Of those that make something the objective takes; where there is none, of the others, to be refused by name.
+    Of those that make something the objective takes, or else something of `or_else`; where there is none, of the
+    others, to be refused by name.
     """
     filled = [frozenset(name for name, value in row.items() if value is not None) for _, row in raw]
-    there = _candidates(filled) or _candidates([frozenset(row) for _, row in raw])
-    candidates = [name for name in there if FORMATS[name].makes in takes] or _most_telling(there)
+    ways = [_candidates(filled), _candidates([frozenset(row) for _, row in raw])]
+    wanted = (_of(kinds, there) for kinds in (takes, or_else) for there in ways)
+    candidates = next((names for names in wanted if names), None) or _most_telling(ways[0] or ways[1])
     if len(candidates) == 1:
         return candidates[0]
     seen = listed(dict.fromkeys(name for _, row in raw[:100] for name in row))
@@ -289,10 +351,19 @@ def recognise(raw: Sequence[RawRow], takes: tuple[type[Row], ...] = LEARNABLE) -
     )
 
 
+def _of(kinds: tuple[type[Row], ...], names: Sequence[str]) -> list[str]:
+    return [name for name in names if FORMATS[name].makes in kinds]
+
+
 def _most_telling(names: Sequence[str]) -> list[str]:
-    """Without formats that need less than another of them: a label beside prompt and completion says more."""
-    needs = {name: frozenset().union(*FORMATS[name].needs) for name in names}
-    return [name for name in names if not any(needs[name] < needs[other] for other in names)]
+    """Without formats that need less than another of them: a label beside prompt and completion says more, and a prompt
+    alone says nothing."""
+    names = [name for name in names if FORMATS[name].makes is not Prompt]
+
+    def says_less(one: str, other: str) -> bool:
+        return any(own < more for own in FORMATS[one].needs for more in FORMATS[other].needs)
+
+    return [name for name in names if not any(says_less(name, other) for other in names)]
 
 
 def _candidates(columns: Sequence[frozenset[str]]) -> list[str]:
@@ -330,8 +401,9 @@ def _renamed(raw: Sequence[RawRow], columns: Mapping[str, str]) -> list[RawRow]:
 def _unused(raw: Sequence[RawRow], name: str) -> list[str]:
     """What the rows hold and the format does not look at: said, never dropped in silence. Null is nothing."""
     notes = []
-    reads = FORMATS[name].reads
+    reads, passed_over = FORMATS[name].reads, FORMATS[name].passed_over
     extra = dict.fromkeys(key for _, row in raw for key, value in row.items() if key not in reads and value is not None)
+    extra |= dict.fromkeys(key for _, row in raw for key in sorted(passed_over(row)))
     if extra:
         notes.append(f"columns not used: {listed(extra)}")
     turns = [

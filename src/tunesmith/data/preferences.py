@@ -1,15 +1,16 @@
 """Rows that hold answers under judgement: TRL's columns, and those of its neighbours.
 
-preference          {"prompt": …, "chosen": …, "rejected": …}, text or message lists; or whole conversations that
-                    begin alike in chosen and rejected, without a prompt; or ShareGPT's {"conversations": […],
-                    "chosen": {…}, "rejected": {…}}; or Alpaca's {"instruction": …, "chosen": …, "rejected": …}
+preference          {"prompt": …, "chosen": …, "rejected": …}, text or message lists. Or whole conversations that begin
+                    alike in chosen and rejected, as lists or as text ("Human: … Assistant: …"). The prompt may be
+                    ShareGPT's conversations, Alpaca's instruction and input, or a question
 openai-preference   {"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}
-unpaired            {"prompt": …, "completion": …, "label": true}
+unpaired            {"prompt": …, "completion": …, "label": true}, or {"messages": […], "label": true}, of which the
+                    last answer is judged
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,20 +19,53 @@ from tunesmith.data.problems import shown
 from tunesmith.data.types import Judged, Message, Origin, Preference
 
 RawColumns = Mapping[str, Any]
-_PROMPTS = ("prompt", "messages", "conversations", "instruction")
+_PROMPTS = ("prompt", "conversations", "instruction", "question", "messages", "input")
+"""Columns that may hold the prompt, the first of them that is there."""
+LABELS = ("label", "kto_tag")
+_SPEAKERS = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 def preference(row: RawColumns, origin: Origin) -> Preference:
-    prompt = _prompt(row)
-    chosen, rejected = _answer(row, "chosen"), _answer(row, "rejected")
-    if prompt:
-        chosen, rejected = _behind(prompt, chosen), _behind(prompt, rejected)
-    else:
+    prompt, chosen, rejected = _prompt(row), _parted(_answer(row, "chosen")), _parted(_answer(row, "rejected"))
+    if chosen and rejected and chosen[0].role != "assistant" and rejected[0].role != "assistant":
         count = _alike(chosen, rejected)
+        if prompt and not _is_in(_last_question(prompt), chosen[:count]):
+            raise Unreadable("the prompt is not what chosen and rejected begin with", found=shown(prompt[-1].content))
         prompt, chosen, rejected = chosen[:count], chosen[count:], rejected[count:]
-    if row.get("system") not in (None, "") and (not prompt or prompt[0].role != "system"):
-        prompt = (Message("system", text_of(row, "system")), *prompt)
-    return _pair(prompt, chosen, rejected, origin, row.get("tools"), _margin(row))
+    elif not prompt:
+        raise Unreadable(
+            "chosen and rejected have no prompt in common",
+            found="two answers, and no column prompt, messages, conversations, instruction or question",
+        )
+    if prompt[-1].role == "assistant":
+        raise Unreadable("the prompt ends in an answer", found=shown(prompt[-1].content))
+    return _pair(_with_system(prompt, row), chosen, rejected, origin, row.get("tools"))
+
+
+def passed_over(row: RawColumns) -> set[str]:
+    """Columns that could be a prompt, and are not looked at since another one is."""
+    there = [key for key in _PROMPTS if row.get(key) not in (None, "")]
+    used = {"instruction", "input"} if there[:1] == ["instruction"] else set(there[:1])
+    return set(there) - used
+
+
+def _with_system(prompt: tuple[Message, ...], row: RawColumns) -> tuple[Message, ...]:
+    if row.get("system") in (None, ""):
+        return prompt
+    system = Message("system", text_of(row, "system"))
+    if prompt[0].role != "system":
+        return (system, *prompt)
+    if prompt[0].content != system.content:
+        raise Unreadable("the row has two system turns: the column 'system', and the first of its turns")
+    return prompt
+
+
+def _last_question(turns: tuple[Message, ...]) -> Message:
+    return next((turn for turn in reversed(turns) if turn.role != "assistant"), turns[-1])
+
+
+def _is_in(turn: Message, turns: tuple[Message, ...]) -> bool:
+    return any((turn.role, turn.content.strip()) == (other.role, other.content.strip()) for other in turns)
 
 
 def openai_preference(row: RawColumns, origin: Origin) -> Preference:
@@ -41,29 +75,51 @@ def openai_preference(row: RawColumns, origin: Origin) -> Preference:
     prompt = read_messages(need(given, "messages"), "messages")
     chosen = read_messages(need(row, "preferred_output"), "preferred_output")
     rejected = read_messages(need(row, "non_preferred_output"), "non_preferred_output")
-    return _pair(prompt, chosen, rejected, origin, given.get("tools"), None)
+    return _pair(prompt, chosen, rejected, origin, given.get("tools"))
 
 
 def unpaired(row: RawColumns, origin: Origin) -> Judged:
-    prompt, completion = _side(need(row, "prompt"), "prompt", "user"), _answer(row, "completion")
-    label = need(row, "label")
+    name = next((name for name in LABELS if row.get(name) is not None), "label")
+    label = need(row, name)
+    keys = [key for key in ("messages", "conversations") if row.get(key) is not None]
+    if len(keys) > 1:
+        raise Unreadable("the row has both messages and conversations")
+    if keys:
+        turns = read_messages(row[keys[0]], keys[0])
+        last = max((place for place, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
+        prompt, completion = turns[:last], turns[last:]
+    else:
+        prompt, completion = _side(need(row, "prompt"), "prompt", "user"), _answer(row, "completion")
     if label not in (0, 1, False, True):
-        raise Unreadable("the column 'label' must say whether the answer is wanted: true or false", found=shown(label))
-    _refuse_no_answer(completion, "completion")
+        raise Unreadable(
+            f"the column {name!r} must say whether the answer is wanted: true or false", found=shown(label)
+        )
+    _refuse_no_answer(completion, keys[0] if keys else "completion")
+    if not prompt:
+        raise Unreadable("the prompt is empty")
     return Judged(prompt, completion, bool(label), origin, read_tools(row.get("tools")))
 
 
 def _prompt(row: RawColumns) -> tuple[Message, ...]:
-    """What stands before both answers; nothing where they are whole conversations."""
-    keys = [key for key in _PROMPTS if row.get(key) not in (None, "")]
-    if len(keys) > 1:
-        raise Unreadable(f"the row has several prompts: {' and '.join(keys)}")
-    if not keys:
+    """What stands before both answers, by the first column of `_PROMPTS` that the row has; nothing where they are whole
+    conversations."""
+    key = next((key for key in _PROMPTS if row.get(key) not in (None, "")), None)
+    if key is None:
         return ()
-    if keys[0] == "instruction":
+    if key == "instruction":
         more = f"\n\n{text_of(row, 'input')}" if row.get("input") not in (None, "") else ""
         return (Message("user", text_of(row, "instruction") + more),)
-    return _side(row[keys[0]], keys[0], "user")
+    turns = _parted(_side(row[key], key, "user"))
+    return turns[:-1] if len(turns) > 1 and turns[-1] == Message("assistant", "") else turns
+
+
+def _parted(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A conversation that was written into one text, "Human: …" and "Assistant: …" in turn, as its turns."""
+    if len(turns) != 1 or not _SPEAKERS.match(turns[0].content):
+        return turns
+    _, *pieces = _SPEAKERS.split(turns[0].content)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return tuple(Message(roles[who], said.strip()) for who, said in zip(pieces[::2], pieces[1::2], strict=True))
 
 
 def _answer(row: RawColumns, key: str) -> tuple[Message, ...]:
@@ -79,13 +135,6 @@ def _side(value: Any, key: str, role: str) -> tuple[Message, ...]:
     if isinstance(value, list | tuple):
         return read_messages(value, key)
     raise Unreadable(f"the column {key!r} must be text, a message or a list of messages", found=shown(value, 40))
-
-
-def _behind(prompt: tuple[Message, ...], answer: tuple[Message, ...]) -> tuple[Message, ...]:
-    """`answer` without the prompt, where it repeats it."""
-    said = [(turn.role, turn.content) for turn in answer[: len(prompt)]]
-    repeats = len(answer) > len(prompt) and said == [(turn.role, turn.content) for turn in prompt]
-    return answer[len(prompt) :] if repeats else answer
 
 
 def _alike(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> int:
@@ -106,25 +155,15 @@ def _pair(
     rejected: tuple[Message, ...],
     origin: Origin,
     tools: Any,
-    margin: float | None,
 ) -> Preference:
     if not prompt:
         raise Unreadable("the prompt is empty")
     for key, answer in (("chosen", chosen), ("rejected", rejected)):
         _refuse_no_answer(answer, key)
-    return Preference(prompt, chosen, rejected, origin, read_tools(tools), margin)
+    return Preference(prompt, chosen, rejected, origin, read_tools(tools))
 
 
 def _refuse_no_answer(turns: tuple[Message, ...], key: str) -> None:
     if not any(turn.is_learned for turn in turns):
         roles = ", ".join(turn.role for turn in turns) or "no turn"
         raise Unreadable(f"the column {key!r} holds no turn of the assistant", found=roles)
-
-
-def _margin(row: RawColumns) -> float | None:
-    value = row.get("margin")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Unreadable("the column 'margin' must be a number", found=shown(value, 40))
-    return float(value)

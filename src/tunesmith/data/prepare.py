@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +17,20 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.sources import read
 from tunesmith.data.split import group_of, split
-from tunesmith.data.types import CHOSEN, Answer, Conversation, Document, Example, Judged, Origin, Preference, Row, Text
+from tunesmith.data.types import (
+    CHOSEN,
+    Answer,
+    Asked,
+    Conversation,
+    Document,
+    Example,
+    Judged,
+    Origin,
+    Preference,
+    Prompt,
+    Row,
+    Text,
+)
 from tunesmith.errors import DataError
 
 FIRST = 5
@@ -216,6 +230,9 @@ def _side(
             counts.add("unlearnable", row.origin)
         else:
             full.append(row)
+    prompts = [row for row in full if isinstance(row, Prompt)]
+    if prompts:
+        return *_prompts(prompts, settings, renderer, counts), full, reading.format, reading.notes
     written = [part for row in full for part in written_as(row).values()]
     rendering = renderer.render_all(written)
     for kind in ("straddled", "unprompted", "hidden", "control"):
@@ -233,24 +250,57 @@ def _side(
     return examples, counts, [answered(row) for row in full], reading.format, reading.notes
 
 
+def _prompts(
+    rows: Sequence[Prompt], settings: DataSettings, renderer: Renderer, counts: Counts
+) -> tuple[list[Example], Counts]:
+    """What a model is asked, as it is asked; a prompt is never cut."""
+    asked: list[Example] = []
+    problems = Problems("prompts are longer than data.max_length")
+    for row in rows:
+        try:
+            ids = np.array(renderer.prompt_ids(row.messages, row.tools), dtype=np.int64)
+        except DataError as error:
+            raise error.at(str(row.origin)) from error
+        if len(ids) < settings.max_length:
+            asked.append(Asked(ids, np.zeros(len(ids), dtype=np.float32), row.origin, prompt=row))
+        elif settings.overlong == "drop":
+            counts.add("overlong", row.origin)
+        else:
+            found = f"{len(ids)} tokens"
+            problems.add(
+                DataError(
+                    "a prompt cannot be cut, and leaves no room to answer",
+                    where=str(row.origin),
+                    found=found,
+                    expected=f"fewer than {settings.max_length}",
+                    fix="raise data.max_length, or data.overlong=drop",
+                )
+            )
+    problems.raise_if_any()
+    counts.kept, counts.tokens = len(asked), sum(map(len, asked))
+    return asked, counts
+
+
 def written_as(row: Row) -> Mapping[str, Text]:
     """What the model reads of a row: itself, or each of its sides by name."""
-    return row.sides if isinstance(row, Preference | Judged) else {"": row}
+    if isinstance(row, Preference | Judged):
+        return row.sides
+    return {} if isinstance(row, Prompt) else {"": row}
 
 
 def answered(row: Row) -> Row:
     """A row as a question with its right answer: of a pair, the chosen side; of one answer that is not wanted, all."""
+    if isinstance(row, Prompt):
+        return Conversation(row.messages, row.origin, row.tools)
     return row.sides.get(CHOSEN, row) if isinstance(row, Preference | Judged) else row
 
 
 def _judged(rows: Sequence[Row], examples: Sequence[Example]) -> list[Example]:
     """`examples`, in the order of `written_as`, with the side that each of them is."""
-    sides = [(row, side) for row in rows for side in written_as(row)]
+    sides = [side for row in rows for side in written_as(row)]
     return [
-        Answer(example.token_ids, example.loss_weights, example.origin, None, side, getattr(row, "margin", None) or 0.0)
-        if side
-        else example
-        for example, (row, side) in zip(examples, sides, strict=True)
+        Answer(example.token_ids, example.loss_weights, example.origin, side=side) if side else example
+        for example, side in zip(examples, sides, strict=True)
     ]
 
 
@@ -285,6 +335,8 @@ def is_empty(row: Row) -> bool:
         return not row.text.strip()
     if isinstance(row, Preference | Judged):
         return any(is_empty(side) for side in row.sides.values())
+    if isinstance(row, Prompt):
+        return not any(turn.content.strip() for turn in row.messages)
     learned = [turn for turn in row.messages if turn.is_learned]
     return not row.messages or (
         bool(learned) and not any(turn.content.strip() or turn.tool_calls or turn.reasoning for turn in learned)
@@ -366,5 +418,7 @@ def fingerprint(*sides: Sequence[Example]) -> str:
             digest.update(example.token_ids.astype("<i8").tobytes())
             digest.update(example.loss_weights.astype("<f4").tobytes())
             if isinstance(example, Answer):
-                digest.update(f"{example.side} {example.margin!r}".encode())
+                digest.update(example.side.encode())
+            elif isinstance(example, Asked):  # a reward reads the row's columns
+                digest.update(json.dumps(example.prompt.columns, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -42,11 +42,12 @@ def summary(prepared: Prepared) -> list[str]:
     lines = [
         f"{counted(counts.read, 'row')} read as {prepared.format}: {counts.kept:,} to train on, "
         f"{counted(counts.tokens, 'token')}, "
-        f"{counts.learned:,} of them learned ({_share(counts)})"
+        + (f"{counts.learned:,} of them learned ({_share(counts)})" if counts.learned else "prompts without an answer")
     ]
     if prepared.held_out:
         held_out = prepared.held_out_counts
-        lines.append(f"{held_out.kept:,} held out, {counted(held_out.learned, 'learned token')}")
+        learned = f", {counted(held_out.learned, 'learned token')}" if held_out.learned else ""
+        lines.append(f"{held_out.kept:,} held out{learned}")
     return lines + _notes(prepared)
 
 

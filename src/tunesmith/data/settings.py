@@ -12,13 +12,19 @@ from tunesmith.settings import Contradiction, Settings
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
+FormatName = Literal[
+    "auto", "text", "messages", "prompt-completion", "alpaca", "preference", "openai-preference", "unpaired", "prompt",
+]  # fmt: skip
+
+
 class TemplateFormat(Settings):
-    """A row turned into a conversation, or into two answers to one prompt, by Jinja over its own columns."""
+    """A row turned into a conversation, into two answers to one prompt, or into a prompt, by Jinja over its own
+    columns."""
 
     prompt: str
     """Jinja text of the user turn, for example "Context: {{ context }}\\nQuestion: {{ question }}"."""
     answer: str | None = None
-    """Jinja text of the assistant turn: the only part that is learned."""
+    """Jinja text of the assistant turn: the only part that is learned. For online learning, nothing."""
     chosen: str | None = None
     """In place of `answer`, for preference tuning: the assistant turn that is preferred."""
     rejected: str | None = None
@@ -29,10 +35,9 @@ class TemplateFormat(Settings):
     @model_validator(mode="after")
     def _answer_or_pair(self) -> Self:
         given = [name for name in ("answer", "chosen", "rejected") if getattr(self, name) is not None]
-        if given not in (["answer"], ["chosen", "rejected"]):
+        if given not in ([], ["answer"], ["chosen", "rejected"]):
             said = "stands beside " + " and ".join(given[1:]) if len(given) > 1 else "stands alone"
-            key, text = (given[0], said) if given else ("answer", "is missing")
-            raise Contradiction(key, text, "give answer, or chosen and rejected")
+            raise Contradiction(given[0], said, "give answer, or chosen and rejected")
         return self
 
 
@@ -65,12 +70,7 @@ class DataSettings(Settings):
     """Which split of a hub data set."""
     subset: str | None = None
     """Configuration name of a hub data set."""
-    format: (
-        Literal[
-            "auto", "text", "messages", "prompt-completion", "alpaca", "preference", "openai-preference", "unpaired"
-        ]
-        | TemplateFormat
-    ) = "auto"
+    format: FormatName | TemplateFormat = "auto"
     """How a row is read; auto recognises it by its columns and says what it took it for."""
     columns: dict[str, str] = {}
     """Renames columns before the format reads them: {wanted: yours}."""

@@ -1,15 +1,16 @@
 """What flows through the data path, from the meaning of a row to what the device sees.
 
-    row --formats--> Conversation | Document | Preference | Judged     what it means
-        --render---> Example, or an Answer for each side               what the model sees
-        --pack-----> Batch                                             what the device sees
+    row --formats--> Conversation | Document | Preference | Judged | Prompt     what it means
+        --render---> Example; an Answer for each side; Asked                    what the model sees
+        --pack-----> Batch                                                      what the device sees
 
-Prompt and Labelled rows join them when their objectives arrive.
+Labelled rows join them when their objective arrives.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -65,14 +66,13 @@ class Document:
 
 @dataclass(frozen=True)
 class Preference:
-    """Two ways to go on from one prompt, the first of which is preferred, by `margin` where that is known."""
+    """Two ways to go on from one prompt, the first of which is preferred."""
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     origin: Origin
     tools: tuple[dict[str, Any], ...] = ()
-    margin: float | None = None
 
     @property
     def sides(self) -> dict[str, Conversation]:
@@ -98,11 +98,23 @@ class Judged:
         return {side: continued(self.prompt, self.completion, self.origin, self.tools)}
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A question whose answers are judged by a reward. `given` is it as the row has it, text or messages; `columns` are
+    what rewards are handed."""
+
+    messages: tuple[Message, ...]
+    given: Any
+    columns: Mapping[str, Any]
+    origin: Origin
+    tools: tuple[dict[str, Any], ...] = ()
+
+
 CHOSEN, REJECTED = "chosen", "rejected"
 
 Text = Conversation | Document
 """What the model reads from beginning to end."""
-Row = Text | Preference | Judged
+Row = Text | Preference | Judged | Prompt
 
 
 def turns_of(row: Row) -> tuple[Message, ...]:
@@ -116,6 +128,8 @@ def turns_of(row: Row) -> tuple[Message, ...]:
             return row.prompt + row.chosen + row.rejected
         case Judged():
             return row.prompt + row.completion
+        case Prompt():
+            return row.messages
 
 
 def continued(
@@ -153,8 +167,26 @@ class Answer(Example):
     """An example whose learned tokens are one side of a preference: "chosen" (wanted) or "rejected"."""
 
     side: str = CHOSEN
-    margin: float = 0.0
-    """By how much the pair's chosen side is preferred; 0 where that is not known."""
+
+
+@dataclass(frozen=True)
+class Asked(Example):
+    """A prompt as the model sees it, nothing of it learned; `prompt` is what it means."""
+
+    prompt: Prompt = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Sampled(Example):
+    """A prompt and a completion that the model wrote, which alone is learned.
+
+    `number`: which of its rollout; `reference` [m]: the reference's log-probabilities of its learned tokens.
+    """
+
+    advantage: float = 0.0
+    number: int = 0
+    prompt_tokens: int = 0
+    reference: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

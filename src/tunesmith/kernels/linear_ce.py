@@ -34,14 +34,8 @@ def linear_ce_reference(
     softcap: float | None = None,
 ) -> Tensor:
     """The plain form: sum of weighted losses, a scalar in fp32 (fp64 for fp64 input)."""
-    logits = hidden @ weight.T
-    if bias is not None:
-        logits = logits + bias
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    losses = torch.logsumexp(logits, dim=-1) - logits.gather(-1, targets[:, None]).squeeze(-1)
-    return (losses * weights.to(losses.dtype)).sum()
+    logps = linear_logp_reference(hidden, weight, bias, targets, scale, softcap)
+    return (-logps * weights.to(logps.dtype)).sum()
 
 
 def _chunk(
@@ -164,12 +158,13 @@ def linear_logp_reference(
     softcap: float | None = None,
 ) -> Tensor:
     """The plain form: log p(target) of each position [N], in fp32 (fp64 for fp64 input)."""
-    one = torch.ones(1, device=hidden.device)
-    logs = [
-        linear_ce_reference(row, weight, bias, target, one, scale, softcap)
-        for row, target in zip(hidden.split(1), targets.split(1), strict=True)
-    ]
-    return -torch.stack(logs) if logs else hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    logits = hidden @ weight.T
+    if bias is not None:
+        logits = logits + bias
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    return logits.gather(-1, targets[:, None]).squeeze(-1) - torch.logsumexp(logits, dim=-1)
 
 
 class _LinearLogp(torch.autograd.Function):

@@ -6,6 +6,7 @@ the batch flat or padded is decided here once, at load, by trying it: two docume
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tunesmith.adapters.adapter_set import AdapterSet
 from tunesmith.adapters.attach import Slot, Switch, virtual
 from tunesmith.adapters.virtual import Virtual
 from tunesmith.data.types import Batch, Segment
@@ -69,6 +71,8 @@ class Policy(nn.Module):
         """What stands in for the lower blocks, on rows that it knows."""
         self.reference_name: str | None = None
         """The adapter that acts in `reference()`; None: no adapter."""
+        self.reference_digest: str | None = None
+        """Of all that makes that adapter."""
 
     @property
     def device(self) -> torch.device:
@@ -125,6 +129,14 @@ class Policy(nn.Module):
     def head(self) -> Head:
         """The output head with whatever adapter acts on it; differentiable in what is trained."""
         return head_of(self.model, self.switch.name)
+
+    def refer_to(self, adapter_set: AdapterSet) -> None:
+        """Make an adapter that stands in the model the reference."""
+        digest = hashlib.blake2b(adapter_set.settings.model_dump_json().encode(), digest_size=16)
+        for name, tensor in sorted(adapter_set.state().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        self.reference_name, self.reference_digest = adapter_set.name, digest.hexdigest()
 
     @contextmanager
     def answering(self) -> Iterator[None]:

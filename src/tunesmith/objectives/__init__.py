@@ -2,12 +2,14 @@
 
 A file offers `Settings` (its record, with `kind: Literal["name"]`), `takes(settings)` (what kinds of rows it learns
 from), `needs_reference(settings)`, `LEARNING_RATE` (where none is given), and
-`build(settings, train, held_out, *, batch_size, seed, shuffle)` -> Objective.
+`build(settings, train, held_out, *, batch_size, seed, shuffle, renderer)` -> Objective; `renderer` writes prompts and
+knows the tokenizer, for whom the model has to speak.
 """
 
-from tunesmith.objectives import preference, sft
+from tunesmith.objectives import policy, preference, sft
 
 OBJECTIVES = {
     "sft": sft,
     "preference": preference,
+    "policy": policy,
 }

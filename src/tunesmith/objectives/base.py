@@ -30,6 +30,10 @@ class Step:
     denominators: dict[str, float]
     epoch: float
     """Passes over the rows, after this step."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What is known of the step before its first forward pass."""
+    notes: tuple[str, ...] = ()
+    """Lines for a person, told once the step is whole."""
 
 
 @dataclass

@@ -48,21 +48,47 @@ class RowLogps:
         return self.sums / self.counts
 
 
-def row_logps(policy: Policy, batch: Batch) -> RowLogps:
-    """What `policy` gives each row of `batch`; a token that rows share counts in each of them as that row weighs it."""
+@dataclass(frozen=True)
+class TokenLogps:
+    """Log-probabilities of the learned tokens of all rows, row after row in the order of `Batch.leaves`."""
+
+    values: Tensor
+    """[m] differentiable."""
+    row: Tensor
+    """[m] which row each is of."""
+    weights: Tensor
+    """[m]"""
+
+
+def token_logps(policy: Policy, batch: Batch, temperature: float = 1.0) -> TokenLogps:
+    """What `policy` gives each learned token, under softmax(logits / temperature). A token that rows share is there for
+    each of them, computed once."""
     rows, places, weights = _learned(batch)
     device = batch.token_ids.device
     unique, which = np.unique(places, return_inverse=True)
     at = torch.from_numpy(unique).to(device)
     head, hidden = policy.head(), policy.hidden(batch)
     logps = linear_logp(
-        hidden[places_before(batch)[at]], head.weight, head.bias, batch.token_ids[at], head.scale, head.softcap
+        hidden[places_before(batch)[at]],
+        head.weight,
+        head.bias,
+        batch.token_ids[at],
+        head.scale / temperature,
+        None if head.softcap is None else head.softcap / temperature,
     )
-    weigh = torch.from_numpy(weights).to(device, logps.dtype)
-    row = torch.from_numpy(rows).to(device)
-    zeros = torch.zeros(len(batch.leaves), dtype=logps.dtype, device=device)
-    sums = zeros.index_add(0, row, weigh * logps[torch.from_numpy(which).to(device)])
-    return RowLogps(sums, zeros.index_add(0, row, weigh))
+    return TokenLogps(
+        logps[torch.from_numpy(which).to(device)],
+        torch.from_numpy(rows).to(device),
+        torch.from_numpy(weights).to(device, logps.dtype),
+    )
+
+
+def row_logps(policy: Policy, batch: Batch) -> RowLogps:
+    """What `policy` gives each row of `batch`, its tokens as that row weighs them."""
+    found = token_logps(policy, batch)
+    zeros = torch.zeros(len(batch.leaves), dtype=found.values.dtype, device=found.values.device)
+    sums = zeros.index_add(0, found.row, found.weights * found.values)
+    return RowLogps(sums, zeros.index_add(0, found.row, found.weights))
 
 
 def _learned(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.pack import micro_batches_of
+from tunesmith.data.render import Renderer
 from tunesmith.data.types import CHOSEN, Answer, Batch, Example, Judged, Preference, Row
 from tunesmith.errors import RecipeError
 from tunesmith.models.policy import Policy
@@ -26,7 +27,7 @@ from tunesmith.objectives.base import Loss, Step
 from tunesmith.objectives.logprobs import RowLogps, row_logps
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.preference_losses import LOSSES, PreferenceSettings
-from tunesmith.objectives.reference import References, precompute, row_digest
+from tunesmith.objectives.reference import References, fill, precompute, row_digest
 
 Settings = PreferenceSettings
 LEARNING_RATE = 1e-5
@@ -67,7 +68,7 @@ class PreferenceTuning:
         self.nll_weight = self.kind.nll_weight if settings.nll_weight is None else settings.nll_weight
         self._order = Order([None] * len(self.train), batch_size=batch_size, seed=seed, shuffle=shuffle)
         self.steps_per_epoch = self._order.steps_per_epoch
-        self._max_tokens = self._longest = max(map(len, (*train, *held_out)))
+        self._max_tokens = max(map(len, (*train, *held_out)), default=1)
         self._references: References | None = None
         self._kl = 0.0
         self._last: dict[str, float] = {}
@@ -85,8 +86,10 @@ class PreferenceTuning:
         self.share, self._max_tokens = policy.flat and self._may_share, max_tokens
         if not self.kind.has_reference or self.settings.reference == "online":
             return []
-        visited = self._order.first(num_steps) if num_steps is not None else range(len(self.train))
-        units = [*(self.train[row] for row in visited), *self.held_out]
+        if num_steps is None:
+            self._references = References({})
+            return ["the reference's log-probabilities are computed as rows come, since the clock ends the run"]
+        units = [*(self.train[row] for row in self._order.first(num_steps)), *self.held_out]
         with stage(f"the reference's log-probabilities of {sum(map(len, units)):,} answers") as told:
             self._references, was_there = precompute(
                 policy, units, max_tokens=max_tokens, share=self.share, root=cache / "reference", told=told
@@ -96,8 +99,9 @@ class PreferenceTuning:
     def steps(self, policy: Policy) -> Iterator[Step]:
         for rows, epoch in self._order.steps():
             examples = [example for row in rows for example in self.train[row]]
+            self._look_up(policy, [self.train[row] for row in rows], self._max_tokens)
             if self.kind.is_single:
-                self._kl = self._mismatched(policy, examples)
+                self._kl = self._mismatched(policy, examples, self._max_tokens)
             yield Step(examples, self._denominators(examples), epoch)
 
     def micro_batches(self, step: Step, max_tokens: int) -> list[Batch]:
@@ -124,8 +128,9 @@ class PreferenceTuning:
             return {}
         examples = [answer for unit in self.held_out for answer in unit]
         of_the_step = self._kl
+        self._look_up(policy, self.held_out, max_tokens)
         if self.kind.is_single:
-            self._kl = self._mismatched(policy, examples)
+            self._kl = self._mismatched(policy, examples, max_tokens)
         denominators, totals = self._denominators(examples), dict[str, float]()
         for batch in self._cut(self.held_out, max_tokens):
             found = self.loss(policy, batch.to(policy.device))
@@ -143,13 +148,13 @@ class PreferenceTuning:
         if self._references is None or not chosen or not self._last:
             return []
         before = float(np.mean([self._references.sums[row_digest(answer)] for answer in chosen]))
-        after = self._last["logps/chosen"]
+        after, margin = self._last["logps/chosen"], self._last.get("rewards/margins", 0.0)
         if after > before - max(0.5, 0.01 * abs(before)):
             return []
+        why = ": the margin grew because the rejected ones fell further" if margin > 0 else ""
         return [
-            f"the chosen answers have become less likely (held out: log p {before:.1f} before, {after:.1f} now): the "
-            "margin grew because the rejected ones fell further. That is common with losses of a margin alone; "
-            "objective.nll_weight holds the chosen answers up"
+            f"the chosen answers have become less likely (held out: log p {before:.1f} before, {after:.1f} now){why}. "
+            "That is common with losses of a margin alone; objective.nll_weight holds the chosen answers up"
         ]
 
     def held_out_lengths(self) -> list[int]:
@@ -184,17 +189,20 @@ class PreferenceTuning:
             sums = sums - reference
         return sums / found.counts if self.kind.is_mean else sums
 
-    def _mismatched(self, policy: Policy, answers: Sequence[Answer]) -> float:
-        """KTO's z0: the mean score of each prompt with the answer to the next one, at least 0; of one alone, 0.
+    def _look_up(self, policy: Policy, units: Sequence[Sequence[Answer]], max_tokens: int) -> None:
+        """The reference's numbers of rows whose are not known yet, where they are kept."""
+        if self._references is not None:
+            fill(self._references.sums, policy, units, max_tokens=max_tokens, share=self.share)
 
-        A row so made is cut to the longest of the rows.
+    def _mismatched(self, policy: Policy, answers: Sequence[Answer], max_tokens: int) -> float:
+        """KTO's z0: the mean score of each prompt with the next answer to another prompt, at least 0; 0 where all
+        prompts are one. A row so made is cut to the longest of the rows that it is made of.
         """
-        if len(answers) < 2:
+        rows = [row for place in range(len(answers)) if (row := _swapped(answers, place)) is not None]
+        if not rows:
             return 0.0
-        pairs = zip(answers, [*answers[1:], answers[0]], strict=True)
-        rows = [_swapped(one, other, self._longest) for one, other in pairs]
         total = 0.0
-        for batch in self._cut([[row] for row in rows], self._max_tokens):
+        for batch in self._cut([[row] for row in rows], max_tokens):
             batch = batch.to(policy.device)
             with policy.answering():
                 total += row_logps(policy, batch).sums.sum().item()
@@ -236,14 +244,24 @@ def _answers(batch: Batch) -> list[Answer]:
     return [cast(Answer, batch.examples[leaf]) for leaf in batch.leaves]
 
 
-def _swapped(one: Answer, other: Answer, longest: int) -> Answer:
-    """The prompt of `one` with the answer of `other`."""
-    end, start = (int(np.argmax(answer.loss_weights[1:] != 0)) + 1 for answer in (one, other))
+def _swapped(answers: Sequence[Answer], place: int) -> Answer | None:
+    """The prompt of one answer with the next answer to another prompt; None where there is no other."""
+    one, prompt = answers[place], _prompt(answers[place])
+    others = (*answers[place + 1 :], *answers[:place])
+    other = next((answer for answer in others if not np.array_equal(_prompt(answer), prompt)), None)
+    if other is None:
+        return None
+    start, longest = len(_prompt(other)), max(len(one), len(other))
     return replace(
         one,
-        token_ids=np.concatenate([one.token_ids[:end], other.token_ids[start:]])[:longest],
-        loss_weights=np.concatenate([one.loss_weights[:end] * 0, other.loss_weights[start:]])[:longest],
+        token_ids=np.concatenate([prompt, other.token_ids[start:]])[:longest],
+        loss_weights=np.concatenate([np.zeros_like(prompt, np.float32), other.loss_weights[start:]])[:longest],
     )
+
+
+def _prompt(answer: Answer) -> np.ndarray:
+    """What stands before the first learned token."""
+    return answer.token_ids[: int(np.argmax(answer.loss_weights[1:] != 0)) + 1]
 
 
 def needs_reference(settings: Settings) -> bool:
@@ -258,5 +276,6 @@ def build(
     batch_size: int,
     seed: int,
     shuffle: bool = True,
+    renderer: Renderer | None = None,
 ) -> PreferenceTuning:
     return PreferenceTuning(train, held_out, settings, batch_size=batch_size, seed=seed, shuffle=shuffle)

@@ -153,8 +153,12 @@ def discopop(c: Tensor, r: Tensor, s: PreferenceSettings) -> Tensor:
 
 def orpo(c: Tensor, r: Tensor, s: PreferenceSettings) -> Tensor:
     """-beta log sigma(log odds_c - log odds_r), odds = p / (1-p) of mean log-probabilities   (2403.07691, eq. 7)"""
-    odds = (c - r) - (torch.log1p(-torch.exp(c)) - torch.log1p(-torch.exp(r)))
-    return -s.beta * F.logsigmoid(odds)
+
+    def log_not(x: Tensor) -> Tensor:
+        """log(1 - e^x), finite where x rounds to 0: an answer that is certain."""
+        return torch.log(-torch.expm1(x.clamp(max=-1e-7)))
+
+    return -s.beta * F.logsigmoid((c - r) - (log_not(c) - log_not(r)))
 
 
 def cpo(c: Tensor, r: Tensor, s: PreferenceSettings) -> Tensor:

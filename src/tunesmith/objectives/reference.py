@@ -67,7 +67,25 @@ def precompute(
     if known is not None:
         return References(known), True
     sums: dict[bytes, float] = {}
-    batches = micro_batches_of(units, max_tokens, share=share)
+    fill(sums, policy, units, max_tokens=max_tokens, share=share, told=told)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = np.frombuffer(b"".join(wanted), dtype=np.uint8).reshape(-1, 16)
+    write_file(path, save({"rows": names, "sums": np.array([sums[name] for name in wanted])}))
+    return References(sums), False
+
+
+def fill(
+    sums: dict[bytes, float],
+    policy: Policy,
+    units: Sequence[Sequence[Example]],
+    *,
+    max_tokens: int,
+    share: bool,
+    told: Callable[[float], None] = lambda share: None,
+) -> None:
+    """Add the reference's sums for the rows of those `units` that are not whole in `sums`."""
+    missing = [unit for unit in units if any(row_digest(row) not in sums for row in unit)]
+    batches = micro_batches_of(missing, max_tokens, share=share)
     total, done = sum(map(len, batches)), 0
     for batch in batches:
         with policy.reference():
@@ -75,10 +93,6 @@ def precompute(
         sums |= {row_digest(batch.examples[leaf]): value for leaf, value in zip(batch.leaves, found, strict=True)}
         done += len(batch)
         told(done / total)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    names = np.frombuffer(b"".join(wanted), dtype=np.uint8).reshape(-1, 16)
-    write_file(path, save({"rows": names, "sums": np.array([sums[name] for name in wanted])}))
-    return References(sums), False
 
 
 def _read(path: Path, wanted: Sequence[bytes]) -> dict[bytes, float] | None:
@@ -105,13 +119,14 @@ def _key(policy: Policy, rows: Sequence[bytes], max_tokens: int, share: bool) ->
         policy.flat,
         max_tokens,
         share,
+        policy.reference_digest,
         torch.__version__,
         transformers.__version__,
         config,
     ]
     digest.update(json.dumps(how, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
-        if ".adapters." not in name or f".adapters.{policy.reference_name}." in name:
+        if ".adapters." not in name:
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     for row in rows:

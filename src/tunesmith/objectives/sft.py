@@ -17,6 +17,7 @@ import torch
 
 from tunesmith.data.formats import LEARNABLE
 from tunesmith.data.pack import micro_batches
+from tunesmith.data.render import Renderer
 from tunesmith.data.types import Batch, Example, Row
 from tunesmith.kernels.linear_ce import linear_ce
 from tunesmith.models.policy import Policy
@@ -128,6 +129,7 @@ def build(
     batch_size: int,
     seed: int,
     shuffle: bool = True,
+    renderer: Renderer | None = None,
 ) -> SFT:
     return SFT(train, held_out, batch_size=batch_size, seed=seed, shuffle=shuffle)
 

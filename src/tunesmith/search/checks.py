@@ -12,7 +12,7 @@ from tunesmith.compare.grid import LEFT_TO_THE_STUDY, Arm, resolve
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.progress import Progress
 from tunesmith.recipe import Recipe, Resolved
-from tunesmith.run import read_rows
+from tunesmith.run import built, read_rows
 from tunesmith.search import rungs, space
 from tunesmith.search.settings import Search
 from tunesmith.search.space import Range, Space, Values
@@ -135,7 +135,7 @@ def _refuse_what_is_not_searched(search: Search) -> None:
         where = search.where("space", key)
         if key in ("train.steps", "train.epochs", "train.minutes"):
             errors.append(RecipeError(f"{key} is the budget by which trials are measured", where=where))
-        elif key.startswith("data.held_out") or key == "train.evaluate_every":
+        elif key.startswith(("data.held_out", "objective.")) or key in ("objective", "train.evaluate_every"):
             errors.append(RecipeError(f"{key} changes what trials are judged by", where=where))
         elif key in LEFT_TO_THE_STUDY or key.startswith("output."):
             errors.append(RecipeError(f"{key} is nothing to search", where=where))
@@ -163,7 +163,7 @@ def _num_steps(recipe: Recipe, trust_remote_code: bool) -> int:
     """Steps of one run; reads the rows."""
     with Progress(quiet=True) as quiet:
         _, prepared = read_rows(recipe, trust_remote_code, quiet)
-    num_steps = Budget(recipe.train, math.ceil(len(prepared.train) / recipe.train.batch_size)).num_steps
+    num_steps = Budget(recipe.train, built(recipe, prepared).steps_per_epoch).num_steps
     assert num_steps is not None  # minutes were refused
     return num_steps
 

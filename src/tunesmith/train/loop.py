@@ -216,7 +216,7 @@ class Loop:
                 metrics=result.metrics,
             )
         )
-        for note in notes:
+        for note in [*map(Noted, step.notes), *notes]:
             self._tell(note)
 
     def _carry_out(self, request: Request) -> Noted:
@@ -309,7 +309,7 @@ class Loop:
                     parameter.grad.div_(self.at.loss_scale)
         norm = gradient_norm(parameters).item()
         num_learned = sum(batch.num_learned for batch in batches)
-        means = {
+        means = step.metrics | {
             name: torch.stack(sums).sum().item() / step.denominators[name]
             for name, sums in metrics.items()
             if step.denominators[name]

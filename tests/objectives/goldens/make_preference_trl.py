@@ -120,12 +120,13 @@ def main() -> None:
         model = filled(kto.model)
         ids, mask = padded([row.token_ids.tolist() for row in pairs])
         learned, _ = padded([row.loss_weights.astype(int).tolist() for row in pairs])
-        # each prompt with the answer to the next row's
+        # each prompt with the next answer to another prompt: that of the pair behind
         swapped, own = [], []
-        for one, other in zip(pairs, [*pairs[1:], pairs[0]], strict=True):
+        for place, one in enumerate(pairs):
+            other = pairs[2 * (place // 2 + 1) % len(pairs)]
             end = int(one.loss_weights.argmax())
             start = int(other.loss_weights.argmax())
-            row = [*one.token_ids[:end].tolist(), *other.token_ids[start:].tolist()]
+            row = [*one.token_ids[:end].tolist(), *other.token_ids[start:].tolist()][: max(len(one), len(other))]
             swapped.append(row)
             own.append([0] * end + [1] * (len(row) - end))
         kl_ids, kl_mask = padded(swapped)

@@ -1,0 +1,447 @@
+"""Online reinforcement learning: the model answers prompts, rewards judge the answers, and better ones become likelier.
+
+The choices stand in `policy_losses.py`, the rewards in `rewards.py`. A step is `batch_size` prompts with
+`num_generations` completions each; its denominators are known once it is sampled, before the first forward pass.
+
+Tokens      what was sampled is what is trained: ids go from the sampler to the loss, text is made for the rewards alone
+Old         with one update to a rollout the old policy is the policy: its pass is left out, and the ratio is 1
+Zero        completions whose advantage is 0 have no gradient and are not run, unless a KL term gives them one
+Reference   one pass over what was sampled, where beta asks for it
+Gap         the sampler's log-probabilities are held against the trainer's in every step: a sampler that lags behind, or
+            computes something else, ends the run
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunesmith.data.pack import micro_batches
+from tunesmith.data.render import Renderer
+from tunesmith.data.types import Asked, Batch, Example, Origin, Prompt, Row, Sampled
+from tunesmith.errors import ModelError
+from tunesmith.models.generate import Generated, generate
+from tunesmith.models.policy import Policy
+from tunesmith.objectives.base import Loss, Step
+from tunesmith.objectives.logprobs import TokenLogps, token_logps
+from tunesmith.objectives.order import Order
+from tunesmith.objectives.policy_losses import PolicySettings, advantages, kl, overlong, ratios, token_losses
+from tunesmith.objectives.rewards import Completion, judge, load, total
+
+Settings = PolicySettings
+LEARNING_RATE = 1e-5
+MOST_TRIES = 3
+"""Of dynamic sampling: so many times the prompts of a step."""
+SHOW_EVERY = 10
+"""Steps between completions that are shown."""
+
+
+def takes(settings: Settings) -> tuple[type[Row], ...]:
+    return (Prompt,)
+
+
+def needs_reference(settings: Settings) -> bool:
+    return bool(settings.chosen("beta") > 0)
+
+
+def build(
+    settings: Settings,
+    train: Sequence[Example],
+    held_out: Sequence[Example],
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool = True,
+    renderer: Renderer | None = None,
+) -> PolicyGradient:
+    return PolicyGradient(
+        train, held_out, settings, batch_size=batch_size, seed=seed, shuffle=shuffle, renderer=renderer
+    )
+
+
+@dataclass
+class Rollout:
+    """What one sampling gave: completions with their advantages, and what is told of them."""
+
+    samples: list[Sampled]
+    sampled: list[np.ndarray]
+    """By sample, the sampler's log-probabilities [m]."""
+    metrics: dict[str, float]
+    notes: list[str]
+    epoch: float
+    number: int
+    old: dict[int, list[float]]
+    """By sample, the trainer's log-probabilities before the first update."""
+    iteration: int = 0
+    """Updates that were made from it, the one under way among them."""
+
+
+class PolicyGradient:
+    """Prompts in a seeded order; what is sampled depends on seed and step alone, and on the weights."""
+
+    def __init__(
+        self,
+        train: Sequence[Example],
+        held_out: Sequence[Example],
+        settings: PolicySettings,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        renderer: Renderer | None = None,
+    ) -> None:
+        """`train`, `held_out`: `Asked` prompts."""
+        self.settings, self.seed, self.batch_size = settings, seed, batch_size
+        self.train, self.held_out = cast(Sequence[Asked], train), cast(Sequence[Asked], held_out)
+        self.rewards = load(settings.rewards, settings.reward_weights, settings.gold)
+        self.beta: float = settings.chosen("beta")
+        self._order = Order([None] * len(train), batch_size=batch_size, seed=seed, shuffle=shuffle)
+        self.steps_per_epoch = self._order.steps_per_epoch
+        self.share = False
+        self._renderer = renderer
+        self._max_tokens = 4096
+        self._rollout: Rollout | None = None
+
+    def begin(
+        self,
+        policy: Policy,
+        *,
+        num_steps: int | None,
+        max_tokens: int,
+        cache: Path,
+        stage: Callable[[str], AbstractContextManager[Callable[[float], None]]],
+    ) -> list[str]:
+        self.share, self._max_tokens = policy.flat, max_tokens
+        names = ", ".join(reward.name for reward in self.rewards)
+        n = self.settings.num_generations
+        return [f"{self.settings.preset}: {self.batch_size} prompts x {n} completions a step, judged by {names}"]
+
+    def steps(self, policy: Policy) -> Iterator[Step]:
+        drawn = self._order.steps()
+        while True:
+            if self._rollout is None or self._rollout.iteration >= self.settings.num_iterations:
+                self._rollout = self._roll_out(policy, drawn)
+            rollout = self._rollout
+            rollout.iteration += 1
+            first = rollout.iteration == 1
+            kept = self._with_gradient(rollout.samples)
+            notes = tuple(rollout.notes) if first else ()
+            yield Step(kept, self._denominators(rollout.samples), rollout.epoch, rollout.metrics, notes)
+
+    def micro_batches(self, step: Step, max_tokens: int) -> list[Batch]:
+        return micro_batches(step.examples, max_tokens, share=self.share)
+
+    def loss(self, policy: Policy, batch: Batch) -> Loss:
+        settings, rollout = self.settings, self._rollout
+        assert rollout is not None
+        found = token_logps(policy, batch, settings.temperature)
+        rows = [cast(Sampled, batch.examples[leaf]) for leaf in batch.leaves]
+        wide, device = found.values.dtype, found.values.device
+        counts = torch.bincount(found.row, minlength=len(rows)).to(wide)
+
+        def of_tokens(values: Sequence[Any]) -> Tensor:
+            return torch.from_numpy(np.concatenate(values)).to(device, wide)
+
+        sampled = of_tokens([rollout.sampled[row.number] for row in rows])
+        if rollout.iteration > 1:
+            old = of_tokens([np.array(rollout.old[row.number]) for row in rows])
+        else:
+            old = found.values.detach()
+            self._hold_against(sampled, found)
+            if settings.num_iterations > 1:
+                parts = old.cpu().split(counts.long().tolist())
+                rollout.old |= {row.number: part.tolist() for row, part in zip(rows, parts, strict=True)}
+        gain = torch.tensor([row.advantage for row in rows], dtype=wide, device=device)[found.row]
+        ratio = ratios(found.values, old, found.row, counts, settings.chosen("importance_sampling_level"))
+        losses = token_losses(found.values, ratio, gain, settings)
+        metrics = {
+            "entropy": -found.values.detach().sum(),
+            "sampling_gap": (found.values.detach() - sampled).abs().sum(),
+        }
+        if self.beta:
+            reference = of_tokens([row.reference for row in rows])
+            metrics["kl"] = kl(found.values.detach(), reference, "k3").sum()
+            if settings.chosen("kl_in") == "loss":
+                price = kl(found.values, reference, settings.chosen("kl"))
+                losses = losses + self.beta * (ratio * price if settings.use_bias_correction_kl else price)
+        if settings.chosen("aggregation") == "sequences":
+            losses = losses / counts[found.row]
+        return Loss({"loss": losses.sum()}, metrics)
+
+    @torch.no_grad()
+    def evaluate(self, policy: Policy, max_tokens: int) -> dict[str, float]:
+        """The mean reward of the likeliest completions of the held-out prompts; `loss` is less that."""
+        if not self.held_out:
+            return {}
+        made = self._generate(policy, self.held_out, 1, temperature=0.0, seed=0)
+        values = judge(self.rewards, self._completions(self.held_out, made, 1), self.settings.reward_seconds)
+        rewards = np.array(total(values, self.rewards))
+        reward = float(np.nanmean(rewards)) if not np.isnan(rewards).all() else 0.0
+        return {"loss": -reward, "reward": reward, **self._parts(values), **self._lengths(made)}
+
+    def remarks(self) -> list[str]:
+        return []
+
+    def held_out_lengths(self) -> list[int]:
+        return [len(asked) + self.settings.max_completion_length for asked in self.held_out]
+
+    def state_dict(self) -> dict[str, Any]:
+        """With what was sampled, where further updates come from it."""
+        rollout, state = self._rollout, {"steps_done": self._order.done}
+        if rollout is None or rollout.iteration >= self.settings.num_iterations:
+            return state
+        return state | {
+            "rollout": {
+                "samples": [_as_json(sample) for sample in rollout.samples],
+                "sampled": [values.tolist() for values in rollout.sampled],
+                "old": {str(number): list(values) for number, values in rollout.old.items()},
+                **{name: getattr(rollout, name) for name in ("metrics", "notes", "epoch", "number", "iteration")},
+            }
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._order.done = int(state["steps_done"])
+        self._rollout = None
+        if held := state.get("rollout"):
+            self._rollout = Rollout(
+                [_from_json(values) for values in held["samples"]],
+                [np.array(values, dtype=np.float32) for values in held["sampled"]],
+                old={int(number): values for number, values in held["old"].items()},
+                **{name: held[name] for name in ("metrics", "notes", "epoch", "number", "iteration")},
+            )
+
+    # ---- sampling ------------------------------------------------------------------------------------------------
+
+    def _roll_out(self, policy: Policy, drawn: Iterator[tuple[np.ndarray, float]]) -> Rollout:
+        """Completions of the next prompts; with dynamic sampling, of further ones until enough of them differ."""
+        rows, epoch = next(drawn)
+        number = self._order.done
+        rollout = self._sampled(policy, rows, epoch, number)
+        if self.settings.chosen("dynamic_sampling"):
+            wanted, groups = len(rows), self._differing(rollout)
+            for _ in range(MOST_TRIES - 1):
+                if len(groups) >= wanted:
+                    break
+                rows, epoch = next(drawn)
+                more = self._sampled(policy, rows, epoch, self._order.done)
+                groups += self._differing(more)
+            if groups:
+                rollout = _joined(groups[:wanted], rollout, epoch)
+        return rollout
+
+    def _sampled(self, policy: Policy, rows: np.ndarray, epoch: float, number: int) -> Rollout:
+        settings, n = self.settings, self.settings.num_generations
+        asked = [self.train[row] for row in rows]
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        made = self._generate(policy, asked, n, temperature=settings.temperature, seed=seed)
+        completions = self._completions(asked, made, n)
+        values = judge(self.rewards, completions, settings.reward_seconds)
+        rewards = torch.tensor(total(values, self.rewards), dtype=torch.float64)
+        lengths = torch.tensor([len(answer.token_ids) for answer in made], dtype=torch.float64)
+        told = {"reward": float(rewards.nanmean()) if not bool(rewards.isnan().all()) else 0.0}
+        if settings.chosen("overlong_buffer") is not None:
+            rewards = rewards + overlong(lengths, settings.max_completion_length, settings.chosen("overlong_buffer"))
+        samples = [self._sample(asked[place // n], answer, place) for place, answer in enumerate(made)]
+        sampled = [
+            np.array(answer.logprobs, dtype=np.float32)[_learned(s)] for s, answer in zip(samples, made, strict=True)
+        ]
+        if self.beta:
+            samples = self._with_reference(policy, samples)
+            if settings.chosen("kl_in") == "reward":
+                price = [float((s - r.reference).sum()) for s, r in zip(sampled, samples, strict=True)]
+                rewards = rewards - self.beta * torch.tensor(price, dtype=torch.float64)
+        groups = torch.arange(len(made)) // n
+        gains = advantages(rewards, groups, settings.chosen("advantage")).tolist()
+        samples = [replace(sample, advantage=gain) for sample, gain in zip(samples, gains, strict=True)]
+        spread = rewards.view(-1, n)
+        equal = [bool((group[~group.isnan()] == group[~group.isnan()][:1]).all()) for group in spread]
+        metrics = {
+            **told,
+            "reward_std": float(np.nanmean([np.nanstd(group.numpy(), ddof=1) for group in spread])),
+            **self._parts(values),
+            **self._lengths(made),
+            "frac_reward_zero_std": sum(equal) / len(equal),
+        }
+        return Rollout(samples, sampled, metrics, self._shown(completions, rewards, number), epoch, number, {})
+
+    def _generate(
+        self, policy: Policy, asked: Sequence[Asked], n: int, *, temperature: float, seed: int
+    ) -> list[Generated]:
+        settings, renderer = self.settings, self._known_renderer()
+        return generate(
+            policy.model,
+            [one.token_ids.tolist() for one in asked],
+            max_new_tokens=settings.max_completion_length,
+            eos_ids=renderer.end_ids,
+            num_samples=n,
+            temperature=temperature,
+            top_p=settings.top_p if temperature else 1.0,
+            top_k=settings.top_k if temperature else None,
+            seed=seed,
+            want_logprobs=True,
+            switch=policy.switch,
+            adapters=[policy.switch.name] * len(asked),
+        )
+
+    def _completions(self, asked: Sequence[Asked], made: Sequence[Generated], n: int) -> list[Completion]:
+        decode = self._known_renderer().tokenizer.decode
+        return [
+            Completion(
+                asked[place // n].prompt.given,
+                decode(answer.content_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+                answer.token_ids,
+                asked[place // n].prompt.columns,
+                asked[place // n].origin,
+            )
+            for place, answer in enumerate(made)
+        ]
+
+    def _known_renderer(self) -> Renderer:
+        if self._renderer is None:
+            raise ValueError("an online objective needs the renderer of its tokenizer")
+        return self._renderer
+
+    def _sample(self, asked: Asked, answer: Generated, number: int) -> Sampled:
+        is_cut = answer.finish_reason == "length" and self.settings.mask_truncated_completions
+        own = np.full(len(answer.token_ids), 0.0 if is_cut else 1.0, dtype=np.float32)
+        return Sampled(
+            np.concatenate([asked.token_ids, np.array(answer.token_ids, dtype=np.int64)]),
+            np.concatenate([np.zeros(len(asked), dtype=np.float32), own]),
+            asked.origin,
+            number=number,
+            prompt_tokens=len(asked),
+        )
+
+    def _with_reference(self, policy: Policy, samples: Sequence[Sampled]) -> list[Sampled]:
+        """With the reference's log-probabilities of their tokens."""
+        found: dict[int, np.ndarray] = {}
+        learned = [sample for sample in samples if sample.num_learned]
+        for batch in micro_batches(learned, self._max_tokens, share=self.share):
+            with policy.reference():
+                logps = token_logps(policy, batch.to(policy.device), self.settings.temperature)
+            values = logps.values.float().cpu().numpy()
+            row = logps.row.cpu().numpy()
+            for place, leaf in enumerate(batch.leaves):
+                found[cast(Sampled, batch.examples[leaf]).number] = values[row == place]
+        nothing = np.zeros(0, dtype=np.float32)
+        return [replace(sample, reference=found.get(sample.number, nothing)) for sample in samples]
+
+    def _differing(self, rollout: Rollout) -> list[tuple[list[Sampled], list[np.ndarray]]]:
+        """The groups of which some completion has an advantage."""
+        n = self.settings.num_generations
+        pairs = [
+            (rollout.samples[start : start + n], rollout.sampled[start : start + n])
+            for start in range(0, len(rollout.samples), n)
+        ]
+        return [pair for pair in pairs if any(sample.advantage for sample in pair[0])]
+
+    # ---- the step ------------------------------------------------------------------------------------------------
+
+    def _with_gradient(self, samples: Sequence[Sampled]) -> list[Sampled]:
+        """Those that move something; where none does, the shortest, so that the update is that of a gradient of 0."""
+        in_loss = self.beta > 0 and self.settings.chosen("kl_in") == "loss"
+        learned = [sample for sample in samples if sample.num_learned]
+        moving = [sample for sample in learned if sample.advantage or in_loss]
+        return moving or sorted(learned or samples, key=len)[:1]
+
+    def _denominators(self, samples: Sequence[Sampled]) -> dict[str, float]:
+        tokens = float(sum(sample.num_learned for sample in samples))
+        run = float(sum(sample.num_learned for sample in self._with_gradient(samples)))
+        by = {
+            "sequences": len(samples),
+            "tokens": max(tokens, 1.0),
+            "constant": len(samples) * self.settings.max_completion_length,
+        }
+        return {
+            "loss": by[self.settings.chosen("aggregation")],
+            **dict.fromkeys(("entropy", "sampling_gap", "kl"), run),
+        }
+
+    def _hold_against(self, sampled: Tensor, found: TokenLogps) -> None:
+        """The sampler must have computed what the trainer computes."""
+        most = self.settings.max_sampling_gap
+        if most is None or not len(sampled):
+            return
+        gap = float((found.values.detach() - sampled).abs().mean())
+        if not gap <= most:
+            raise ModelError(
+                "the sampler's log-probabilities are not the trainer's: what was sampled came from another policy",
+                found=f"{gap:.3g} apart in the mean over tokens",
+                expected=f"at most {most:g} (objective.max_sampling_gap)",
+                fix="model.dtype=float32 where rounding is the cause",
+            )
+
+    def _parts(self, values: Sequence[Sequence[float]]) -> dict[str, float]:
+        means = {}
+        for reward, own in zip(self.rewards, values, strict=True):
+            known = [value for value in own if not math.isnan(value)]
+            if known:
+                means[f"rewards/{reward.name.rpartition('/')[2]}"] = sum(known) / len(known)
+        return means
+
+    def _lengths(self, made: Sequence[Generated]) -> dict[str, float]:
+        return {
+            "completions/mean_length": sum(len(answer.token_ids) for answer in made) / len(made),
+            "completions/clipped_ratio": sum(answer.finish_reason == "length" for answer in made) / len(made),
+        }
+
+    def _shown(self, completions: Sequence[Completion], rewards: Tensor, number: int) -> list[str]:
+        """Now and then, the best and the worst completion of a step."""
+        if (number - 1) % SHOW_EVERY:
+            return []
+        known = [(float(reward), place) for place, reward in enumerate(rewards) if not bool(reward.isnan())]
+        if not known:
+            return []
+        chosen = dict.fromkeys((max(known)[1], min(known)[1]))
+        return [f"  reward {float(rewards[place]):.2f}: {_short(completions[place])}" for place in chosen]
+
+
+def _short(completion: Completion) -> str:
+    asked = completion.prompt if isinstance(completion.prompt, str) else str(completion.prompt[-1].get("content", ""))
+    ends = [" ".join(text.split()) for text in (asked, completion.text)]
+    return " -> ".join(text if len(text) <= 70 else f"… {text[-68:]}" for text in ends)
+
+
+def _learned(sample: Sampled) -> np.ndarray:
+    """Which tokens of the completion are learned."""
+    return sample.loss_weights[sample.prompt_tokens :] > 0
+
+
+def _joined(groups: Sequence[tuple[list[Sampled], list[np.ndarray]]], like: Rollout, epoch: float) -> Rollout:
+    """One rollout of `groups`, its samples numbered anew."""
+    samples = [sample for own, _ in groups for sample in own]
+    sampled = [values for _, own in groups for values in own]
+    numbered = [replace(sample, number=place) for place, sample in enumerate(samples)]
+    return Rollout(numbered, sampled, like.metrics, like.notes, epoch, like.number, {})
+
+
+def _as_json(sample: Sampled) -> dict[str, Any]:
+    return {
+        "token_ids": sample.token_ids.tolist(),
+        "loss_weights": sample.loss_weights.tolist(),
+        "origin": [sample.origin.source, sample.origin.row],
+        "advantage": sample.advantage,
+        "number": sample.number,
+        "prompt_tokens": sample.prompt_tokens,
+        "reference": None if sample.reference is None else sample.reference.tolist(),
+    }
+
+
+def _from_json(values: dict[str, Any]) -> Sampled:
+    return Sampled(
+        np.array(values["token_ids"], dtype=np.int64),
+        np.array(values["loss_weights"], dtype=np.float32),
+        Origin(*values["origin"]),
+        advantage=values["advantage"],
+        number=values["number"],
+        prompt_tokens=values["prompt_tokens"],
+        reference=None if values["reference"] is None else np.array(values["reference"], dtype=np.float32),
+    )

@@ -1,0 +1,88 @@
+"""Rules between the sections of a recipe; a broken one is a `Contradiction` that names the setting to point at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from tunesmith.adapters.settings import KINDS
+from tunesmith.adapters.virtual import VirtualSettings
+from tunesmith.data.settings import DataSettings
+from tunesmith.models.settings import ModelSettings
+from tunesmith.objectives.policy_losses import PolicySettings
+from tunesmith.objectives.sft import SFTSettings
+from tunesmith.settings import Contradiction
+from tunesmith.train.settings import TrainSettings
+
+
+class Sections(Protocol):
+    @property
+    def model(self) -> ModelSettings: ...
+
+    @property
+    def data(self) -> DataSettings: ...
+
+    @property
+    def adapter(self) -> Any: ...
+
+    @property
+    def objective(self) -> Any: ...
+
+    @property
+    def train(self) -> TrainSettings: ...
+
+
+def something_held_out(recipe: Sections) -> None:
+    for name in ("stop_after_no_gain", "evaluate_every"):
+        if getattr(recipe.train, name) is not None and recipe.data.held_out is None:
+            raise Contradiction(
+                f"train.{name}", "has nothing to evaluate on", "hold rows out, for example data.held_out: 0.05"
+            )
+
+
+def pairs_or_groups(recipe: Sections) -> None:
+    if recipe.data.group_by is not None and not isinstance(recipe.objective, SFTSettings):
+        raise Contradiction(
+            "data.group_by",
+            "is for rows that are learned one by one",
+            "take it out: what the answers of a pair share is computed once anyway",
+        )
+
+
+def one_policy(recipe: Sections) -> None:
+    if not isinstance(recipe.objective, PolicySettings):
+        return
+    for section, name in (("adapter", "dropout"), ("train", "neftune_alpha")):
+        if getattr(getattr(recipe, section), name, None):
+            text = "would make the model that is trained another one than the model that answered"
+            raise Contradiction(f"{section}.{name}", text, "leave it out with objective.kind policy")
+
+
+def virtual_or_added_tokens(recipe: Sections) -> None:
+    if recipe.model.add_tokens and isinstance(recipe.adapter, VirtualSettings) and recipe.model.adapter is None:
+        raise Contradiction("model.add_tokens", "cannot be trained beside virtual tokens", "leave out either")
+
+
+def something_frozen(recipe: Sections) -> None:
+    fresh = recipe.train.cache_frozen and recipe.model.adapter is None
+    if fresh and isinstance(recipe.adapter, VirtualSettings):
+        raise Contradiction(
+            "train.cache_frozen",
+            "has no block to store: virtual tokens change what every block gives",
+            "leave it out, or choose a method that stands beside layers",
+        )
+    if fresh and recipe.adapter.targets in KINDS and recipe.adapter.last_blocks is None:
+        raise Contradiction(
+            "train.cache_frozen",
+            "has no frozen block to store: all of them are adapted",
+            "set adapter.last_blocks, for example to 4",
+        )
+
+
+RULES: tuple[Callable[[Sections], None], ...] = (
+    something_held_out,
+    pairs_or_groups,
+    one_policy,
+    virtual_or_added_tokens,
+    something_frozen,
+)

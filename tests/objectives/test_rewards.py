@@ -1,0 +1,146 @@
+"""Rewards: TRL's signature, what is built in, and what a function can do wrong."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from tunesmith.data.types import Origin
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.objectives.rewards import Completion, Reward, judge, load, total
+
+
+def completions(*texts, prompt="q", **columns):
+    return [
+        Completion(prompt, text, list(range(len(text))), {k: v[i] for k, v in columns.items()}, Origin("rows", i + 1))
+        for i, text in enumerate(texts)
+    ]
+
+
+def of(function, weight=1.0):
+    return [Reward("mine", function, weight)]
+
+
+def test_a_function_gets_lists_by_keyword_and_every_column():
+    seen = {}
+
+    def reward(prompts, completions, completion_ids, answer, **kwargs):
+        seen.update(prompts=prompts, completions=completions, ids=completion_ids, answer=answer, more=kwargs)
+        return [1.0, None]
+
+    found = judge(of(reward), completions("a", "bc", answer=["x", "y"], extra=[1, 2]), 5)
+    assert seen == {
+        "prompts": ["q", "q"],
+        "completions": ["a", "bc"],
+        "ids": [[0], [0, 1]],
+        "answer": ["x", "y"],
+        "more": {"extra": [1, 2]},
+    }
+    assert found[0][0] == 1.0
+    assert math.isnan(found[0][1])
+
+
+def test_a_prompt_of_messages_gets_messages():
+    asked = [{"role": "user", "content": "q"}]
+
+    def reward(completions, **_):
+        return [float(completion == [{"role": "assistant", "content": "a"}]) for completion in completions]
+
+    assert judge(of(reward), completions("a", prompt=asked), 5) == [[1.0]]
+
+
+def test_coroutines_are_awaited():
+    async def reward(completions, **_):
+        return [float(len(text)) for text in completions]
+
+    assert judge(of(reward), completions("abc"), 5) == [[3.0]]
+
+
+def test_several_rewards_are_weighed_and_what_does_not_apply_is_left_out():
+    two = [Reward("a", None, 2.0), Reward("b", None, 0.5)]
+    found = total([[1.0, math.nan, math.nan], [4.0, 4.0, math.nan]], two)
+    assert found[:2] == [4.0, 2.0]
+    assert math.isnan(found[2])
+
+
+def raising(completions, **_):
+    if "bad" in completions:
+        raise ValueError("boo")
+    return [0.0] * len(completions)
+
+
+WRONG = {
+    "raises": (raising, r"mine failed: ValueError: boo"),
+    "too few": (lambda completions, **_: [1.0], "one value for each"),
+    "no list": (lambda completions, **_: 3.0, "one value for each"),
+    "nothing": (lambda completions, **_: None, "one value for each"),
+    "not a number": (lambda completions, **_: [math.nan, 1.0], "no finite number"),
+    "infinite": (lambda completions, **_: [1.0, math.inf], "no finite number"),
+    "text": (lambda completions, **_: ["1", 2], "no finite number"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_a_function_does_wrong_is_said_with_its_name_and_row(case):
+    function, says = WRONG[case]
+    with pytest.raises(DataError, match=says) as caught:
+        judge(of(function), completions("fine", "bad"), 5)
+    if case in ("raises", "not a number", "infinite", "text"):
+        row = 2 if case in ("raises", "infinite") else 1
+        assert f"rows, row {row}" in str(caught.value)
+
+
+def test_a_function_that_hangs_is_left():
+    begun = time.monotonic()
+    with pytest.raises(DataError, match="did not answer within") as caught:
+        judge(of(lambda completions, **_: time.sleep(30)), completions("a"), 0.2)
+    assert "rows, row 1" in str(caught.value)
+    assert time.monotonic() - begun < 25
+
+
+def built(name, *texts, gold="answer", **columns):
+    return judge(load([name], None, gold), completions(*texts, **columns), 5)[0]
+
+
+def test_what_is_built_in():
+    assert built("exact", "Paris", "London", answer=["paris", "Paris"]) == [1.0, 0.0]
+    assert built("number", "it is 42", "43", answer=["#### 42", 42]) == [1.0, 0.0]
+    assert built("contains", "it is blue", "red", gold="solution", solution=["blue", "blue"]) == [1.0, 0.0]
+    assert built("format:<answer>.*</answer>", "<answer>4</answer>", "4") == [1.0, 0.0]
+    assert built("length:4", "abcd", "ab", "abcdef") == [0.0, -0.5, -0.5]
+    assert built("json", '{"a": 1}', "{a}") == [1.0, 0.0]
+    assert built("repetition", "a b c d", "a b c a b c a b c") == pytest.approx([0.0, 3 / 7 - 1])
+    scripts = ["CREATE TABLE t(a); INSERT INTO t VALUES (1), (2)"]
+    found = built("sql", "SELECT MAX(a) FROM t", "SELECT 1", answer=["SELECT 2"] * 2, databases=[scripts] * 2)
+    assert found == [1.0, 0.0]
+
+
+def test_a_column_that_is_not_there_is_said():
+    with pytest.raises(DataError, match="no column 'answer'"):
+        built("exact", "a")
+
+
+def test_functions_in_files_and_modules(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def short(completions, **kwargs):\n    return [-len(c) for c in completions]\n\nnumber = 3\n")
+    assert built(f"{path}:short", "abc") == [-3.0]
+    assert load(["tunesmith.demo.task:execution_reward"], [0.5], "answer")[0].weight == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("exakt", "there is no reward 'exakt'"),
+        ("nowhere.py:f", "there is no file nowhere.py"),
+        ("no.such.module:f", "cannot be imported"),
+        ("json:f", "has no function"),
+        ("format:(", "cannot be read"),
+        ("length:x", "cannot be read"),
+        ("tunesmith.demo.task:judge", r"\*\*kwargs"),
+    ],
+)
+def test_what_cannot_be_found_is_an_error_before_any_weight(name, says):
+    with pytest.raises(RecipeError, match=says):
+        load([name], None, "answer")
