@@ -52,6 +52,8 @@ def pairs_or_groups(recipe: Sections) -> None:
 def one_policy(recipe: Sections) -> None:
     if not isinstance(recipe.objective, PolicySettings):
         return
+    if recipe.train.cache_frozen:
+        raise Contradiction("train.cache_frozen", "has nothing to store: what is trained is sampled", "leave it out")
     for section, name in (("adapter", "dropout"), ("train", "neftune_alpha")):
         if getattr(getattr(recipe, section), name, None):
             text = "would make the model that is trained another one than the model that answered"

@@ -114,7 +114,10 @@ def train(
             check_method(recipe.adapter, budget.num_steps, recipe.train.optimizer)
         loaded, policy, adapter_set = _model(recipe, tokenizer, trust_remote_code, saved, progress)
         before = None if saved is None else bool(saved.state.get("frozen"))
-        store_frozen(policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress)
+        if not isinstance(prepared.train[0], Asked):  # what is trained is sampled, and no row comes twice
+            store_frozen(
+                policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress
+            )
         for line in _begin(objective, policy, budget, recipe.train.micro_batch_tokens, progress):
             progress.say(line)
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
@@ -193,10 +196,10 @@ def read_rows(
 
 
 def _room(recipe: Recipe, config: Any) -> int | None:
-    """Positions for a row behind the adapter's virtual tokens; None: no limit."""
+    """Positions for a row between the adapter's virtual tokens and what the model may write; None: no limit."""
     most, origin = most_tokens(config), _origin(recipe)
     before = recipe.adapter.virtual_tokens if origin is None else store.virtual_tokens(origin)
-    return most if most is None else max(1, most - before)
+    return most if most is None else max(1, most - before - recipe.objective.answer_tokens)
 
 
 def _refuse_pair(recipe: Recipe, storage: str) -> None:

@@ -119,6 +119,10 @@ class PolicySettings(ObjectiveSettings):
             raise Contradiction("reward_weights", said, "give one for each")
         return self
 
+    @property
+    def answer_tokens(self) -> int:
+        return self.max_completion_length
+
     def chosen(self, name: str) -> Any:
         """A setting as given, or as the preset has it."""
         given = getattr(self, name)

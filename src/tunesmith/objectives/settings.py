@@ -7,3 +7,8 @@ from tunesmith.settings import Settings
 
 class ObjectiveSettings(Settings):
     """The `objective` section of a recipe: `kind` says which record it is."""
+
+    @property
+    def answer_tokens(self) -> int:
+        """How many tokens the model may write behind a row."""
+        return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunesmith.adapters.adapter_set import AdapterSet
 from tunesmith.data.prepare import Prepared
-from tunesmith.data.types import Example
+from tunesmith.data.types import Asked, Example
 from tunesmith.errors import MachineError, ModelError
 from tunesmith.models.frozen import Activations, Blocks, distinct, fill, find
 from tunesmith.models.frozen_file import Folder, free_bytes, key
@@ -35,6 +35,8 @@ def store_frozen(
     They are computed where `root` has them not. `before`: what a resumed run had, since it does not change its sums.
     Where they were asked for, what stands in the way is an error.
     """
+    if isinstance(prepared.train[0], Asked):  # what is trained is sampled, and comes once
+        return
     asked = settings.cache_frozen if before is None else before
     last_blocks_alone = adapter_set.settings.last_blocks is not None
     if asked or (asked is None and last_blocks_alone and budget.repeats):
