@@ -114,10 +114,7 @@ def train(
             check_method(recipe.adapter, budget.num_steps, recipe.train.optimizer)
         loaded, policy, adapter_set = _model(recipe, tokenizer, trust_remote_code, saved, progress)
         before = None if saved is None else bool(saved.state.get("frozen"))
-        if not isinstance(prepared.train[0], Asked):  # what is trained is sampled, and no row comes twice
-            store_frozen(
-                policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress
-            )
+        store_frozen(policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress)
         for line in _begin(objective, policy, budget, recipe.train.micro_batch_tokens, progress):
             progress.say(line)
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
