@@ -30,10 +30,10 @@ from tunesmith.run import Trained, train
 from tunesmith.score.intervals import paired_change, wilson
 
 LOSSES = {
-    "sigmoid": {"nll_weight": 0.1},
+    "sigmoid": {"nll_weight": 1.0},
     "kto": {},
     "orpo": {"beta": 0.5},
-    "simpo": {"beta": 2.0, "gamma": 1.0, "nll_weight": 0.1},
+    "simpo": {"beta": 2.0, "gamma": 1.0, "nll_weight": 1.0},
 }
 """Each with its own settings; the rest is the same for all."""
 
@@ -102,8 +102,8 @@ def sql(model: Path, folder: Path, losses: list[str], options: argparse.Namespac
                     "train": {
                         "steps": options.steps,
                         "batch_size": 8,
-                        "learning_rate": 5e-5,
-                        "evaluate_every": 20,
+                        "learning_rate": options.learning_rate,
+                        "evaluate_every": 30,
                         "publish": "last",
                     },
                     "output": {"folder": str(folder / loss)},
@@ -150,8 +150,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="sql,chat")
     parser.add_argument("--losses", default=",".join(LOSSES))
-    parser.add_argument("--sft-steps", type=int, default=60)
+    parser.add_argument("--sft-steps", type=int, default=120)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--pairs", type=int, default=480)
     parser.add_argument("--no-write", action="store_true")
     options = parser.parse_args()

@@ -57,9 +57,11 @@ class Paths:
         names = getattr(objective, "rewards", ())
         made = []
         for name in names:
-            path, _, function = name.rpartition(":")
+            kind, _, own = name.partition(":")  # "verl:file.py:function" was written for another system
+            before, own = (f"{kind}:", own) if kind in ("verl", "openrlhf") else ("", name)
+            path, _, function = own.rpartition(":")
             found = self._found(path) if path.endswith(".py") else None
-            made.append(name if found is None else f"{os.path.normpath(found)}:{function}")
+            made.append(name if found is None else f"{before}{os.path.normpath(found)}:{function}")
         return objective.model_copy(update={"rewards": tuple(made)}) if tuple(made) != tuple(names) else objective
 
     def _of_its_own(self, key: str, text: str | None) -> dict[str, str]:

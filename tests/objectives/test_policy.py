@@ -15,9 +15,10 @@ from tunesmith.data.types import Asked, Message, Origin, Prompt
 from tunesmith.errors import ModelError
 from tunesmith.models.tiny import tiny
 from tunesmith.objectives.logprobs import token_logps
-from tunesmith.objectives.policy import PolicyGradient, Rollout
+from tunesmith.objectives.policy import PolicyGradient
 from tunesmith.objectives.policy_losses import PRESETS, PolicySettings
 from tunesmith.objectives.rewards import Reward
+from tunesmith.objectives.rollout import Rollout
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "policy_trl.json").read_text())
 

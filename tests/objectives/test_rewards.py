@@ -9,7 +9,7 @@ import pytest
 
 from tunesmith.data.types import Origin
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.objectives.rewards import Completion, Reward, judge, load, total
+from tunesmith.objectives.rewards import Completion, Reward, Told, judge, load, total
 
 
 def completions(*texts, prompt="q", **columns):
@@ -27,10 +27,15 @@ def test_a_function_gets_lists_by_keyword_and_every_column():
     seen = {}
 
     def reward(prompts, completions, completion_ids, answer, **kwargs):
-        seen.update(prompts=prompts, completions=completions, ids=completion_ids, answer=answer, more=kwargs)
-        return [1.0, None]
+        kwargs["log_metric"]("mine", 3)
+        kwargs["log_extra"]("why", ["a", "b"])
+        more = {key: value for key, value in kwargs.items() if not callable(value) and key != "trainer_state"}
+        seen.update(prompts=prompts, completions=completions, ids=completion_ids, answer=answer, more=more)
+        return [float(kwargs["trainer_state"].global_step), None]
 
-    found = judge(of(reward), completions("a", "bc", answer=["x", "y"], extra=[1, 2]), 5)
+    told = Told(7)
+    found = judge(of(reward), completions("a", "bc", answer=["x", "y"], extra=[1, 2]), 5, told)
+    assert (told.metrics, told.extra) == ({"mine": 3.0}, {"why": ["a", "b"]})
     assert seen == {
         "prompts": ["q", "q"],
         "completions": ["a", "bc"],
@@ -38,7 +43,7 @@ def test_a_function_gets_lists_by_keyword_and_every_column():
         "answer": ["x", "y"],
         "more": {"extra": [1, 2]},
     }
-    assert found[0][0] == 1.0
+    assert found[0][0] == 7.0
     assert math.isnan(found[0][1])
 
 
@@ -127,6 +132,24 @@ def test_functions_in_files_and_modules(tmp_path):
     path.write_text("def short(completions, **kwargs):\n    return [-len(c) for c in completions]\n\nnumber = 3\n")
     assert built(f"{path}:short", "abc") == [-3.0]
     assert load(["tunesmith.demo.task:execution_reward"], [0.5], "answer")[0].weight == 0.5
+
+
+OTHERS = """
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    return {"score": float(solution_str == ground_truth) + (data_source == "x")}
+
+
+def reward_func(queries, prompts, labels):
+    return {"rewards": [float(query == prompt + label) for query, prompt, label in zip(queries, prompts, labels)]}
+"""
+
+
+def test_functions_that_were_written_for_others(tmp_path):
+    path = tmp_path / "theirs.py"
+    path.write_text(OTHERS)
+    answers = {"answer": ["a", "a"], "data_source": ["x", "y"]}
+    assert built(f"verl:{path}:compute_score", "a", "b", **answers) == [2.0, 0.0]
+    assert built(f"openrlhf:{path}:reward_func", "a", "b", **answers) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(

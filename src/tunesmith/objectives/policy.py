@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tunesmith.data.pack import micro_batches
 from tunesmith.data.render import Renderer
-from tunesmith.data.types import Asked, Batch, Example, Origin, Prompt, Row, Sampled
+from tunesmith.data.types import Asked, Batch, Example, Prompt, Row, Sampled
 from tunesmith.errors import ModelError
 from tunesmith.models.generate import Generated, generate
 from tunesmith.models.policy import Policy
@@ -34,7 +34,8 @@ from tunesmith.objectives.base import Loss, Step
 from tunesmith.objectives.logprobs import TokenLogps, token_logps
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.policy_losses import PolicySettings, advantages, kl, overlong, ratios, token_losses
-from tunesmith.objectives.rewards import Completion, judge, load, total
+from tunesmith.objectives.rewards import Completion, Told, judge, load, total
+from tunesmith.objectives.rollout import Rollout, as_json, from_json, is_learned, joined
 
 Settings = PolicySettings
 LEARNING_RATE = 1e-5
@@ -65,23 +66,6 @@ def build(
     return PolicyGradient(
         train, held_out, settings, batch_size=batch_size, seed=seed, shuffle=shuffle, renderer=renderer
     )
-
-
-@dataclass
-class Rollout:
-    """What one sampling gave: completions with their advantages, and what is told of them."""
-
-    samples: list[Sampled]
-    sampled: list[np.ndarray]
-    """By sample, the sampler's log-probabilities [m]."""
-    metrics: dict[str, float]
-    notes: list[str]
-    epoch: float
-    number: int
-    old: dict[int, list[float]]
-    """By sample, the trainer's log-probabilities before the first update."""
-    iteration: int = 0
-    """Updates that were made from it, the one under way among them."""
 
 
 class PolicyGradient:
@@ -200,7 +184,7 @@ class PolicyGradient:
             return state
         return state | {
             "rollout": {
-                "samples": [_as_json(sample) for sample in rollout.samples],
+                "samples": [as_json(sample) for sample in rollout.samples],
                 "sampled": [values.tolist() for values in rollout.sampled],
                 "old": {str(number): list(values) for number, values in rollout.old.items()},
                 **{name: getattr(rollout, name) for name in ("metrics", "notes", "epoch", "number", "iteration")},
@@ -212,7 +196,7 @@ class PolicyGradient:
         self._rollout = None
         if held := state.get("rollout"):
             self._rollout = Rollout(
-                [_from_json(values) for values in held["samples"]],
+                [from_json(values) for values in held["samples"]],
                 [np.array(values, dtype=np.float32) for values in held["sampled"]],
                 old={int(number): values for number, values in held["old"].items()},
                 **{name: held[name] for name in ("metrics", "notes", "epoch", "number", "iteration")},
@@ -234,7 +218,7 @@ class PolicyGradient:
                 more = self._sampled(policy, rows, epoch, self._order.done)
                 groups += self._differing(more)
             if groups:
-                rollout = _joined(groups[:wanted], rollout, epoch)
+                rollout = joined(groups[:wanted], rollout, epoch)
         return rollout
 
     def _sampled(self, policy: Policy, rows: np.ndarray, epoch: float, number: int) -> Rollout:
@@ -243,7 +227,8 @@ class PolicyGradient:
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         made = self._generate(policy, asked, n, temperature=settings.temperature, seed=seed)
         completions = self._completions(asked, made, n)
-        values = judge(self.rewards, completions, settings.reward_seconds)
+        said = Told(number)
+        values = judge(self.rewards, completions, settings.reward_seconds, said)
         rewards = torch.tensor(total(values, self.rewards), dtype=torch.float64)
         lengths = torch.tensor([len(answer.token_ids) for answer in made], dtype=torch.float64)
         told = {"reward": float(rewards.nanmean()) if not bool(rewards.isnan().all()) else 0.0}
@@ -251,7 +236,7 @@ class PolicyGradient:
             rewards = rewards + overlong(lengths, settings.max_completion_length, settings.chosen("overlong_buffer"))
         samples = [self._sample(asked[place // n], answer, place) for place, answer in enumerate(made)]
         sampled = [
-            np.array(answer.logprobs, dtype=np.float32)[_learned(s)] for s, answer in zip(samples, made, strict=True)
+            np.array(answer.logprobs, dtype=np.float32)[is_learned(s)] for s, answer in zip(samples, made, strict=True)
         ]
         if self.beta:
             samples = self._with_reference(policy, samples)
@@ -264,13 +249,14 @@ class PolicyGradient:
         spread = rewards.view(-1, n)
         equal = [bool((group[~group.isnan()] == group[~group.isnan()][:1]).all()) for group in spread]
         metrics = {
+            **said.metrics,
             **told,
             "reward_std": float(np.nanmean([np.nanstd(group.numpy(), ddof=1) for group in spread])),
             **self._parts(values),
             **self._lengths(made),
             "frac_reward_zero_std": sum(equal) / len(equal),
         }
-        return Rollout(samples, sampled, metrics, self._shown(completions, rewards, number), epoch, number, {})
+        return Rollout(samples, sampled, metrics, self._shown(completions, rewards, said, number), epoch, number, {})
 
     def _generate(
         self, policy: Policy, asked: Sequence[Asked], n: int, *, temperature: float, seed: int
@@ -393,7 +379,7 @@ class PolicyGradient:
             "completions/clipped_ratio": sum(answer.finish_reason == "length" for answer in made) / len(made),
         }
 
-    def _shown(self, completions: Sequence[Completion], rewards: Tensor, number: int) -> list[str]:
+    def _shown(self, completions: Sequence[Completion], rewards: Tensor, said: Told, number: int) -> list[str]:
         """Now and then, the best and the worst completion of a step."""
         if (number - 1) % SHOW_EVERY:
             return []
@@ -401,47 +387,14 @@ class PolicyGradient:
         if not known:
             return []
         chosen = dict.fromkeys((max(known)[1], min(known)[1]))
-        return [f"  reward {float(rewards[place]):.2f}: {_short(completions[place])}" for place in chosen]
+        more = {
+            place: "".join(f"  {name} {values[place]}" for name, values in said.extra.items() if place < len(values))
+            for place in chosen
+        }
+        return [f"  reward {float(rewards[place]):.2f}: {_short(completions[place])}{more[place]}" for place in chosen]
 
 
 def _short(completion: Completion) -> str:
     asked = completion.prompt if isinstance(completion.prompt, str) else str(completion.prompt[-1].get("content", ""))
     ends = [" ".join(text.split()) for text in (asked, completion.text)]
     return " -> ".join(text if len(text) <= 70 else f"… {text[-68:]}" for text in ends)
-
-
-def _learned(sample: Sampled) -> np.ndarray:
-    """Which tokens of the completion are learned."""
-    return sample.loss_weights[sample.prompt_tokens :] > 0
-
-
-def _joined(groups: Sequence[tuple[list[Sampled], list[np.ndarray]]], like: Rollout, epoch: float) -> Rollout:
-    """One rollout of `groups`, its samples numbered anew."""
-    samples = [sample for own, _ in groups for sample in own]
-    sampled = [values for _, own in groups for values in own]
-    numbered = [replace(sample, number=place) for place, sample in enumerate(samples)]
-    return Rollout(numbered, sampled, like.metrics, like.notes, epoch, like.number, {})
-
-
-def _as_json(sample: Sampled) -> dict[str, Any]:
-    return {
-        "token_ids": sample.token_ids.tolist(),
-        "loss_weights": sample.loss_weights.tolist(),
-        "origin": [sample.origin.source, sample.origin.row],
-        "advantage": sample.advantage,
-        "number": sample.number,
-        "prompt_tokens": sample.prompt_tokens,
-        "reference": None if sample.reference is None else sample.reference.tolist(),
-    }
-
-
-def _from_json(values: dict[str, Any]) -> Sampled:
-    return Sampled(
-        np.array(values["token_ids"], dtype=np.int64),
-        np.array(values["loss_weights"], dtype=np.float32),
-        Origin(*values["origin"]),
-        advantage=values["advantage"],
-        number=values["number"],
-        prompt_tokens=values["prompt_tokens"],
-        reference=None if values["reference"] is None else np.array(values["reference"], dtype=np.float32),
-    )

@@ -4,8 +4,9 @@
 
 Every argument is a keyword and a list of one entry for each completion: `prompts`, `completions` (text, or lists of
 messages where the prompt is one), `completion_ids`, and every column of the rows. None: not for this function to judge.
-A coroutine function is awaited. What a function does wrong is said with its name and the row, and ends the run, saved
-as it is after the last whole step.
+`trainer_state.global_step` counts steps, `log_metric(name, value)` adds to what is told of the step, and
+`log_extra(name, values)` to the completions that are shown. A coroutine function is awaited. What a function does wrong
+is said with its name and the row, and ends the run, saved as it is after the last whole step.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tunesmith.data.types import Origin
@@ -55,6 +57,11 @@ class Completion:
         return self.text if is_text else [{"role": "assistant", "content": self.text}]
 
 
+def _lists(named: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns among what a reward is handed."""
+    return {name: value for name, value in named.items() if isinstance(value, list)}
+
+
 def text_of(completion: Any) -> str:
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
@@ -66,6 +73,7 @@ def _scorer(name: str, gold: str) -> Function:
     scorer = SCORERS[name]
 
     def score(completions: Sequence[Any], **columns: Any) -> list[float]:
+        columns = _lists(columns)
         if gold not in columns:
             raise KeyError(f"the rows have no column {gold!r} with the right answer (objective.gold)")
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -114,6 +122,43 @@ PLAIN: dict[str, Function] = {"repetition": repetition, "json": is_json}
 WITH_ARGUMENT: dict[str, Callable[[str], Function]] = {"format": _format, "length": _length}
 
 
+# ---- functions written for others ------------------------------------------------------------------------------------
+
+
+def _of_verl(function: Function, gold: str) -> Function:
+    """compute_score(data_source, solution_str, ground_truth, extra_info) of one answer, a number or {"score": …}."""
+
+    def score(completions: Sequence[Any], **columns: Any) -> list[Any]:
+        made, columns = [], _lists(columns)
+        for place, completion in enumerate(completions):
+            row = {key: values[place] for key, values in columns.items()}
+            found = function(
+                data_source=row.get("data_source"),
+                solution_str=text_of(completion),
+                ground_truth=row.get(gold),
+                extra_info=row.get("extra_info"),
+            )
+            made.append(found["score"] if isinstance(found, Mapping) else found)
+        return made
+
+    return score
+
+
+def _of_openrlhf(function: Function, gold: str) -> Function:
+    """reward_func(queries, prompts, labels), the queries being prompt and answer; values, or {"rewards": values}."""
+
+    def score(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Any:
+        asked = [prompt if isinstance(prompt, str) else text_of(prompt) for prompt in prompts]
+        queries = [prompt + text_of(completion) for prompt, completion in zip(asked, completions, strict=True)]
+        found = function(queries, asked, columns.get(gold, [None] * len(queries)))
+        return found["rewards"] if isinstance(found, Mapping) else found
+
+    return score
+
+
+OTHERS: dict[str, Callable[[Function, str], Function]] = {"verl": _of_verl, "openrlhf": _of_openrlhf}
+
+
 def load(names: Sequence[str], weights: Sequence[float] | None, gold: str) -> list[Reward]:
     """The rewards of a recipe; what cannot be found or called is an error before any weight is loaded."""
     chosen = [1.0] * len(names) if weights is None else list(weights)
@@ -121,6 +166,9 @@ def load(names: Sequence[str], weights: Sequence[float] | None, gold: str) -> li
 
 
 def _function(name: str, gold: str) -> Function:
+    kind, _, own = name.partition(":")
+    if kind in OTHERS and ":" in own:
+        return OTHERS[kind](_imported(own, any_columns=False), gold)
     head, colon, rest = name.rpartition(":") if ".py:" in name else name.partition(":")
     if not colon:
         if name in PLAIN:
@@ -137,12 +185,18 @@ def _function(name: str, gold: str) -> Function:
             return WITH_ARGUMENT[head](rest)
         except (ValueError, re.error) as error:
             raise RecipeError(f"objective.rewards: {name!r} cannot be read: {error}") from None
+    return _imported(name, any_columns=True)
+
+
+def _imported(name: str, *, any_columns: bool) -> Function:
+    """The function of "file.py:function" or "module:function"."""
+    head, _, rest = name.rpartition(":")
     module = _module(head, name)
     function = getattr(module, rest, None)
     if not callable(function):
         found = ", ".join(key for key, value in vars(module).items() if inspect.isfunction(value)) or "no function"
         raise RecipeError(f"objective.rewards: {head} has no function {rest!r}", found=found)
-    if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
+    if any_columns and not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
         raise RecipeError(
             f"objective.rewards: {name} does not take whatever columns the rows have",
             found=f"{rest}{inspect.signature(function)}",
@@ -176,9 +230,27 @@ def _module(head: str, name: str) -> Any:
 # ---- calling them ----------------------------------------------------------------------------------------------------
 
 
-def judge(rewards: Sequence[Reward], completions: Sequence[Completion], seconds: float) -> list[list[float]]:
-    """For each reward its value for each completion; NaN where it does not apply."""
-    return [_judged(reward, completions, seconds) for reward in rewards]
+@dataclass
+class Told:
+    """What rewards say beside their values."""
+
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "trainer_state": SimpleNamespace(global_step=self.step),
+            "log_metric": lambda name, value: self.metrics.update({str(name): float(value)}),
+            "log_extra": lambda name, values: self.extra.update({str(name): list(values)}),
+        }
+
+
+def judge(
+    rewards: Sequence[Reward], completions: Sequence[Completion], seconds: float, told: Told | None = None
+) -> list[list[float]]:
+    """For each reward its value for each completion; NaN where it does not apply. `told` gathers what they say."""
+    return [_judged(reward, completions, seconds, told or Told()) for reward in rewards]
 
 
 def total(values: Sequence[Sequence[float]], rewards: Sequence[Reward]) -> list[float]:
@@ -190,9 +262,9 @@ def total(values: Sequence[Sequence[float]], rewards: Sequence[Reward]) -> list[
     return made
 
 
-def _judged(reward: Reward, completions: Sequence[Completion], seconds: float) -> list[float]:
+def _judged(reward: Reward, completions: Sequence[Completion], seconds: float, told: Told) -> list[float]:
     try:
-        found = _called(reward, completions, seconds)
+        found = _called(reward, completions, seconds, told)
     except DataError:
         raise
     except Exception as error:
@@ -234,7 +306,7 @@ def _is_number(value: Any) -> bool:
     return True
 
 
-def _called(reward: Reward, completions: Sequence[Completion], seconds: float) -> Any:
+def _called(reward: Reward, completions: Sequence[Completion], seconds: float, told: Told) -> Any:
     """What the function gives, within `seconds`."""
     columns = dict.fromkeys(key for completion in completions for key in completion.row)
     arguments: dict[str, Any] = {key: [completion.row.get(key) for completion in completions] for key in columns}
@@ -242,6 +314,7 @@ def _called(reward: Reward, completions: Sequence[Completion], seconds: float) -
         "prompts": [completion.prompt for completion in completions],
         "completions": [completion.said for completion in completions],
         "completion_ids": [list(completion.token_ids) for completion in completions],
+        **told.arguments(),
     }
     outcome: dict[str, Any] = {}
 
@@ -275,7 +348,7 @@ def _culprit(reward: Reward, completions: Sequence[Completion], seconds: float) 
     """The row of the first completion that the function fails at when it is alone."""
     for completion in completions:
         try:
-            _called(reward, [completion], seconds)
+            _called(reward, [completion], seconds, Told())
         except Exception:
             return str(completion.origin)
     return None

@@ -1,0 +1,65 @@
+"""What one sampling gave, and how it goes into a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tunesmith.data.types import Origin, Sampled
+
+
+@dataclass
+class Rollout:
+    """What one sampling gave: completions with their advantages, and what is told of them."""
+
+    samples: list[Sampled]
+    sampled: list[np.ndarray]
+    """By sample, the sampler's log-probabilities [m]."""
+    metrics: dict[str, float]
+    notes: list[str]
+    epoch: float
+    number: int
+    old: dict[int, list[float]]
+    """By sample, the trainer's log-probabilities before the first update."""
+    iteration: int = 0
+    """Updates that were made from it, the one under way among them."""
+
+
+def is_learned(sample: Sampled) -> np.ndarray:
+    """Which tokens of the completion are learned."""
+    return sample.loss_weights[sample.prompt_tokens :] > 0
+
+
+def joined(groups: Sequence[tuple[list[Sampled], list[np.ndarray]]], like: Rollout, epoch: float) -> Rollout:
+    """One rollout of `groups`, its samples numbered anew."""
+    samples = [sample for own, _ in groups for sample in own]
+    sampled = [values for _, own in groups for values in own]
+    numbered = [replace(sample, number=place) for place, sample in enumerate(samples)]
+    return Rollout(numbered, sampled, like.metrics, like.notes, epoch, like.number, {})
+
+
+def as_json(sample: Sampled) -> dict[str, Any]:
+    return {
+        "token_ids": sample.token_ids.tolist(),
+        "loss_weights": sample.loss_weights.tolist(),
+        "origin": [sample.origin.source, sample.origin.row],
+        "advantage": sample.advantage,
+        "number": sample.number,
+        "prompt_tokens": sample.prompt_tokens,
+        "reference": None if sample.reference is None else sample.reference.tolist(),
+    }
+
+
+def from_json(values: dict[str, Any]) -> Sampled:
+    return Sampled(
+        np.array(values["token_ids"], dtype=np.int64),
+        np.array(values["loss_weights"], dtype=np.float32),
+        Origin(*values["origin"]),
+        advantage=values["advantage"],
+        number=values["number"],
+        prompt_tokens=values["prompt_tokens"],
+        reference=None if values["reference"] is None else np.array(values["reference"], dtype=np.float32),
+    )
