@@ -31,6 +31,7 @@ from tunesmith.models.load import without_bars
 from tunesmith.models.policy import probe
 from tunesmith.models.session import Params
 from tunesmith.objectives import sft
+from tunesmith.objectives.settings import ObjectiveSettings
 from tunesmith.progress import Progress
 from tunesmith.questions import ALL, LAST, calls_apart, questions, refuse_unscorable
 from tunesmith.recipe import Recipe, load
@@ -323,7 +324,7 @@ def _held_out_loss(
         settings,
         session.words_of(session.adapter).tokenizer,
         seed=0 if recipe is None else recipe.train.seed,
-        most_tokens=session.positions(session.adapter),
+        most_tokens=_room(session, record),
         takes=offered.takes(record),
     )
     for line in told(prepared.counts if all_rows else prepared.held_out_counts):
@@ -345,6 +346,12 @@ def _held_out_loss(
         "rows": len({example.origin for example in examples}),
         "learned_tokens": sum(example.num_learned for example in examples),
     }
+
+
+def _room(session: Session, record: ObjectiveSettings) -> int | None:
+    """Positions for a row, where the objective has the model write behind it."""
+    most = session.positions(session.adapter)
+    return most if most is None else max(1, most - record.answer_tokens)
 
 
 def _refuse_unread(of_answers: list[str], turns: str, gold: str | None, out: Path | None, num_beams: int) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from tunesmith.atomic import write_file
 
-ACCURACY = "rewards/accuracies"
+SHOWN = {"rewards/accuracies": "pairs in order", "reward": "reward"}
+"""Metrics that get a panel of their own, with what it is called."""
 INK, FAINT, BLUE, ORANGE, GREEN = "#22272e", "#8b949e", "#2f6fbb", "#d9730d", "#2b8a57"
 
 
@@ -45,8 +46,8 @@ def plot_run(metrics: Path, out: Path, title: str | None = None) -> None:
 
     steps, evaluations = read_metrics(metrics)
     steps = [step for step in steps if step["loss"] is not None]
-    shares = any(ACCURACY in step.get("metrics", ()) for step in steps)
-    height, ratios = (7.0, [3.2, 1.6, 1]) if shares else (5.4, [3.2, 1])
+    shown = next((name for name in SHOWN if any(name in step.get("metrics", ()) for step in steps)), None)
+    height, ratios = (7.0, [3.2, 1.6, 1]) if shown else (5.4, [3.2, 1])
     figure = Figure(figsize=(8, height), dpi=150, layout="constrained", facecolor="white")
     every = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     loss_axes, rate_axes = every[0], every[-1]
@@ -56,9 +57,9 @@ def plot_run(metrics: Path, out: Path, title: str | None = None) -> None:
         axes.tick_params(colors=INK, labelsize=8.5)
         axes.grid(axis="y", color="#e6e9ed", linewidth=0.8)
         axes.set_axisbelow(True)
-    _draw_loss(loss_axes, steps, evaluations, "loss per pair" if shares else "loss per learned token")
-    if shares:
-        _draw_accuracy(every[1], steps, evaluations)
+    _draw_loss(loss_axes, steps, evaluations, "loss" if shown else "loss per learned token")
+    if shown:
+        _draw_metric(every[1], steps, evaluations, shown)
     _draw_rates(rate_axes, steps)
     loss_axes.set_title(title or _name(metrics), loc="left", fontsize=11, color=INK, fontweight="bold")
     FigureCanvasAgg(figure)
@@ -71,17 +72,15 @@ def _name(metrics: Path) -> str:
     return metrics.absolute().parent.name
 
 
-def _draw_accuracy(axes: Any, steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:
-    """The share of pairs whose chosen answer scores above the rejected one."""
-    x = [step["step"] for step in steps]
-    shares = smoothed([step["metrics"][ACCURACY] for step in steps], len(steps) / 30)
-    axes.plot(x, shares, color=BLUE, linewidth=1.9, label="training (smoothed)")
-    held = [(line["step"], line["metrics"][ACCURACY]) for line in evaluations if ACCURACY in line["metrics"]]
+def _draw_metric(axes: Any, steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], name: str) -> None:
+    """What an objective is about, beside its loss."""
+    known = [step for step in steps if name in step.get("metrics", ())]
+    values = smoothed([step["metrics"][name] for step in known], len(known) / 30)
+    axes.plot([step["step"] for step in known], values, color=BLUE, linewidth=1.9, label="training (smoothed)")
+    held = [(line["step"], line["metrics"][name]) for line in evaluations if name in line["metrics"]]
     if held:
         axes.plot(*zip(*held, strict=True), color=ORANGE, marker="o", markersize=4.5, linewidth=1.4, label="held out")
-    axes.axhline(0.5, color=FAINT, linewidth=1, linestyle=":")
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_ylabel("pairs in order", fontsize=9, color=INK)
+    axes.set_ylabel(SHOWN[name], fontsize=9, color=INK)
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")
 
 

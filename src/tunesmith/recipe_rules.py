@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from tunesmith.adapters.settings import KINDS
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.data.settings import DataSettings
+from tunesmith.errors import RecipeError
 from tunesmith.models.settings import ModelSettings
 from tunesmith.objectives.policy_losses import PolicySettings
 from tunesmith.objectives.sft import SFTSettings
@@ -78,6 +79,17 @@ def something_frozen(recipe: Sections) -> None:
             "train.cache_frozen",
             "has no frozen block to store: all of them are adapted",
             "set adapter.last_blocks, for example to 4",
+        )
+
+
+def refuse_dropout(objective: Any, adapter: Any) -> None:
+    """Of an adapter that training goes on from."""
+    if isinstance(objective, PolicySettings) and getattr(adapter, "dropout", None):
+        raise RecipeError(
+            "the adapter that training goes on from has dropout: it would be trained as another than it answers",
+            where="model.adapter",
+            found=f"dropout {adapter.dropout:g}",
+            fix="train the adapter without dropout, or start a fresh one",
         )
 
 

@@ -40,6 +40,7 @@ from tunesmith.models.stored import described
 from tunesmith.objectives.base import Objective
 from tunesmith.progress import Progress
 from tunesmith.recipe import Recipe, Resolved
+from tunesmith.recipe_rules import refuse_dropout
 from tunesmith.record import Run
 from tunesmith.reporters import reporters
 from tunesmith.session import Session, adapter_folder
@@ -295,6 +296,7 @@ def _adapter(
     adapter_set = store.load(folder, loaded.model, switch, NAME, trainable=True, say=say)
     check_method(adapter_set.settings, None, recipe.train.optimizer)  # another budget than its own is no matter
     _refuse_untrained_tokens(recipe, loaded, adapter_set)
+    refuse_dropout(recipe.objective, adapter_set.settings)
     given = recipe.explicit().get("adapter", {})
     held = adapter_set.settings.model_dump(mode="json")
     clashes = [f"{key}={value} (the adapter has {held[key]})" for key, value in given.items() if held[key] != value]

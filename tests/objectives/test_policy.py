@@ -12,7 +12,7 @@ from policy_case import MOST, SHARED, TEMPERATURE, samples
 from test_preference import policy_of, same
 
 from tunesmith.data.types import Asked, Message, Origin, Prompt
-from tunesmith.errors import ModelError
+from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.models.tiny import tiny
 from tunesmith.objectives.logprobs import token_logps
 from tunesmith.objectives.policy import PolicyGradient
@@ -76,10 +76,16 @@ def objective_of(settings=None, rows=None, batch_size=2, held_out=(), **keys):
     return made
 
 
+def of_rewards(objective, values):
+    """Judged by these numbers, in the order of what is sampled."""
+    objective.rewards = [Reward("given", lambda completions, **_: values[: len(completions)], 1.0)]
+    return objective
+
+
 def of_case(name, policy, **keys):
     """The objective with the case's completions, as if the model without its adapter had sampled them."""
     own = SHARED[name][1] | {"rewards": ("json",), "temperature": TEMPERATURE, "max_completion_length": MOST}
-    objective = objective_of(PolicySettings(**own, max_sampling_gap=None, num_iterations=2, **keys))
+    objective = objective_of(PolicySettings(**own, max_sampling_gap=10.0, num_iterations=2, **keys))
     rows, old = samples(), {}
     objective._rollout = Rollout(rows, [], {}, [], 1.0, 1, old)
     objective.share = policy.flat
@@ -150,6 +156,47 @@ def test_a_sampler_that_lags_behind_ends_the_run():
     objective._rollout.sampled = [values - 0.1 for values in objective._rollout.sampled]
     with pytest.raises(ModelError, match="another policy"):
         objective.loss(policy, objective.micro_batches(step, 10**6)[0])
+
+
+def test_a_divergence_in_the_reward_is_taken_from_it():
+    policy, _ = policy_of()
+    objective = of_rewards(objective_of(preset="rloo", beta=0.3, num_generations=2, batch_size=1), [1.0, 0.2])
+    next(objective.steps(policy))
+    rollout = objective._rollout
+    worth = [
+        reward - 0.3 * float((own - sample.reference).sum())
+        for reward, own, sample in zip([1.0, 0.2], rollout.sampled, rollout.samples, strict=True)
+    ]
+    found = [sample.advantage for sample in rollout.samples]
+    assert found == pytest.approx([worth[0] - worth[1], worth[1] - worth[0]], rel=1e-5)
+
+
+def test_recomputation_does_not_disturb_sampling():
+    from tunesmith.train.mode import train_mode
+
+    policy, _ = policy_of()
+    wanted = objective_of()
+    next(wanted.steps(policy))
+    policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    train_mode(policy, recompute=True)
+    found = objective_of()
+    step = next(found.steps(policy))
+    for batch in found.micro_batches(step, 10**6):
+        found.loss(policy, batch)
+    pairs = zip(found._rollout.samples, wanted._rollout.samples, strict=True)
+    assert all(np.array_equal(a.token_ids, b.token_ids) for a, b in pairs)
+
+
+def test_other_rewards_do_not_go_on():
+    objective = objective_of()
+    state = objective.state_dict()
+    objective.load_state_dict(state)
+    with pytest.raises(CheckpointError, match="the rewards are not"):
+        objective.load_state_dict(state | {"rewards": "else"})
+
+
+def test_an_epoch_is_every_prompt_however_many_updates_it_gives():
+    assert objective_of(rows=asked(5), num_iterations=3).steps_per_epoch == 9
 
 
 def test_equal_rewards_have_no_gradient_and_are_not_run():
@@ -233,19 +280,22 @@ def test_truncated_completions_teach_nothing_where_that_is_asked():
     for row in objective._rollout.samples:
         ended = row.token_ids[-1] == 2
         assert bool(row.num_learned) == bool(ended)
+    objective = objective_of(mask_truncated_completions=True, max_completion_length=1, rows=asked(1), batch_size=1)
+    step = next(objective.steps(policy))
+    for batch in objective.micro_batches(step, 100):  # none of them has ended
+        assert objective.loss(policy, batch).sums["loss"].item() == 0.0
 
 
 def test_held_out_prompts_are_answered_greedily():
     policy, _ = policy_of()
     objective = objective_of(held_out=asked(3))
     found = objective.evaluate(policy, 1000)
-    assert found == objective.evaluate(policy, 50)
     assert found["loss"] == -found["reward"]
     assert 0 < found["completions/mean_length"] <= MOST
     assert objective_of().evaluate(policy, 100) == {}
 
 
-def test_it_learns(tmp_path):
+def test_it_learns():
     """A random model comes to end its answers: the reward is a third of what it began with, in thirty steps."""
     policy, parameters = policy_of(model=tiny("llama"), filled=False)
     objective = objective_of(rows=asked(4), batch_size=4, num_generations=8, rewards=("length:1",))
@@ -260,4 +310,3 @@ def test_it_learns(tmp_path):
             (objective.loss(policy, batch).sums["loss"] / step.denominators["loss"]).backward()
         optimizer.step()
     assert sum(rewards[-5:]) / 5 > 0.5 * sum(rewards[:5]) / 5
-    assert tmp_path.is_dir()

@@ -13,7 +13,7 @@ from tunesmith.recipe import from_dict
 
 
 def losses_of(logp, old, gain, row, counts, chosen):
-    ratio = ratios(logp, old, row, counts, chosen.chosen("importance_sampling_level"))
+    ratio = ratios(logp, old, row, counts, chosen.importance_sampling_level)
     return token_losses(logp, ratio, gain, chosen)
 
 
@@ -97,7 +97,7 @@ def test_gradients_by_finite_differences(preset):
     old = torch.tensor([-0.55, -1.4, -0.21, -2.0], dtype=torch.float64)
     gain, row = torch.tensor([0.7, 0.7, -1.1, -1.1]).double(), torch.tensor([0, 0, 1, 1])
     counts = torch.tensor([2.0, 2.0]).double()
-    chosen = settings(preset=preset, epsilon=0.5, epsilon_high=None if preset != "cispo" else 9.0)
+    chosen = settings(preset=preset, **({"epsilon_high": 9.0} if preset == "cispo" else {"epsilon": 0.5}))
 
     def loss(logp):
         return losses_of(logp, old, gain, row, counts, chosen)
@@ -157,7 +157,31 @@ def test_settings_that_cannot_be(objective, rest, says):
 
 
 def test_a_given_setting_goes_before_the_presets():
-    assert settings(preset="dapo").chosen("epsilon_high") == 0.28
-    assert settings(preset="dapo", epsilon_high=0.5).chosen("epsilon_high") == 0.5
-    assert settings(preset="rloo", beta=0.0).chosen("beta") == 0.0
+    assert settings(preset="dapo").epsilon_high == 0.28
+    assert settings(preset="dapo", epsilon_high=0.5).epsilon_high == 0.5
+    assert settings(preset="dapo", epsilon_high=None, overlong_buffer=None).epsilon_high is None
+    assert settings(preset="rloo", beta=0.0, kl="k3").beta == 0.0
     assert all(set(PRESETS[name]) == set(PRESETS["grpo"]) for name in PRESETS)
+
+
+def test_a_presets_epsilons_are_for_its_own_clipping():
+    assert settings(preset="gspo", clipping="cispo").epsilon_high == 5.0
+    assert settings(preset="cispo", clipping="ratio").epsilon_high is None
+    assert settings(preset="gspo", epsilon=0.2).epsilon_high is None
+    assert settings(preset="gspo").epsilon_high == 4e-4
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"kl": "k1"}, {"kl_in": "reward"}, {"clipping": "none", "epsilon": 0.3}, {"preset": "cispo", "epsilon": 0.3}],
+)
+def test_what_is_not_read_is_refused(keys):
+    with pytest.raises(ValueError, match="is not read with"):
+        settings(**keys)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_all_that_is_said_reads_back(preset):
+    values = {"model": {"name": "a/b"}, "data": {"train": "c/d"}}
+    resolved = from_dict(values | {"objective": {"kind": "policy", "rewards": ["json"], "preset": preset}})
+    assert from_dict(resolved.plain).recipe.objective == resolved.recipe.objective

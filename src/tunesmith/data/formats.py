@@ -108,7 +108,9 @@ def prompt(row: RawColumns, origin: Origin) -> Prompt:
     given = need(row, key)
     turns = (Message("user", given),) if isinstance(given, str) else read_messages(given, key)
     if turns and turns[-1].role == "assistant":
-        turns, given = turns[:-1], list(given)[:-1]
+        turns = turns[:-1]
+    if not isinstance(given, str):
+        given = [{"role": turn.role, "content": turn.content} for turn in turns]
     if not turns:
         raise Unreadable(f"the column {key!r} holds no turn to answer")
     return Prompt(turns, given, {k: v for k, v in row.items() if k != key}, origin, read_tools(row.get("tools")))

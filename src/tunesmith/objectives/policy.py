@@ -27,20 +27,22 @@ from torch import Tensor
 from tunesmith.data.pack import micro_batches
 from tunesmith.data.render import Renderer
 from tunesmith.data.types import Asked, Batch, Example, Prompt, Row, Sampled
-from tunesmith.errors import ModelError
+from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.models.generate import Generated, generate
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Loss, Step
 from tunesmith.objectives.logprobs import TokenLogps, token_logps
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.policy_losses import PolicySettings, advantages, kl, overlong, ratios, token_losses
-from tunesmith.objectives.rewards import Completion, Told, judge, load, total
+from tunesmith.objectives.rewards import Completion, Told, judge, load, source_of, total
 from tunesmith.objectives.rollout import Rollout, as_json, from_json, is_learned, joined
 
 Settings = PolicySettings
 LEARNING_RATE = 1e-5
 MOST_TRIES = 3
 """Of dynamic sampling: so many times the prompts of a step."""
+GAPS = 0.01, 0.2
+"""Most that the sampler's log-probabilities may lie from the trainer's in the mean, in fp32 and in fewer bits."""
 SHOW_EVERY = 10
 """Steps between completions that are shown."""
 
@@ -50,7 +52,7 @@ def takes(settings: Settings) -> tuple[type[Row], ...]:
 
 
 def needs_reference(settings: Settings) -> bool:
-    return bool(settings.chosen("beta") > 0)
+    return settings.beta > 0
 
 
 def build(
@@ -86,13 +88,15 @@ class PolicyGradient:
         self.settings, self.seed, self.batch_size = settings, seed, batch_size
         self.train, self.held_out = cast(Sequence[Asked], train), cast(Sequence[Asked], held_out)
         self.rewards = load(settings.rewards, settings.reward_weights, settings.gold)
-        self.beta: float = settings.chosen("beta")
+        self.beta = settings.beta
         self._order = Order([None] * len(train), batch_size=batch_size, seed=seed, shuffle=shuffle)
-        self.steps_per_epoch = self._order.steps_per_epoch
+        self.steps_per_epoch = self._order.steps_per_epoch * settings.num_iterations
+        self._source = source_of(self.rewards)
         self.share = False
         self._renderer = renderer
         self._max_tokens = 4096
         self._rollout: Rollout | None = None
+        self._dtype = torch.float32
 
     def begin(
         self,
@@ -103,7 +107,7 @@ class PolicyGradient:
         cache: Path,
         stage: Callable[[str], AbstractContextManager[Callable[[float], None]]],
     ) -> list[str]:
-        self.share, self._max_tokens = policy.flat, max_tokens
+        self.share, self._max_tokens, self._dtype = policy.flat, max_tokens, policy.model.dtype
         names = ", ".join(reward.name for reward in self.rewards)
         n = self.settings.num_generations
         return [f"{self.settings.preset}: {self.batch_size} prompts x {n} completions a step, judged by {names}"]
@@ -144,7 +148,7 @@ class PolicyGradient:
                 parts = old.cpu().split(counts.long().tolist())
                 rollout.old |= {row.number: part.tolist() for row, part in zip(rows, parts, strict=True)}
         gain = torch.tensor([row.advantage for row in rows], dtype=wide, device=device)[found.row]
-        ratio = ratios(found.values, old, found.row, counts, settings.chosen("importance_sampling_level"))
+        ratio = ratios(found.values, old, found.row, counts, settings.importance_sampling_level)
         losses = token_losses(found.values, ratio, gain, settings)
         metrics = {
             "entropy": -found.values.detach().sum(),
@@ -153,10 +157,10 @@ class PolicyGradient:
         if self.beta:
             reference = of_tokens([row.reference for row in rows])
             metrics["kl"] = kl(found.values.detach(), reference, "k3").sum()
-            if settings.chosen("kl_in") == "loss":
-                price = kl(found.values, reference, settings.chosen("kl"))
+            if settings.kl_in == "loss":
+                price = kl(found.values, reference, settings.kl)
                 losses = losses + self.beta * (ratio * price if settings.use_bias_correction_kl else price)
-        if settings.chosen("aggregation") == "sequences":
+        if settings.aggregation == "sequences":
             losses = losses / counts[found.row]
         return Loss({"loss": losses.sum()}, metrics)
 
@@ -167,8 +171,10 @@ class PolicyGradient:
             return {}
         made = self._generate(policy, self.held_out, 1, temperature=0.0, seed=0)
         values = judge(self.rewards, self._completions(self.held_out, made, 1), self.settings.reward_seconds)
-        rewards = np.array(total(values, self.rewards))
-        reward = float(np.nanmean(rewards)) if not np.isnan(rewards).all() else 0.0
+        known = [value for value in total(values, self.rewards) if not math.isnan(value)]
+        if not known:
+            return {}
+        reward = sum(known) / len(known)
         return {"loss": -reward, "reward": reward, **self._parts(values), **self._lengths(made)}
 
     def remarks(self) -> list[str]:
@@ -179,7 +185,7 @@ class PolicyGradient:
 
     def state_dict(self) -> dict[str, Any]:
         """With what was sampled, where further updates come from it."""
-        rollout, state = self._rollout, {"steps_done": self._order.done}
+        rollout, state = self._rollout, {"steps_done": self._order.done, "rewards": self._source}
         if rollout is None or rollout.iteration >= self.settings.num_iterations:
             return state
         return state | {
@@ -192,6 +198,12 @@ class PolicyGradient:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("rewards", self._source) != self._source:
+            raise CheckpointError(
+                "the rewards are not what the run began with",
+                found=", ".join(reward.name for reward in self.rewards),
+                fix="put the old code back, or start a run in another folder",
+            )
         self._order.done = int(state["steps_done"])
         self._rollout = None
         if held := state.get("rollout"):
@@ -209,7 +221,7 @@ class PolicyGradient:
         rows, epoch = next(drawn)
         number = self._order.done
         rollout = self._sampled(policy, rows, epoch, number)
-        if self.settings.chosen("dynamic_sampling"):
+        if self.settings.dynamic_sampling:
             wanted, groups = len(rows), self._differing(rollout)
             for _ in range(MOST_TRIES - 1):
                 if len(groups) >= wanted:
@@ -231,51 +243,53 @@ class PolicyGradient:
         values = judge(self.rewards, completions, settings.reward_seconds, said)
         rewards = torch.tensor(total(values, self.rewards), dtype=torch.float64)
         lengths = torch.tensor([len(answer.token_ids) for answer in made], dtype=torch.float64)
-        told = {"reward": float(rewards.nanmean()) if not bool(rewards.isnan().all()) else 0.0}
-        if settings.chosen("overlong_buffer") is not None:
-            rewards = rewards + overlong(lengths, settings.max_completion_length, settings.chosen("overlong_buffer"))
+        told = {} if bool(rewards.isnan().all()) else {"reward": float(rewards.nanmean())}
+        if settings.overlong_buffer is not None:
+            rewards = rewards + overlong(lengths, settings.max_completion_length, settings.overlong_buffer)
         samples = [self._sample(asked[place // n], answer, place) for place, answer in enumerate(made)]
         sampled = [
             np.array(answer.logprobs, dtype=np.float32)[is_learned(s)] for s, answer in zip(samples, made, strict=True)
         ]
         if self.beta:
             samples = self._with_reference(policy, samples)
-            if settings.chosen("kl_in") == "reward":
-                price = [float((s - r.reference).sum()) for s, r in zip(sampled, samples, strict=True)]
-                rewards = rewards - self.beta * torch.tensor(price, dtype=torch.float64)
+            if settings.kl_in == "reward":
+                rewards = rewards - self.beta * self._price(sampled, samples)
         groups = torch.arange(len(made)) // n
-        gains = advantages(rewards, groups, settings.chosen("advantage")).tolist()
+        gains = advantages(rewards, groups, settings.advantage).tolist()
         samples = [replace(sample, advantage=gain) for sample, gain in zip(samples, gains, strict=True)]
-        spread = rewards.view(-1, n)
-        equal = [bool((group[~group.isnan()] == group[~group.isnan()][:1]).all()) for group in spread]
+        known = [group[~group.isnan()] for group in rewards.view(-1, n)]
+        equal = [bool((group == group[:1]).all()) for group in known]
+        spreads = [float(group.std()) for group in known if len(group) > 1]
         metrics = {
             **said.metrics,
             **told,
-            "reward_std": float(np.nanmean([np.nanstd(group.numpy(), ddof=1) for group in spread])),
+            **({"reward_std": sum(spreads) / len(spreads)} if spreads else {}),
             **self._parts(values),
             **self._lengths(made),
             "frac_reward_zero_std": sum(equal) / len(equal),
         }
-        return Rollout(samples, sampled, metrics, self._shown(completions, rewards, said, number), epoch, number, {})
+        shown = self._shown(completions, rewards, said, number)
+        return Rollout(samples, sampled, metrics, shown, epoch, number, {}, differs=[not same for same in equal])
 
     def _generate(
         self, policy: Policy, asked: Sequence[Asked], n: int, *, temperature: float, seed: int
     ) -> list[Generated]:
         settings, renderer = self.settings, self._known_renderer()
-        return generate(
-            policy.model,
-            [one.token_ids.tolist() for one in asked],
-            max_new_tokens=settings.max_completion_length,
-            eos_ids=renderer.end_ids,
-            num_samples=n,
-            temperature=temperature,
-            top_p=settings.top_p if temperature else 1.0,
-            top_k=settings.top_k if temperature else None,
-            seed=seed,
-            want_logprobs=True,
-            switch=policy.switch,
-            adapters=[policy.switch.name] * len(asked),
-        )
+        with policy.answering():
+            return generate(
+                policy.model,
+                [one.token_ids.tolist() for one in asked],
+                max_new_tokens=settings.max_completion_length,
+                eos_ids=renderer.end_ids,
+                num_samples=n,
+                temperature=temperature,
+                top_p=settings.top_p if temperature else 1.0,
+                top_k=settings.top_k if temperature else None,
+                seed=seed,
+                want_logprobs=True,
+                switch=policy.switch,
+                adapters=[policy.switch.name] * len(asked),
+            )
 
     def _completions(self, asked: Sequence[Asked], made: Sequence[Generated], n: int) -> list[Completion]:
         decode = self._known_renderer().tokenizer.decode
@@ -320,20 +334,24 @@ class PolicyGradient:
         nothing = np.zeros(0, dtype=np.float32)
         return [replace(sample, reference=found.get(sample.number, nothing)) for sample in samples]
 
-    def _differing(self, rollout: Rollout) -> list[tuple[list[Sampled], list[np.ndarray]]]:
-        """The groups of which some completion has an advantage."""
-        n = self.settings.num_generations
+    def _price(self, sampled: Sequence[np.ndarray], samples: Sequence[Sampled]) -> Tensor:
+        """[n] the estimated divergence of each completion from the reference."""
         pairs = [
-            (rollout.samples[start : start + n], rollout.sampled[start : start + n])
-            for start in range(0, len(rollout.samples), n)
+            (torch.from_numpy(own), torch.from_numpy(s.reference)) for own, s in zip(sampled, samples, strict=True)
         ]
-        return [pair for pair in pairs if any(sample.advantage for sample in pair[0])]
+        return torch.stack([kl(own.double(), ref.double(), self.settings.kl).sum() for own, ref in pairs])
+
+    def _differing(self, rollout: Rollout) -> list[tuple[list[Sampled], list[np.ndarray]]]:
+        """The groups whose completions did not all earn the same."""
+        n = self.settings.num_generations
+        groups = [slice(n * place, n * (place + 1)) for place, differs in enumerate(rollout.differs) if differs]
+        return [(rollout.samples[group], rollout.sampled[group]) for group in groups]
 
     # ---- the step ------------------------------------------------------------------------------------------------
 
     def _with_gradient(self, samples: Sequence[Sampled]) -> list[Sampled]:
         """Those that move something; where none does, the shortest, so that the update is that of a gradient of 0."""
-        in_loss = self.beta > 0 and self.settings.chosen("kl_in") == "loss"
+        in_loss = self.beta > 0 and self.settings.kl_in == "loss"
         learned = [sample for sample in samples if sample.num_learned]
         moving = [sample for sample in learned if sample.advantage or in_loss]
         return moving or sorted(learned or samples, key=len)[:1]
@@ -347,17 +365,16 @@ class PolicyGradient:
             "constant": len(samples) * self.settings.max_completion_length,
         }
         return {
-            "loss": by[self.settings.chosen("aggregation")],
+            "loss": by[self.settings.aggregation],
             **dict.fromkeys(("entropy", "sampling_gap", "kl"), run),
         }
 
     def _hold_against(self, sampled: Tensor, found: TokenLogps) -> None:
         """The sampler must have computed what the trainer computes."""
-        most = self.settings.max_sampling_gap
-        if most is None or not len(sampled):
-            return
-        gap = float((found.values.detach() - sampled).abs().mean())
-        if not gap <= most:
+        wide = self._dtype.itemsize >= 4
+        most = self.settings.max_sampling_gap or (GAPS[0] if wide else GAPS[1])
+        gap = float((found.values.detach() - sampled).abs().mean()) if len(sampled) else 0.0
+        if gap > most:  # a number that is not finite is the loop's to name
             raise ModelError(
                 "the sampler's log-probabilities are not the trainer's: what was sampled came from another policy",
                 found=f"{gap:.3g} apart in the mean over tokens",
@@ -370,7 +387,7 @@ class PolicyGradient:
         for reward, own in zip(self.rewards, values, strict=True):
             known = [value for value in own if not math.isnan(value)]
             if known:
-                means[f"rewards/{reward.name.rpartition('/')[2]}"] = sum(known) / len(known)
+                means[f"rewards/{reward.short}"] = sum(known) / len(known)
         return means
 
     def _lengths(self, made: Sequence[Generated]) -> dict[str, float]:
@@ -396,5 +413,5 @@ class PolicyGradient:
 
 def _short(completion: Completion) -> str:
     asked = completion.prompt if isinstance(completion.prompt, str) else str(completion.prompt[-1].get("content", ""))
-    ends = [" ".join(text.split()) for text in (asked, completion.text)]
+    ends = ["".join(c if c.isprintable() else " " for c in " ".join(text.split())) for text in (asked, completion.text)]
     return " -> ".join(text if len(text) <= 70 else f"… {text[-68:]}" for text in ends)

@@ -48,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                              "kl_in": "reward"},
 }  # fmt: skip
 """What each preset sets where nothing else is said."""
+_PLAIN = {"epsilon": 0.2, "epsilon_high": None, "kl": "k3", "kl_in": "loss"}
 
 
 class PolicySettings(ObjectiveSettings):
@@ -76,57 +77,75 @@ class PolicySettings(ObjectiveSettings):
     """Sample from the likeliest tokens that make up so much."""
     top_k: PositiveInt | None = None
     """Sample from so many likeliest tokens."""
-    advantage: Advantage | None = None
+    advantage: Advantage = "group"
     """group: (r - mean) / std of the prompt's completions; group_mean: r - mean; leave_one_out: r - mean of the others;
     batch: (r - mean) / std of the whole step."""
-    importance_sampling_level: Level | None = None
+    importance_sampling_level: Level = "token"
     """The ratio to the sampling policy: of each token; of the whole completion as the geometric mean over its tokens
     (sequence, GSPO) or as their product (RLOO)."""
-    clipping: Clipping | None = None
+    clipping: Clipping = "ratio"
     """ratio: PPO's; cispo: the ratio weighs the gradient, capped; none."""
-    aggregation: Aggregation | None = None
+    aggregation: Aggregation = "sequences"
     """sequences: the mean over completions of their means over tokens; tokens: the mean over all tokens; constant: the
     sum over completions times max_completion_length."""
-    epsilon: PositiveFloat | None = None
+    epsilon: PositiveFloat = 0.2
     """How far the ratio may fall below 1 before it stops counting."""
     epsilon_high: PositiveFloat | None = None
-    """And rise above it; null: as epsilon. Of cispo: the ratio's cap."""
-    beta: NonNegativeFloat | None = None
+    """And rise above it; null: as epsilon. Of cispo: the ratio's cap, null: 5."""
+    beta: NonNegativeFloat = 0.0
     """Weight of the KL divergence from the reference; 0: no reference is needed."""
-    kl: Kl | None = None
+    kl: Kl = "k3"
     """Its estimator."""
     use_bias_correction_kl: bool = True
     """The estimate is weighed by the ratio, so that its gradient is that of the divergence from the reference."""
-    kl_in: Literal["loss", "reward"] | None = None
+    kl_in: Literal["loss", "reward"] = "loss"
     """Whether it is a part of the loss, or taken from the reward."""
-    dynamic_sampling: bool | None = None
+    dynamic_sampling: bool = False
     """Further prompts are sampled in place of those whose completions all earned the same, three times as many at
     most."""
     overlong_buffer: Annotated[float, Field(gt=0, le=1)] | None = None
     """The last share of max_completion_length, over which the reward falls by up to 1."""
     num_iterations: PositiveInt = 1
     """Updates from what was sampled once. With one the ratio is 1, and epsilon has nothing to clip."""
-    max_sampling_gap: PositiveFloat | None = 0.5
+    max_sampling_gap: PositiveFloat | None = None
     """How far the sampler's log-probabilities may lie from the trainer's, in the mean over a batch's tokens, before the
-    run ends; null: never."""
+    run ends; null: 0.01 in fp32, 0.2 in fewer bits."""
     mask_truncated_completions: bool = False
     """Completions that met their limit teach nothing."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, values: Any) -> Any:
+        """What is not given is as the preset has it; its epsilons are for its own kind of clipping."""
+        if not isinstance(values, dict) or values.get("preset", "grpo") not in PRESETS:
+            return values
+        preset = PRESETS[values.get("preset", "grpo")]
+        clipping = values.get("clipping", preset["clipping"])
+        if clipping != preset["clipping"]:
+            preset = preset | {"epsilon": 0.2, "epsilon_high": 5.0 if clipping == "cispo" else None}
+        elif "epsilon" in values and clipping == "ratio":
+            preset = preset | {"epsilon_high": None}
+        # What comes out of here is checked as Python, where a list is no tuple.
+        return preset | {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
     @model_validator(mode="after")
-    def _weights_fit(self) -> Self:
+    def _agree(self) -> Self:
         if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
             said = f"has {len(self.reward_weights)} weights for {len(self.rewards)} rewards"
             raise Contradiction("reward_weights", said, "give one for each")
+        own = PRESETS[self.preset]
+        unread = ["epsilon"] * (self.clipping != "ratio") + ["epsilon_high"] * (self.clipping == "none")
+        if self.beta == 0:
+            unread += ["kl", "kl_in"]
+        for name in unread:
+            if getattr(self, name) not in (own[name], _PLAIN.get(name)):
+                why = "beta 0" if name in ("kl", "kl_in") else f"clipping {self.clipping}"
+                raise Contradiction(name, f"is not read with {why}", "take it out")
         return self
 
     @property
     def answer_tokens(self) -> int:
         return self.max_completion_length
-
-    def chosen(self, name: str) -> Any:
-        """A setting as given, or as the preset has it."""
-        given = getattr(self, name)
-        return PRESETS[self.preset][name] if given is None else given
 
 
 # ---- advantages: r [n], g [n] -> [n]; NaN is a completion that nobody judged, and gets 0 -----------------------------
@@ -186,9 +205,8 @@ def ratios(logp: Tensor, old: Tensor, row: Tensor, counts: Tensor, level: Level)
 
 def token_losses(logp: Tensor, ratio: Tensor, advantage: Tensor, settings: PolicySettings) -> Tensor:
     """[m] before aggregation. ratio, advantage [m]; the advantage of a token is that of its completion."""
-    low = settings.chosen("epsilon")
-    high = settings.chosen("epsilon_high")
-    match settings.chosen("clipping"):
+    low, high = settings.epsilon, settings.epsilon_high
+    match settings.clipping:
         case "ratio":
             clipped = ratio.clamp(1 - low, 1 + (low if high is None else high))
             return -torch.minimum(ratio * advantage, clipped * advantage)

@@ -12,13 +12,17 @@ is said with its name and the row, and ends the run, saved as it is after the la
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import json
 import math
 import re
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,11 +37,21 @@ from tunesmith.score import SCORERS
 Function = Callable[..., Any]
 
 
+class TimedOut(DataError):
+    """A reward took longer than it may."""
+
+
 @dataclass(frozen=True)
 class Reward:
     name: str
     function: Function
     weight: float
+
+    @property
+    def short(self) -> str:
+        """Its name without the folder of its file."""
+        path, found, function = self.name.rpartition(".py:")
+        return f"{Path(path).name}{found}{function}" if found else self.name
 
 
 @dataclass(frozen=True)
@@ -213,10 +227,14 @@ def _module(head: str, name: str) -> Any:
         path = Path(head)
         if not path.is_file():
             raise RecipeError(f"objective.rewards: there is no file {head}", where=name)
-        spec = importlib.util.spec_from_file_location(f"tunesmith_reward_{path.stem}", path)
+        called = f"tunesmith_reward_{path.stem}_{abs(hash(str(path.resolve()))):x}"
+        spec = importlib.util.spec_from_file_location(called, path)
         if spec is None or spec.loader is None:
             raise RecipeError(f"objective.rewards: {head} is no Python file", where=name)
         module = importlib.util.module_from_spec(spec)
+        sys.modules[called] = module
+        if str(path.parent.resolve()) not in sys.path:
+            sys.path.append(str(path.parent.resolve()))  # for files beside it
         spec.loader.exec_module(module)
         return module
     except RecipeError:
@@ -265,16 +283,18 @@ def total(values: Sequence[Sequence[float]], rewards: Sequence[Reward]) -> list[
 def _judged(reward: Reward, completions: Sequence[Completion], seconds: float, told: Told) -> list[float]:
     try:
         found = _called(reward, completions, seconds, told)
-    except DataError:
+    except TimedOut:
         raise
+    except DataError as error:
+        raise error.at(_culprit(reward, completions, seconds) or "").noted("reward", reward.name) from error
     except Exception as error:
         raise DataError(
             f"the reward {reward.name} failed: {type(error).__name__}: {error}",
             where=_culprit(reward, completions, seconds),
             fix="mend the function; --resume goes on after the last whole step",
         ) from error
-    is_list = isinstance(found, list | tuple) or hasattr(found, "tolist")
-    values = list(found.tolist() if hasattr(found, "tolist") else found) if is_list else None
+    plain = found.tolist() if hasattr(found, "tolist") else found
+    values = list(plain) if isinstance(plain, list | tuple) else None
     if values is None or len(values) != len(completions):
         what = f"{len(values)} values" if values is not None else f"{type(found).__name__} {found!r:.60}"
         raise DataError(
@@ -330,7 +350,7 @@ def _called(reward: Reward, completions: Sequence[Completion], seconds: float, t
     thread.join(seconds)
     if thread.is_alive():
         rows = ", ".join(dict.fromkeys(str(completion.origin) for completion in completions[:3]))
-        raise DataError(
+        raise TimedOut(
             f"the reward {reward.name} did not answer within {seconds:g} s",
             where=f"{rows}, …" if len(completions) > 3 else rows,
             fix="make it faster, or raise objective.reward_seconds",
@@ -346,9 +366,27 @@ async def _awaited(made: Any) -> Any:
 
 def _culprit(reward: Reward, completions: Sequence[Completion], seconds: float) -> str | None:
     """The row of the first completion that the function fails at when it is alone."""
+    begun = time.monotonic()
     for completion in completions:
+        if (left := seconds - (time.monotonic() - begun)) <= 0:
+            break
         try:
-            _called(reward, [completion], seconds, Told())
+            _called(reward, [completion], left, Told())
+        except TimedOut:
+            break
         except Exception:
             return str(completion.origin)
     return None
+
+
+def source_of(rewards: Sequence[Reward]) -> str:
+    """A digest of the code that the rewards stand in, where it can be read: another judge makes another run."""
+    digest = hashlib.blake2b(digest_size=16)
+    for reward in rewards:
+        digest.update(f"{reward.name} {reward.weight!r}".encode())
+        own = getattr(reward.function, "wraps", reward.function)
+        with contextlib.suppress(TypeError, OSError):
+            file = inspect.getsourcefile(own)
+            if file is not None and "tunesmith" not in Path(file).parts:
+                digest.update(Path(file).read_bytes())
+    return digest.hexdigest()

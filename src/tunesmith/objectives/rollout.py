@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ class Rollout:
     number: int
     old: dict[int, list[float]]
     """By sample, the trainer's log-probabilities before the first update."""
+    differs: list[bool] = field(default_factory=list)
+    """By prompt, whether its completions did not all earn the same."""
     iteration: int = 0
     """Updates that were made from it, the one under way among them."""
 
