@@ -107,3 +107,19 @@ DPO = {
     ),
 }
 """Who runs in the benchmark of preference tuning."""
+
+_TRL_GRPO = {"weights": "bfloat16", "autocast": False, "checkpointing": False, "completions": 32}
+GRPO = {
+    OURS: Contender("contenders.tunesmith_grpo", None, {}, "this project, at its defaults"),
+    "trl_bf16": Contender("rivals.peft_trl.grpo", "peft_trl", _TRL_GRPO, "bf16 weights, the step in one pass"),
+    "trl_bf16_by_8": Contender(
+        "rivals.peft_trl.grpo", "peft_trl", _TRL_GRPO | {"completions": 8}, "bf16 weights, eight completions a pass"
+    ),
+    "trl_defaults": Contender(
+        "rivals.peft_trl.grpo",
+        "peft_trl",
+        {"weights": "float32", "autocast": True, "checkpointing": True, "completions": 8},
+        "as TRL ships: fp32 weights, autocast, recomputation",
+    ),
+}
+"""Who runs in the benchmark of online learning."""
