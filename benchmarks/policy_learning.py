@@ -163,7 +163,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--easy-steps", type=int, default=50)
     parser.add_argument("--prompts", type=int, default=800)
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--no-write", action="store_true")
     options = parser.parse_args()
     before, model, measures = warn_if_busy(), make_model(), dict[str, Any]()
