@@ -152,7 +152,7 @@ def picture(measures: dict[str, Any], path: Path) -> None:
         axes.spines[["left", "bottom"]].set_color(FAINT)
         axes.tick_params(colors=INK, labelsize=8)
         axes.grid(axis="y", color="#e6e9ed", linewidth=0.8)
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best")
     FigureCanvasAgg(figure).print_png(str(path))
 
 
