@@ -46,8 +46,13 @@ def models(tmp_path_factory):
     return workshop.make(tmp_path_factory.mktemp("documents"))
 
 
-def named(pages):
-    return [pytest.param(page, id=str(page.relative_to(workshop.ROOT))) for page in pages]
+LONG = ("docs/compare.md", "docs/search.md")
+"""Their blocks are whole studies and searches, a minute each; the tests of these folders run smaller ones."""
+
+
+def named(pages, slow=()):
+    ids = {page: str(page.relative_to(workshop.ROOT)) for page in pages}
+    return [pytest.param(p, id=name, marks=pytest.mark.slow if name in slow else ()) for p, name in ids.items()]
 
 
 @pytest.mark.parametrize("page", named(PAGES))
@@ -59,7 +64,10 @@ def test_every_block_of_commands_says_how_it_is_run(page):
             assert block.runs or block.mark.startswith("not run: "), block.text
 
 
-@pytest.mark.parametrize("page", named(page for page in PAGES if any(b.runs for b in blocks(page.read_text()))))
+RUNNING = [page for page in PAGES if any(block.runs for block in blocks(page.read_text()))]
+
+
+@pytest.mark.parametrize("page", named(RUNNING, LONG))
 def test_blocks_run(page, models, monkeypatch):
     monkeypatch.chdir(models)
     names = {"__name__": "document"}
