@@ -158,6 +158,7 @@ def test_functions_that_were_written_for_others(tmp_path):
         ("exakt", "there is no reward 'exakt'"),
         ("nowhere.py:f", "there is no file nowhere.py"),
         ("no.such.module:f", "cannot be imported"),
+        ("lenght:3", "did you mean: length"),
         ("json:f", "has no function"),
         ("format:(", "cannot be read"),
         ("length:x", "cannot be read"),

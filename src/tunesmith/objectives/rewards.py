@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -189,17 +190,25 @@ def _function(name: str, gold: str) -> Function:
             return PLAIN[name]
         if name in SCORERS:
             return _scorer(name, gold)
-        known = [*SCORERS, *PLAIN, *(f"{kind}:…" for kind in WITH_ARGUMENT)]
-        raise RecipeError(
-            f"objective.rewards: there is no reward {name!r}",
-            expected=", ".join(known) + ", file.py:function or module:function",
-        )
+        raise _unknown(name, name)
     if head in WITH_ARGUMENT:
         try:
             return WITH_ARGUMENT[head](rest)
         except (ValueError, re.error) as error:
             raise RecipeError(f"objective.rewards: {name!r} cannot be read: {error}") from None
+    if not head.endswith(".py") and "." not in head and importlib.util.find_spec(head) is None:
+        raise _unknown(name, head)
     return _imported(name, any_columns=True)
+
+
+def _unknown(name: str, word: str) -> RecipeError:
+    known = [*SCORERS, *PLAIN, *(f"{kind}:…" for kind in WITH_ARGUMENT)]
+    meant = difflib.get_close_matches(word, [one.removesuffix(":…") for one in known], n=1)
+    return RecipeError(
+        f"objective.rewards: there is no reward {name!r}",
+        expected=", ".join(known) + ", file.py:function or module:function",
+        notes={"did you mean": meant[0]} if meant else {},
+    )
 
 
 def _imported(name: str, *, any_columns: bool) -> Function:
