@@ -17,17 +17,12 @@ from typing import Any
 
 import numpy as np
 from contender import IGNORED, begin
-from contenders.tunesmith_sft import model_with_adapter
+from contenders.tunesmith_sft import model_with_adapter, run
 
 from tunesmith.data.types import Answer, Origin
-from tunesmith.events import Event, StepDone
 from tunesmith.objectives.preference import PreferenceTuning
 from tunesmith.objectives.preference_losses import PreferenceSettings
-from tunesmith.train.checkpoint import Checkpoints
-from tunesmith.train.loop import Job, Loop
 from tunesmith.train.memory import default_micro_batch_tokens
-from tunesmith.train.settings import TrainSettings
-from tunesmith.train.signals import Signals
 
 
 def answers(rows: list[dict[str, list[int]]], source: str) -> list[Answer]:
@@ -51,10 +46,6 @@ def main(path: str) -> None:
     job, meter = begin(path)
     policy, adapter_set = model_with_adapter(job)
 
-    def listen(event: Event) -> None:
-        if isinstance(event, StepDone):
-            meter.step_done(event.loss, event.grad_norm)
-
     with tempfile.TemporaryDirectory() as folder:
         objective = PreferenceTuning(
             answers(meter.rows, job.rows),
@@ -74,27 +65,7 @@ def main(path: str) -> None:
             stage=silent,
         )
         reference_seconds = time.perf_counter() - begun
-        loop = Loop(
-            policy,
-            objective,
-            Job.of(adapter_set, lambda folder: None),
-            TrainSettings(
-                steps=job.total_steps,
-                batch_size=job.rows_per_step // 2,
-                learning_rate=job.learning_rate,
-                schedule="constant",
-                warmup=0.0,
-                max_grad_norm=None,
-                evaluate_every=job.total_steps + 1,
-                save_every=job.total_steps + 1,
-                seed=job.seed,
-            ),
-            Checkpoints(Path(folder), 1),
-            Signals(),
-            [listen],
-        )
-        meter.start()
-        loop.run()
+    run(job, meter, policy, adapter_set, objective, job.rows_per_step // 2)
     meter.finish(
         adapter_set.counts().trained,
         ["torch", "transformers", "tunesmith"],

@@ -13,19 +13,14 @@ from types import SimpleNamespace
 import numpy as np
 from contender import begin
 from contenders.tunesmith_dpo import silent
-from contenders.tunesmith_sft import model_with_adapter
+from contenders.tunesmith_sft import model_with_adapter, run
 from transformers import AutoTokenizer
 
 from tunesmith.data.types import Asked, Message, Origin, Prompt
-from tunesmith.events import Event, StepDone
 from tunesmith.objectives.policy import PolicyGradient
 from tunesmith.objectives.policy_losses import PolicySettings
 from tunesmith.objectives.rewards import Reward
-from tunesmith.train.checkpoint import Checkpoints
-from tunesmith.train.loop import Job, Loop
 from tunesmith.train.memory import default_micro_batch_tokens
-from tunesmith.train.settings import TrainSettings
-from tunesmith.train.signals import Signals
 
 
 def vowels(completions: list[str], **_: object) -> list[float]:
@@ -46,10 +41,6 @@ def main(path: str) -> None:
         for number, row in enumerate(meter.rows, 1)
     ]
 
-    def listen(event: Event) -> None:
-        if isinstance(event, StepDone):
-            meter.step_done(event.loss, event.grad_norm)
-
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     objective = PolicyGradient(
         asked,
@@ -68,27 +59,7 @@ def main(path: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         most = default_micro_batch_tokens(policy.device)
         objective.begin(policy, num_steps=job.total_steps, max_tokens=most, cache=Path(folder), stage=silent)
-        loop = Loop(
-            policy,
-            objective,
-            Job.of(adapter_set, lambda folder: None),
-            TrainSettings(
-                steps=job.total_steps,
-                batch_size=job.rows_per_step,
-                learning_rate=job.learning_rate,
-                schedule="constant",
-                warmup=0.0,
-                max_grad_norm=None,
-                evaluate_every=job.total_steps + 1,
-                save_every=job.total_steps + 1,
-                seed=job.seed,
-            ),
-            Checkpoints(Path(folder), 1),
-            Signals(),
-            [listen],
-        )
-        meter.start()
-        loop.run()
+    run(job, meter, policy, adapter_set, objective, job.rows_per_step)
     meter.finish(
         adapter_set.counts().trained,
         ["torch", "transformers", "tunesmith"],

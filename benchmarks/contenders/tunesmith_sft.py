@@ -24,6 +24,7 @@ from tunesmith.events import Event, StepDone
 from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.policy import Policy, probe
 from tunesmith.models.settings import ModelSettings
+from tunesmith.objectives.base import Objective
 from tunesmith.objectives.sft import SFT
 from tunesmith.train.checkpoint import Checkpoints
 from tunesmith.train.loop import Job as LoopJob
@@ -56,9 +57,8 @@ def model_with_adapter(job: Job) -> tuple[Policy, AdapterSet]:
     return policy, adapter_set
 
 
-def main(path: str) -> None:
-    job, meter = begin(path)
-    policy, adapter_set = model_with_adapter(job)
+def run(job: Job, meter: Meter, policy: Policy, adapter_set: AdapterSet, objective: Objective, batch_size: int) -> None:
+    """The measured loop: as a recipe runs it, but that nothing is saved or evaluated."""
 
     def listen(event: Event) -> None:
         if isinstance(event, StepDone):
@@ -67,11 +67,11 @@ def main(path: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(
             policy,
-            SFT(examples(meter), (), batch_size=job.rows_per_step, seed=job.seed, shuffle=False),
+            objective,
             LoopJob.of(adapter_set, lambda folder: None),
             TrainSettings(
                 steps=job.total_steps,
-                batch_size=job.rows_per_step,
+                batch_size=batch_size,
                 micro_batch_tokens=job.variant.get("micro_batch_tokens"),
                 learning_rate=job.learning_rate,
                 schedule="constant",
@@ -87,6 +87,13 @@ def main(path: str) -> None:
         )
         meter.start()
         loop.run()
+
+
+def main(path: str) -> None:
+    job, meter = begin(path)
+    policy, adapter_set = model_with_adapter(job)
+    objective = SFT(examples(meter), (), batch_size=job.rows_per_step, seed=job.seed, shuffle=False)
+    run(job, meter, policy, adapter_set, objective, job.rows_per_step)
     meter.finish(
         adapter_set.counts().trained,
         ["torch", "transformers", "tunesmith"],
