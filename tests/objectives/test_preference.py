@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from preference_case import BETA, PROMPTS, SHARED, TARGETS, adapter_tensor, answers, case_model
+from preference_case import BETA, SHARED, TARGETS, adapter_tensor, answers, case_model
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import add
@@ -19,7 +19,7 @@ from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.errors import RecipeError
 from tunesmith.models import attention
 from tunesmith.models.policy import probe
-from tunesmith.models.tiny import ARCHITECTURES, tiny
+from tunesmith.models.tiny import tiny
 from tunesmith.objectives import preference
 from tunesmith.objectives.logprobs import row_logps
 from tunesmith.objectives.preference import PreferenceTuning
@@ -210,7 +210,6 @@ def test_other_architectures_and_those_that_run_padded(arch):
     wanted.backward()
     assert loss == pytest.approx(wanted.item(), rel=1e-6)
     same(grads, {name: parameter.grad for name, parameter in parameters.items()}, 1e-5)
-    assert arch in ARCHITECTURES
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -320,7 +319,7 @@ def test_the_metrics_are_means_over_the_step():
 
 
 def test_chosen_answers_that_become_less_likely_are_told(tmp_path):
-    policy, parameters = policy_of(torch.float64)
+    policy, _ = policy_of(torch.float64)
     objective = objective_of("sigmoid", held_out=answers())
     from contextlib import nullcontext
 
@@ -331,7 +330,6 @@ def test_chosen_answers_that_become_less_likely_are_told(tmp_path):
     assert "less likely" in objective.remarks()[0]
     objective._last["logps/chosen"] = objective_reference(objective) + 1
     assert objective.remarks() == []
-    assert parameters
 
 
 def objective_reference(objective):
@@ -387,4 +385,3 @@ def test_all_that_is_said_reads_back():
         resolved = from_dict(values | {"objective": {"kind": "preference", "loss": loss, **own}})
         assert from_dict(resolved.plain).recipe.objective == resolved.recipe.objective
     assert preference.takes(PreferenceSettings()) != preference.takes(PreferenceSettings(loss="kto"))
-    assert len(PROMPTS) == 3

@@ -18,6 +18,9 @@ from torch import Tensor
 from tunesmith.data.types import Batch, Example
 from tunesmith.models.policy import Policy
 
+Stage = Callable[[str], AbstractContextManager[Callable[[float], None]]]
+"""Shows a piece of work by its name; what it yields is told the share that is done."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -58,14 +61,14 @@ class Objective(Protocol):
         num_steps: int | None,
         max_tokens: int,
         cache: Path,
-        stage: Callable[[str], AbstractContextManager[Callable[[float], None]]],
+        stage: Stage,
     ) -> list[str]:
         """Called once, before the first step: what can be computed beforehand. Returns lines for a person.
 
         num_steps  of the whole run; None where it ends by the clock
         max_tokens of a batch that needs no gradient
         cache      a folder for what another run may use again
-        stage      shows a piece of work by its name; what it yields is told the share that is done
+        stage      shows a piece of work
         """
         ...
 

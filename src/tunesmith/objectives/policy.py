@@ -14,8 +14,7 @@ Gap         the sampler's log-probabilities are held against the trainer's in ev
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +29,7 @@ from tunesmith.data.types import Asked, Batch, Example, Prompt, Row, Sampled
 from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.models.generate import Generated, generate
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Loss, Step
+from tunesmith.objectives.base import Loss, Stage, Step
 from tunesmith.objectives.logprobs import TokenLogps, token_logps
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.policy_losses import PolicySettings, advantages, kl, overlong, ratios, token_losses
@@ -105,7 +104,7 @@ class PolicyGradient:
         num_steps: int | None,
         max_tokens: int,
         cache: Path,
-        stage: Callable[[str], AbstractContextManager[Callable[[float], None]]],
+        stage: Stage,
     ) -> list[str]:
         self.share, self._max_tokens, self._dtype = policy.flat, max_tokens, policy.model.dtype
         names = ", ".join(reward.name for reward in self.rewards)

@@ -8,8 +8,7 @@ Rewards      beta times the scores, in the names that TRL gives them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +22,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.types import CHOSEN, Answer, Batch, Example, Judged, Preference, Row
 from tunesmith.errors import RecipeError
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Loss, Step
+from tunesmith.objectives.base import Loss, Stage, Step
 from tunesmith.objectives.logprobs import RowLogps, row_logps
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.preference_losses import LOSSES, PreferenceSettings
@@ -80,7 +79,7 @@ class PreferenceTuning:
         num_steps: int | None,
         max_tokens: int,
         cache: Path,
-        stage: Callable[[str], AbstractContextManager[Callable[[float], None]]],
+        stage: Stage,
     ) -> list[str]:
         """The reference's log-probabilities of all rows that will be visited."""
         self.share, self._max_tokens = policy.flat and self._may_share, max_tokens

@@ -7,8 +7,7 @@ Denominator  "tokens": every learned token of the step weighs the same, however 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.types import Batch, Example, Row
 from tunesmith.kernels.linear_ce import linear_ce
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Loss, Step
+from tunesmith.objectives.base import Loss, Stage, Step
 from tunesmith.objectives.logprobs import targets_of
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.settings import ObjectiveSettings
@@ -70,7 +69,7 @@ class SFT:
         num_steps: int | None,
         max_tokens: int,
         cache: Path,
-        stage: Callable[[str], AbstractContextManager[Callable[[float], None]]],
+        stage: Stage,
     ) -> list[str]:
         if all(row.group is None for row in self.train):
             return []
