@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
     {"compare"},
     {"one_call"},
     {"run", "inference"},
-    {"questions"},
+    {"questions", "assemble"},
     {"chat", "evaluate", "answer_file"},
     {"session"},
     {"recipe"},

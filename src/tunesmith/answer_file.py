@@ -16,10 +16,11 @@ from typing import IO, Any
 
 from tunesmith.atomic import write_file
 from tunesmith.data.files import READERS, ending, read_file
-from tunesmith.data.formats import alpaca, prompt_template
+from tunesmith.data.formats import alpaca
 from tunesmith.data.formats import messages as messages_format
 from tunesmith.data.messages import Unreadable, read_messages, read_tools
 from tunesmith.data.settings import DataSettings, TemplateFormat
+from tunesmith.data.template_rows import prompt_template
 from tunesmith.data.types import Message, Origin
 from tunesmith.errors import DataError, MachineError, together
 from tunesmith.models.generate import Generated

@@ -18,8 +18,9 @@ from tunesmith.adapters import identity, store
 from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_unwritable
 from tunesmith.atomic import no_room
 from tunesmith.chat import run_chat
+from tunesmith.data.counts import told
 from tunesmith.data.formats import LEARNABLE
-from tunesmith.data.prepare import prepare, told
+from tunesmith.data.prepare import prepare
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.sources import read
 from tunesmith.data.types import Message

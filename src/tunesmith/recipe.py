@@ -317,6 +317,7 @@ class _Tree:
         """The record, or every fault of the tree in one error."""
         errors = self.errors
         sections: dict[str, Settings] = {}
+        self._follow()
         chosen = {section: self._chosen(section) for section in CHOICES}
         records = _records({section: value for section, value in chosen.items() if value is not None})
         for name, value in self.values.items():
@@ -354,6 +355,15 @@ class _Tree:
         cause = detail["ctx"]["error"]
         return RecipeError(f"{cause.key} {cause.text}", where=self.where(_split(cause.key, "recipe")), fix=cause.fix)
 
+    def _follow(self) -> None:
+        """Settings of the adapter that the objective's stand for, where they are not given."""
+        objective, adapter = self.values.get("objective"), self.values.get("adapter") or {}
+        if not isinstance(objective, dict) or not isinstance(adapter, dict):
+            return
+        offered = CHOICES["objective"].table.get(str(objective.get("kind", DEFAULT_OBJECTIVE)))
+        for key, value in getattr(offered, "adapter_of", lambda *_: {})(objective, adapter).items():
+            self.set(("adapter", key), value, self.where(("objective",)))
+
     def _chosen(self, section: str) -> str | None:
         """The adapter's method, the objective's kind; None, with an error noted, where there is no such thing."""
         choice, values = CHOICES[section], self.values.get(section)
@@ -374,6 +384,8 @@ class _Tree:
 _ALSO_CALLED = {
     **{name: f"policy, with preset: {name}" for name in PRESETS},
     "dpo": "preference",
+    "classification": "classify",
+    "reward_model": "reward",
     "ipo": "preference, with loss: ipo_mean or ipo_sum",
     **{loss: f"preference, with loss: {loss}" for loss in ("kto", "orpo", "cpo", "simpo")},
 }

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from tunesmith.adapters.settings import KINDS
+from tunesmith.adapters.settings import KINDS, NONE
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.data.settings import DataSettings
 from tunesmith.errors import RecipeError
 from tunesmith.models.settings import ModelSettings
+from tunesmith.objectives.classify_losses import ClassifySettings
 from tunesmith.objectives.policy_losses import PolicySettings
+from tunesmith.objectives.reward import RewardSettings
 from tunesmith.objectives.sft import SFTSettings
 from tunesmith.settings import Contradiction
 from tunesmith.train.settings import TrainSettings
@@ -61,6 +63,31 @@ def one_policy(recipe: Sections) -> None:
             raise Contradiction(f"{section}.{name}", text, "leave it out with objective.kind policy")
 
 
+def a_head(recipe: Sections) -> None:
+    """What a classification head goes with."""
+    if not isinstance(recipe.objective, ClassifySettings | RewardSettings):
+        return
+    if isinstance(recipe.adapter, VirtualSettings):
+        raise Contradiction(
+            "adapter.method", "puts tokens before documents, and trains no head", "choose lora, full or another method"
+        )
+    way = getattr(recipe.objective, "way", "all")
+    if way != "all" and recipe.adapter.method != "full":
+        raise Contradiction(
+            "adapter.method",
+            f"adapts what objective.way {way} leaves as it is",
+            "leave it out, or set objective.way=all",
+        )
+    if way == "features" and recipe.adapter.targets != NONE:
+        raise Contradiction(
+            "objective.way",
+            "features trains no block",
+            "leave out adapter.last_blocks and adapter.targets, or way=head",
+        )
+    if way == "features" and recipe.model.adapter is not None:
+        raise Contradiction("objective.way", "features begins at a base", "leave out model.adapter, or take way all")
+
+
 def virtual_or_added_tokens(recipe: Sections) -> None:
     if recipe.model.add_tokens and isinstance(recipe.adapter, VirtualSettings) and recipe.model.adapter is None:
         raise Contradiction("model.add_tokens", "cannot be trained beside virtual tokens", "leave out either")
@@ -97,6 +124,7 @@ RULES: tuple[Callable[[Sections], None], ...] = (
     something_held_out,
     pairs_or_groups,
     one_policy,
+    a_head,
     virtual_or_added_tokens,
     something_frozen,
 )

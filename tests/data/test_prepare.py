@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
+from tunesmith.data.counts import KINDS
 from tunesmith.data.pack import collate, micro_batches
-from tunesmith.data.prepare import KINDS, fingerprint, prepare
+from tunesmith.data.prepare import fingerprint, prepare
 from tunesmith.data.report import as_json, print_report, seen, summary
 from tunesmith.data.settings import DataSettings, HeldOut, TemplateFormat
 from tunesmith.data.split import split

@@ -327,9 +327,9 @@ def test_chosen_answers_that_become_less_likely_are_told(tmp_path):
     objective.begin(policy, num_steps=1, max_tokens=100, cache=tmp_path, stage=stage)
     objective.evaluate(policy, 100)
     objective._last["logps/chosen"] = 1.05 * objective_reference(objective) - 1
-    assert "less likely" in objective.remarks()[0]
+    assert "less likely" in objective.conclude(policy, 100, tmp_path)[0]
     objective._last["logps/chosen"] = objective_reference(objective) + 1
-    assert objective.remarks() == []
+    assert objective.conclude(policy, 100, tmp_path) == []
 
 
 def objective_reference(objective):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters.base import Adapter, Base, Stored
-from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.adapters.settings import NONE, AdapterSettings
 from tunesmith.errors import AdapterError
 from tunesmith.quant.quantised import QuantisedLinear
 from tunesmith.settings import Contradiction
@@ -45,6 +45,8 @@ class Settings(AdapterSettings):
     def _rest_of_everything(self) -> Self:
         if self.targets == "all-linear":
             return self
+        if self.targets == NONE and self.last_blocks is not None:
+            raise Contradiction("last_blocks", "has nothing to choose from: targets is none", "leave one of them out")
         if "train_in_full" not in self.model_fields_set:  # frozen, and not counted among what a person gave
             object.__setattr__(self, "train_in_full", ())
         elif "rest" in self.train_in_full:

@@ -116,6 +116,8 @@ def _digest(model: PreTrainedModel, as_bytes: Callable[[Tensor], bytes], matrice
     order = sorted({*own, *held}) if held or not matrices else own
     for name in order:
         path = name.rpartition(".")[0]
+        if path in body.scorer:
+            continue  # the adapter's, whatever stood there before
         by_token = path in vocabulary
         if not matrices and not by_token and (name in held or own[name].dim() > 1):
             digest.update(name.encode())

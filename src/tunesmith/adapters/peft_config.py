@@ -64,6 +64,11 @@ ENDS = ("embed_tokens", "lm_head")
 """PEFT's ensure_weight_tying acts where one of these names is asked for, and nowhere else: not on GPT-2's wte alone."""
 
 
+SEQUENCE_CLASSIFICATION = "SEQ_CLS"
+OFFERED_HEADS = ("classifier", "score")
+"""PEFT names both in modules_to_save of each sequence classifier, whichever of them the model has."""
+
+
 SHAPES: dict[str, tuple[type, ...]] = {
     "target_modules": (str, list),
     "exclude_modules": (str, list),
@@ -102,7 +107,7 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
     method = METHODS[settings.method]  # type: ignore[attr-defined]
     main = method.to_peft(settings)
     common = {
-        "task_type": "CAUSAL_LM",
+        "task_type": SEQUENCE_CLASSIFICATION if body.scorer else "CAUSAL_LM",
         "auto_mapping": None,
         "base_model_name_or_path": base_name or None,
         "revision": revision,
@@ -119,7 +124,7 @@ def write(adapter_set: AdapterSet, base_name: str, revision: str | None) -> dict
         path: method.to_peft(adapter_set.adapters[path].in_file(own))
         for path, own in adapter_set.layer_settings.items()
     }
-    if main not in per_layer.values():
+    if per_layer and main not in per_layer.values():
         main = next(iter(per_layer.values()))
     config = {
         **common,
@@ -177,7 +182,7 @@ def _compact(adapted: Sequence[str], body: Anatomy) -> list[str]:
 
 def read(config: dict[str, Any], body: Anatomy) -> Plan:
     """Resolve PEFT's `config` on a model; everything that cannot be honoured is refused together."""
-    errors = [*_refusals(config), *_malformed(config)]
+    errors = [*_refusals(config, body), *_malformed(config)]
     if errors:
         raise together(errors)
     method, fields = _method(config)
@@ -233,7 +238,7 @@ def _method(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     raise AdapterError(f"no method here reads peft_type {config['peft_type']} as it is set")
 
 
-def _refusals(config: dict[str, Any]) -> Iterable[TunesmithError]:
+def _refusals(config: dict[str, Any], body: Anatomy) -> Iterable[TunesmithError]:
     kind = config.get("peft_type")
     if kind not in KNOWN_TYPES:
         yield AdapterError(
@@ -242,8 +247,11 @@ def _refusals(config: dict[str, Any]) -> Iterable[TunesmithError]:
             fix="merge it with PEFT and load the merged model",
         )
         return
-    if config.get("task_type") not in (None, "CAUSAL_LM"):
-        yield AdapterError(f"task_type {config['task_type']} is not causal language modelling", expected="CAUSAL_LM")
+    wanted = SEQUENCE_CLASSIFICATION if body.scorer else "CAUSAL_LM"
+    if config.get("task_type") not in (None, wanted):
+        yield AdapterError(
+            f"the adapter is for a model of another kind: its task_type is {config['task_type']}", expected=wanted
+        )
     if config.get("bias", "none") != "none":
         yield AdapterError(f"bias: {config['bias']} changes the base's biases", fix="merge it with PEFT first")
     if kind == "VERA" and not config.get("save_projection", True):
@@ -308,7 +316,7 @@ def _saved_modules(config: dict[str, Any], body: Anatomy, errors: list[Tunesmith
     chosen: set[str] = set()
     for name in config.get("modules_to_save") or ():
         tops = [path for path in body.modules if path and path.endswith(name)]
-        if not tops:
+        if not tops and not (body.scorer and name in OFFERED_HEADS):
             errors.append(AdapterError(f"modules_to_save names {name}, which matches nothing in this model"))
         chosen.update(p for p in body.modules if any(p == top or p.startswith(top + ".") for top in tops))
     if _ties(config, body, config.get("modules_to_save")):
@@ -334,6 +342,8 @@ def _target_modules(
 ) -> list[str]:
     """Paths that PEFT would adapt, in the model's order."""
     targets = config.get("target_modules")
+    if not targets and in_full and config.get("peft_type") == PEFT_TYPE:
+        return []
     if not targets:
         errors.append(AdapterError("target_modules is empty", fix="name the layers that the adapter touches"))
         return []

@@ -11,6 +11,8 @@ from tunesmith.settings import Contradiction, Settings
 
 KINDS = ("all-linear", "attention", "mlp", "key-value", "mlp-down", "outputs")
 """Words for `targets`."""
+NONE = "none"
+"""In place of targets: no matrix is adapted, and what `train_in_full` names is all that learns."""
 
 
 class AdapterSettings(Settings):
@@ -19,7 +21,8 @@ class AdapterSettings(Settings):
 
     targets: str | tuple[str, ...] = "all-linear"
     """all-linear, attention, mlp, key-value, mlp-down, outputs (mlp-down and the attention's own), a list of such words
-    or of layer names, or "re:" and a regular expression over full paths."""
+    or of layer names, or "re:" and a regular expression over full paths. Of method full also none: what train_in_full
+    names alone."""
     last_blocks: PositiveInt | None = None
     """Adapt only the last so many blocks."""
     train_in_full: tuple[str, ...] = ()

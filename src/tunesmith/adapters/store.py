@@ -28,6 +28,7 @@ from tunesmith.adapters import METHODS, peft_config
 from tunesmith.adapters.adapter_set import AdapterSet, make, place
 from tunesmith.adapters.attach import Switch, slots
 from tunesmith.adapters.base import Stored
+from tunesmith.adapters.heads import Head, read_head
 from tunesmith.adapters.identity import BaseIdentity, held_otherwise, is_same, public_name
 from tunesmith.adapters.peft_config import Plan
 from tunesmith.adapters.settings import AdapterSettings
@@ -41,6 +42,8 @@ from tunesmith.quant.quantised import storage_name
 
 CONFIG, TENSORS, SIDE = "adapter_config.json", "adapter_model.safetensors", "tunesmith.json"
 PREFIX = "base_model.model."
+OUTPUTS = ("score", "classifier", "classifier.out_proj")
+"""Where PEFT's sequence classifiers keep the last matrix of their heads."""
 FORMAT = 1
 
 
@@ -59,6 +62,7 @@ def save(folder: Path | str, adapter_set: AdapterSet, base: BaseIdentity) -> Pat
         "settings": adapter_set.settings.model_dump(mode="json"),
         "layer_settings": _odd_layers(adapter_set),
         "added_tokens": list(adapter_set.added_tokens),
+        "head": None if adapter_set.head is None else adapter_set.head.as_dict(),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
     try:
@@ -161,6 +165,35 @@ def noted_base(folder: Path | str) -> dict[str, Any]:
     side = Path(folder) / SIDE
     noted = _object(side).get("base") if side.is_file() else None
     return noted if isinstance(noted, dict) else {}
+
+
+def head_of(folder: Path | str) -> Head | None:
+    """What the classification head gives that the adapter in `folder` was trained with; None where it has none.
+
+    Of PEFT's folder, the number of its outputs alone is known.
+    """
+    folder = Path(folder)
+    if (folder / SIDE).is_file():
+        return noted_head(_object(folder / SIDE))
+    if config_of(folder).get("task_type") != peft_config.SEQUENCE_CLASSIFICATION:
+        return None
+    found = [tensor for name, tensor in _tensors(folder).items() if name.rpartition(".")[0] in OUTPUTS]
+    if len({len(tensor) for tensor in found}) != 1:
+        raise AdapterError("how many classes the adapter tells apart cannot be seen", where=str(folder))
+    return Head("one", tuple(f"LABEL_{index}" for index in range(len(found[0]))))
+
+
+def note_head(folder: Path, head: Head) -> None:
+    """Write what is known of the adapter's head by now beside it."""
+    side = _object(folder / SIDE)
+    if side.get("head") != json.loads(json.dumps(head.as_dict())):
+        write_file(folder / SIDE, _json(side | {"head": head.as_dict()}))
+
+
+def noted_head(side: dict[str, Any] | None) -> Head | None:
+    """What our side file says of the adapter's classification head."""
+    written = None if side is None else side.get("head")
+    return None if written is None else read_head(written)
 
 
 def virtual_tokens(folder: Path | str) -> int:
@@ -326,6 +359,7 @@ def _build(
     )
     _fill(adapter_set, plan, left)
     adapter_set.added_tokens = tuple(side["added_tokens"]) if side else ()
+    adapter_set.head = noted_head(side) if body.scorer else None
     return adapter_set
 
 

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from tunesmith.adapters.attach import Slot, layers
 from tunesmith.adapters.full import is_lookup
-from tunesmith.adapters.settings import KINDS, AdapterSettings
+from tunesmith.adapters.heads import head_paths
+from tunesmith.adapters.settings import KINDS, NONE, AdapterSettings
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.errors import AdapterError, TunesmithError, together
 from tunesmith.quant.dense import is_matrix, weight_shape
@@ -68,6 +69,8 @@ class Anatomy:
     head: str | None
     tied: bool
     """Embedding and head are one parameter."""
+    scorer: tuple[str, ...] = ()
+    """Paths of what makes a classification head, where the model ends in one: it is always trained in full."""
 
     def rows(self, path: str | None) -> int:
         """Tokens in the table of the embedding or head at `path`."""
@@ -157,7 +160,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     blocks = () if longest is None else tuple(f"{longest}.{name}" for name, _ in outermost[longest].named_children())
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and embedding is not None and getattr(head, "weight", None) is embedding.weight
-    return Anatomy(modules, blocks, path_of(embedding), path_of(head), tied)
+    return Anatomy(modules, blocks, path_of(embedding), path_of(head), tied, head_paths(model, modules))
 
 
 def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
@@ -166,6 +169,11 @@ def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
     errors: list[TunesmithError] = []
     _refuse_blocks(body, settings, errors)
     if isinstance(settings, VirtualSettings) and not errors:
+        if body.scorer:
+            raise AdapterError(
+                "virtual tokens and a classification head cannot be trained at once",
+                fix="choose a method that stands beside layers, such as lora",
+            )
         return before_documents(body)
     adapted = _matrices(body, settings.targets, errors)
     if settings.whole and body.tied and {body.embedding, body.head} & set(adapted):
@@ -187,7 +195,7 @@ def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
     if errors:
         raise together(errors)
     adapted = [path for path in adapted if path not in set(in_full)]
-    if not adapted:
+    if not adapted and not (settings.targets == NONE and in_full):
         raise AdapterError(f"adapter.targets {settings.targets!r} reaches no matrix of this model")
     reached = set(adapted) | set(in_full)
     missed = [path for path in body.matrices if path not in reached]
@@ -219,6 +227,8 @@ def before_documents(body: Anatomy) -> Targets:
 def _matrices(body: Anatomy, targets: str | tuple[str, ...], errors: list[TunesmithError]) -> list[str]:
     """Paths that `targets` name, in the model's order."""
     chosen: set[str] = set()
+    if targets == NONE:
+        return []
     for target in (targets,) if isinstance(targets, str) else targets:
         known = len(errors)
         found = matching(body, target)
@@ -291,12 +301,12 @@ def _modules_in_full(
 ) -> list[str]:
     """Modules with parameters of their own that `train_in_full` reaches; a container stands for all below it."""
     owners = [path for path, module in body.modules.items() if any(True for _ in module.parameters(recurse=False))]
-    chosen: set[str] = set()
+    chosen: set[str] = set(body.scorer)
     for name in settings.train_in_full:
         if name == "embeddings":
             found = [body.embedding] if body.embedding else []
         elif name == "head":
-            found = [body.head] if body.head else []
+            found = list(body.scorer) or ([body.head] if body.head else [])
         elif name == "norms":
             found = [path for path in owners if _is_norm(body, path)]
         elif name == "rest":

@@ -18,19 +18,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Template, TemplateSyntaxError, UndefinedError
-from jinja2.exceptions import SecurityError
-
 from tunesmith.data.files import RawRow
+from tunesmith.data.labels import labelled
 from tunesmith.data.messages import KNOWN_KEYS, Unreadable, need, parsed, read_messages, read_tools, text_of
 from tunesmith.data.preferences import openai_preference, passed_over, preference, unpaired
 from tunesmith.data.problems import Problems, listed, shown
-from tunesmith.data.sandbox import TEMPLATE_ERRORS, Unwritable, column_environment, time_limit
 from tunesmith.data.settings import TemplateFormat
+from tunesmith.data.template_rows import makes, template
 from tunesmith.data.types import (
     Conversation,
     Document,
     Judged,
+    Labelled,
     Message,
     Origin,
     Preference,
@@ -97,10 +96,6 @@ def alpaca(row: RawColumns, origin: Origin) -> Conversation:
     return Conversation(tuple(turns), origin)
 
 
-_BEFORE = {"system": "system", "prompt": "user"}
-_ANSWERS = dict.fromkeys(("answer", "chosen", "rejected"), "assistant")
-
-
 def prompt(row: RawColumns, origin: Origin) -> Prompt:
     """A question alone: text or messages, of which an answer at the end is left off."""
     keys = [key for key in ("prompt", "messages", "conversations", "question") if row.get(key) is not None]
@@ -114,61 +109,6 @@ def prompt(row: RawColumns, origin: Origin) -> Prompt:
     if not turns:
         raise Unreadable(f"the column {key!r} holds no turn to answer")
     return Prompt(turns, given, {k: v for k, v in row.items() if k != key}, origin, read_tools(row.get("tools")))
-
-
-def template(settings: TemplateFormat) -> Callable[[RawColumns, Origin], Conversation | Preference | Prompt]:
-    """A format written by the user: Jinja over the row's columns."""
-    turns_before, answers = _written(settings, _BEFORE), _written(settings, _ANSWERS)
-
-    def read(row: RawColumns, origin: Origin) -> Conversation | Preference | Prompt:
-        before, said = tuple(turns_before(row).values()), answers(row)
-        if not said:
-            return Prompt(before, before[-1].content, dict(row), origin)
-        if "answer" in said:
-            return Conversation((*before, said["answer"]), origin)
-        return Preference(before, (said["chosen"],), (said["rejected"],), origin)
-
-    return read
-
-
-def prompt_template(settings: TemplateFormat) -> Callable[[RawColumns], tuple[Message, ...]]:
-    """What such a format writes before the answer."""
-    turns_before = _written(settings, _BEFORE)
-    return lambda row: tuple(turns_before(row).values())
-
-
-def _written(settings: TemplateFormat, roles: Mapping[str, str]) -> Callable[[RawColumns], dict[str, Message]]:
-    """From a row to those turns of `settings` that are given, in the order of `roles`."""
-    sources = {name: getattr(settings, name) for name in roles}
-    compiled = {name: _compile(name, source) for name, source in sources.items() if source is not None}
-    return lambda row: {name: Message(roles[name], _fill(part, name, row)) for name, part in compiled.items()}
-
-
-def _compile(name: str, source: str) -> Template:
-    try:
-        return column_environment().from_string(source)
-    except TemplateSyntaxError as error:
-        raise DataError(
-            f"not a valid Jinja template: {error.message}",
-            where=f"data.format.{name}, line {error.lineno}",
-            found=shown(source),
-            fix="columns are written {{ name }}",
-        ) from None
-
-
-def _fill(part: Template, name: str, row: RawColumns) -> str:
-    try:
-        with time_limit():
-            return part.render(row)
-    except UndefinedError as error:
-        raise Unreadable(f"data.format.{name}: {error.message}", found=f"columns {listed(row)}") from None
-    except Unwritable as error:
-        raise Unreadable(f"data.format.{name}: {error}", found=shown(dict(row))) from None
-    except SecurityError as error:
-        raise Unreadable(f"data.format.{name} does what a template may not: {error}") from None
-    except TEMPLATE_ERRORS as error:
-        reason = str(error) or type(error).__name__
-        raise Unreadable(f"data.format.{name} cannot be filled: {reason}", found=shown(dict(row))) from None
 
 
 @dataclass(frozen=True)
@@ -208,11 +148,17 @@ FORMATS: dict[str, Format] = {
         preference,
         Preference,
         "chosen rejected",
-        "prompt messages conversations instruction question input system tools",
+        "prompt messages conversations instruction question input system tools margin",
         passed_over,
     ),
     "openai-preference": _format(openai_preference, Preference, "input preferred_output non_preferred_output"),
     "prompt": _format(prompt, Prompt, "prompt | messages | conversations | question", "tools"),
+    "labelled": _format(
+        labelled,
+        Labelled,
+        "text label | text labels | messages label | messages labels | conversations label | conversations labels",
+        "system tools",
+    ),
     "unpaired": _format(
         unpaired,
         Judged,
@@ -228,6 +174,7 @@ IN_WORDS = {
     Preference: "pairs of a chosen and a rejected answer",
     Judged: "answers with a label that says whether each is wanted",
     Prompt: "prompts without an answer",
+    Labelled: "texts with their labels",
 }
 
 
@@ -258,7 +205,7 @@ def convert(
     reader: Callable[[RawColumns, Origin], Row]
     if isinstance(format, TemplateFormat):
         name, reader = "template", template(format)
-        _refuse_others(name, _makes(format), takes + or_else, source)
+        _refuse_others(name, makes(format), takes + or_else, source)
     else:
         name = recognise(raw, takes, or_else) if format == "auto" else format
         _refuse_others(name, FORMATS[name].makes, takes + or_else, source)
@@ -297,12 +244,6 @@ def _needs_in_words(kind: Format) -> str:
     return " or ".join(" and ".join(sorted(names)) for names in kind.needs)
 
 
-def _makes(format: TemplateFormat) -> type[Row]:
-    if format.chosen is not None:
-        return Preference
-    return Prompt if format.answer is None else Conversation
-
-
 def _refuse_others(name: str, makes: type[Row], takes: tuple[type[Row], ...], where: str | None) -> None:
     """Rows that the objective cannot learn from."""
     if makes in takes:
@@ -323,6 +264,7 @@ _ADVICE = {
     Preference: "set objective.kind=preference, or data.columns={completion: chosen} to learn the chosen answers alone",
     Judged: "set objective.kind=preference objective.loss=kto",
     Prompt: "set objective.kind=policy and objective.rewards, or say what the answer is",
+    Labelled: "set objective.kind=classify",
 }
 
 
@@ -425,6 +367,7 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
 
 def _refuse_surrogates(row: Row) -> None:
     """Half of a UTF-16 pair is not text: no tokenizer can encode it."""
+    row = row.text if isinstance(row, Labelled) else row
     turns = turns_of(row)
     parts = (
         [row.text]

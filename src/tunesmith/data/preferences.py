@@ -39,7 +39,7 @@ def preference(row: RawColumns, origin: Origin) -> Preference:
         )
     if prompt[-1].role == "assistant":
         raise Unreadable("the prompt ends in an answer", found=shown(prompt[-1].content))
-    return _pair(_with_system(prompt, row), chosen, rejected, origin, row.get("tools"))
+    return _pair(_with_system(prompt, row), chosen, rejected, origin, row.get("tools"), row.get("margin"))
 
 
 def passed_over(row: RawColumns) -> set[str]:
@@ -155,12 +155,15 @@ def _pair(
     rejected: tuple[Message, ...],
     origin: Origin,
     tools: Any,
+    margin: Any = None,
 ) -> Preference:
     if not prompt:
         raise Unreadable("the prompt is empty")
     for key, answer in (("chosen", chosen), ("rejected", rejected)):
         _refuse_no_answer(answer, key)
-    return Preference(prompt, chosen, rejected, origin, read_tools(tools))
+    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
+        raise Unreadable("the column 'margin' must be a number", found=shown(margin))
+    return Preference(prompt, chosen, rejected, origin, read_tools(tools), None if margin is None else float(margin))
 
 
 def _refuse_no_answer(turns: tuple[Message, ...], key: str) -> None:

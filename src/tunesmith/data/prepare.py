@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from tunesmith.data.counts import Counts, told
 from tunesmith.data.files import RawRow
 from tunesmith.data.formats import LEARNABLE, convert
 from tunesmith.data.problems import Problems, counted
@@ -21,70 +22,20 @@ from tunesmith.data.types import (
     CHOSEN,
     Answer,
     Asked,
+    Classified,
     Conversation,
     Document,
     Example,
     Judged,
+    Labelled,
     Origin,
     Preference,
     Prompt,
     Row,
     Text,
 )
+from tunesmith.data.unlearned import asked, classified
 from tunesmith.errors import DataError
-
-FIRST = 5
-
-
-@dataclass
-class Tally:
-    """How many rows something happened to, and the first few of them."""
-
-    count: int = 0
-    first: list[Origin] = field(default_factory=list)
-    last: Origin | None = None
-
-    def add(self, origin: Origin) -> None:
-        """Both sides of a pair are one row."""
-        if origin == self.last:
-            return
-        self.last = origin
-        self.count += 1
-        if len(self.first) < FIRST:
-            self.first.append(origin)
-
-
-# What can happen to a row, in the order in which it is told.
-KINDS = {
-    "empty": "empty, left out",
-    "overlong": "longer than data.max_length, left out",
-    "truncated": "cut to data.max_length",
-    "split": "of plain text, cut into pieces",
-    "unlearnable": "with nothing to learn, left out",
-    "identical": "whose chosen and rejected answers are the same, left out",
-    "straddled": "whose tokens at the border of prompt and answer are others than in generation",
-    "unprompted": "whose earlier turns are shown otherwise than generation shows them",
-    "hidden": "with words that the chat template does not write out",
-    "control": "whose own text holds special tokens",
-    "leaked": "also found in training",
-}
-
-
-@dataclass
-class Counts:
-    """One side, training or held out. `tokens` and `learned` are of the rows that are left."""
-
-    read: int = 0
-    kept: int = 0
-    tokens: int = 0
-    learned: int = 0
-    kinds: dict[str, Tally] = field(default_factory=lambda: {kind: Tally() for kind in KINDS})
-
-    def add(self, kind: str, origin: Origin) -> None:
-        self.kinds[kind].add(origin)
-
-    def __getitem__(self, kind: str) -> int:
-        return self.kinds[kind].count
 
 
 @dataclass(frozen=True)
@@ -195,24 +146,6 @@ def _beyond(examples: Sequence[Example], made_for: int | None) -> tuple[str, ...
     return (f"{what}: the model was made for {made_for:,}, and may learn worse beyond them",)
 
 
-def told(counts: Counts) -> list[str]:
-    """What happened to rows, in words, with the first rows of each kind."""
-    return [
-        f"{counted(tally.count, 'row')} {KINDS[kind]} ({_places(tally)})"
-        for kind, tally in counts.kinds.items()
-        if tally.count
-    ]
-
-
-def _places(tally: Tally) -> str:
-    """Row numbers under their file's name, which is said once."""
-    by_source: dict[str, list[str]] = {}
-    for origin in tally.first:
-        by_source.setdefault(origin.source, []).append(str(origin.row))
-    more = ", …" if tally.count > len(tally.first) else ""
-    return "; ".join(f"{source}: row {', '.join(numbers)}" for source, numbers in by_source.items()) + more
-
-
 def _side(
     raw: Sequence[RawRow],
     settings: DataSettings,
@@ -230,9 +163,12 @@ def _side(
             counts.add("unlearnable", row.origin)
         else:
             full.append(row)
+    texts = [row for row in full if isinstance(row, Labelled)]
+    if texts:
+        return *classified(texts, settings, renderer, counts, advice), list(full), reading.format, reading.notes
     prompts = [row for row in full if isinstance(row, Prompt)]
     if prompts:
-        return *_prompts(prompts, settings, renderer, counts), full, reading.format, reading.notes
+        return *asked(prompts, settings, renderer, counts), full, reading.format, reading.notes
     written = [part for row in full for part in written_as(row).values()]
     rendering = renderer.render_all(written)
     for kind in ("straddled", "unprompted", "hidden", "control"):
@@ -250,57 +186,28 @@ def _side(
     return examples, counts, [answered(row) for row in full], reading.format, reading.notes
 
 
-def _prompts(
-    rows: Sequence[Prompt], settings: DataSettings, renderer: Renderer, counts: Counts
-) -> tuple[list[Example], Counts]:
-    """What a model is asked, as it is asked; a prompt is never cut."""
-    asked: list[Example] = []
-    problems = Problems("prompts are longer than data.max_length")
-    for row in rows:
-        try:
-            ids = np.array(renderer.prompt_ids(row.messages, row.tools), dtype=np.int64)
-        except DataError as error:
-            raise error.at(str(row.origin)) from error
-        if len(ids) < settings.max_length:
-            asked.append(Asked(ids, np.zeros(len(ids), dtype=np.float32), row.origin, prompt=row))
-        elif settings.overlong == "drop":
-            counts.add("overlong", row.origin)
-        else:
-            found = f"{len(ids)} tokens"
-            problems.add(
-                DataError(
-                    "a prompt cannot be cut, and leaves no room to answer",
-                    where=str(row.origin),
-                    found=found,
-                    expected=f"fewer than {settings.max_length}",
-                    fix="raise data.max_length, or data.overlong=drop",
-                )
-            )
-    problems.raise_if_any()
-    counts.kept, counts.tokens = len(asked), sum(map(len, asked))
-    return asked, counts
-
-
 def written_as(row: Row) -> Mapping[str, Text]:
     """What the model reads of a row: itself, or each of its sides by name."""
     if isinstance(row, Preference | Judged):
         return row.sides
-    return {} if isinstance(row, Prompt) else {"": row}
+    return {} if isinstance(row, Prompt | Labelled) else {"": row}
 
 
 def answered(row: Row) -> Row:
     """A row as a question with its right answer: of a pair, the chosen side; of one answer that is not wanted, all."""
     if isinstance(row, Prompt):
         return Conversation(row.messages, row.origin, row.tools)
+    if isinstance(row, Labelled):
+        return row.text
     return row.sides.get(CHOSEN, row) if isinstance(row, Preference | Judged) else row
 
 
 def _judged(rows: Sequence[Row], examples: Sequence[Example]) -> list[Example]:
     """`examples`, in the order of `written_as`, with the side that each of them is."""
-    sides = [side for row in rows for side in written_as(row)]
+    sides = [(side, getattr(row, "margin", None)) for row in rows for side in written_as(row)]
     return [
-        Answer(example.token_ids, example.loss_weights, example.origin, side=side) if side else example
-        for example, side in zip(examples, sides, strict=True)
+        Answer(example.token_ids, example.loss_weights, example.origin, side=side, margin=margin) if side else example
+        for example, (side, margin) in zip(examples, sides, strict=True)
     ]
 
 
@@ -337,6 +244,8 @@ def is_empty(row: Row) -> bool:
         return any(is_empty(side) for side in row.sides.values())
     if isinstance(row, Prompt):
         return not any(turn.content.strip() for turn in row.messages)
+    if isinstance(row, Labelled):
+        return is_empty(row.text) if isinstance(row.text, Document) else not row.text.messages
     learned = [turn for turn in row.messages if turn.is_learned]
     return not row.messages or (
         bool(learned) and not any(turn.content.strip() or turn.tool_calls or turn.reasoning for turn in learned)
@@ -418,7 +327,11 @@ def fingerprint(*sides: Sequence[Example]) -> str:
             digest.update(example.token_ids.astype("<i8").tobytes())
             digest.update(example.loss_weights.astype("<f4").tobytes())
             if isinstance(example, Answer):
-                digest.update(example.side.encode())
+                digest.update(
+                    example.side.encode() if example.margin is None else f"{example.side} {example.margin}".encode()
+                )
+            elif isinstance(example, Classified):
+                digest.update(json.dumps(example.labels).encode())
             elif isinstance(example, Asked):  # a reward reads the row's columns
                 digest.update(json.dumps(example.prompt.columns, sort_keys=True, default=str).encode())
     return digest.hexdigest()

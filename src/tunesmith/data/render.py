@@ -81,6 +81,7 @@ class Renderer:
         bare, full = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
         at = next((i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare), 0)
         self._before: list[int] = full[:at]
+        self._after: list[int] = full[at + len(bare) :]
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self._notes: dict[str, None] = {}
@@ -140,6 +141,15 @@ class Renderer:
         ids = self._encoder.encode(text, add_special_tokens=False).ids
         drop, before = self._bos_repair(ids)
         return before + ids[drop:]
+
+    def classified_ids(self, text: Text) -> tuple[list[int], list[int]]:
+        """(ids of what a classifier reads, those among them that close it): a document as the tokenizer writes one, a
+        conversation as the chat template does."""
+        if isinstance(text, Conversation):
+            return self.prompt_ids(text.messages, text.tools, add_generation_prompt=False), []
+        ids = self._encoder.encode(text.text, add_special_tokens=False).ids
+        drop, before = self._bos_repair(ids) if not self._after else (0, list(self._before))
+        return [*before, *ids[drop:], *self._after], list(self._after)
 
     def _holds_control_token(self, row: Text) -> bool:
         search = self.chat.special_pattern.search

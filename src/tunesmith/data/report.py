@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -12,9 +13,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.data.prepare import Counts, Prepared, told
+from tunesmith.data.counts import Counts, told
+from tunesmith.data.prepare import Prepared
 from tunesmith.data.problems import counted
-from tunesmith.data.types import Answer, Example
+from tunesmith.data.types import Answer, Classified, Example
 
 PERCENTILES = (5, 25, 50, 75, 95, 100)
 LONGEST_RUN = 1200
@@ -28,12 +30,18 @@ def print_report(prepared: Prepared, tokenizer: Any, console: Console, rows: int
         console.print(Text(f"· {note}"))
     in_colour = console.is_terminal and console.color_system is not None
     for example in prepared.train[: 2 * rows if isinstance(prepared.train[0], Answer) else rows]:
-        side = f" · {example.side}" if isinstance(example, Answer) else ""
-        title = f"{example.origin}{side} · {counted(len(example), 'token')}, {example.num_learned} learned"
+        title = f"{example.origin}{_what(example)} · {counted(len(example), 'token')}, {example.num_learned} learned"
         console.print(Rule(Text(title), align="left"))
         console.print(seen(example, tokenizer, in_colour=in_colour), soft_wrap=True)
     key = Text("learned", style=LEARNED) + Text(" masked", style=MASKED) + Text(" special", style=SPECIAL)
     console.print(Rule(key if in_colour else Text("learned tokens stand between ⟦ and ⟧"), align="left"))
+
+
+def _what(example: Example) -> str:
+    """Which side of a pair, or of which class, a row is."""
+    if isinstance(example, Answer):
+        return f" · {example.side}"
+    return f" · {', '.join(example.labels) or 'no label'}" if isinstance(example, Classified) else ""
 
 
 def summary(prepared: Prepared) -> list[str]:
@@ -42,13 +50,22 @@ def summary(prepared: Prepared) -> list[str]:
     lines = [
         f"{counted(counts.read, 'row')} read as {prepared.format}: {counts.kept:,} to train on, "
         f"{counted(counts.tokens, 'token')}, "
-        + (f"{counts.learned:,} of them learned ({_share(counts)})" if counts.learned else "prompts without an answer")
+        + (f"{counts.learned:,} of them learned ({_share(counts)})" if counts.learned else _without_learned(prepared))
     ]
     if prepared.held_out:
         held_out = prepared.held_out_counts
         learned = f", {counted(held_out.learned, 'learned token')}" if held_out.learned else ""
         lines.append(f"{held_out.kept:,} held out{learned}")
     return lines + _notes(prepared)
+
+
+def _without_learned(prepared: Prepared) -> str:
+    first = prepared.train[0]
+    if not isinstance(first, Classified):
+        return "prompts without an answer"
+    found = Counter(label for row in prepared.train if isinstance(row, Classified) for label in row.labels)
+    most = [f"{label} {count:,}" for label, count in found.most_common(8)]
+    return "labels: " + ", ".join(most) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
 
 
 def as_json(prepared: Prepared) -> dict[str, Any]:

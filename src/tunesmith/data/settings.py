@@ -14,15 +14,20 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 FormatName = Literal[
     "auto", "text", "messages", "prompt-completion", "alpaca", "preference", "openai-preference", "unpaired", "prompt",
+    "labelled",
 ]  # fmt: skip
 
 
 class TemplateFormat(Settings):
-    """A row turned into a conversation, into two answers to one prompt, or into a prompt, by Jinja over its own
-    columns."""
+    """A row turned into a conversation, into two answers to one prompt, into a prompt, or into a text or a prompt with
+    its label, by Jinja over its own columns."""
 
-    prompt: str
+    prompt: str | None = None
     """Jinja text of the user turn, for example "Context: {{ context }}\\nQuestion: {{ question }}"."""
+    text: str | None = None
+    """In place of `prompt`, for classification: plain text, without the turns of a chat."""
+    label: str | None = None
+    """For classification: which class it is of; of several, each on a line of its own."""
     answer: str | None = None
     """Jinja text of the assistant turn: the only part that is learned. For online learning, nothing."""
     chosen: str | None = None
@@ -34,10 +39,16 @@ class TemplateFormat(Settings):
 
     @model_validator(mode="after")
     def _answer_or_pair(self) -> Self:
-        given = [name for name in ("answer", "chosen", "rejected") if getattr(self, name) is not None]
-        if given not in ([], ["answer"], ["chosen", "rejected"]):
+        given = [name for name in ("answer", "chosen", "rejected", "label") if getattr(self, name) is not None]
+        if given not in ([], ["answer"], ["chosen", "rejected"], ["label"]):
             said = "stands beside " + " and ".join(given[1:]) if len(given) > 1 else "stands alone"
-            raise Contradiction(given[0], said, "give answer, or chosen and rejected")
+            raise Contradiction(given[0], said, "give answer, or chosen and rejected, or label")
+        if (self.prompt is None) == (self.text is None):
+            said = "is missing" if self.text is None else "stands beside text"
+            raise Contradiction("prompt", said, "give prompt; for classification, prompt or text")
+        if self.text is not None and (self.label is None or self.system is not None):
+            said = "has no label beside it" if self.label is None else "has no turns, and so no system turn"
+            raise Contradiction("text", said, "give text and label, or write turns with prompt")
         return self
 
 

@@ -1,10 +1,8 @@
 """What flows through the data path, from the meaning of a row to what the device sees.
 
-    row --formats--> Conversation | Document | Preference | Judged | Prompt     what it means
-        --render---> Example; an Answer for each side; Asked                    what the model sees
-        --pack-----> Batch                                                      what the device sees
-
-Labelled rows join them when their objective arrives.
+row --formats--> Conversation | Document | Preference | Judged | Prompt | Labelled     what it means
+    --render---> Example; an Answer for each side; Asked; Classified                   what the model sees
+    --pack-----> Batch                                                                 what the device sees
 """
 
 from __future__ import annotations
@@ -73,6 +71,8 @@ class Preference:
     rejected: tuple[Message, ...]
     origin: Origin
     tools: tuple[dict[str, Any], ...] = ()
+    margin: float | None = None
+    """How much better the first is, where the row says so; reward models learn it."""
 
     @property
     def sides(self) -> dict[str, Conversation]:
@@ -114,7 +114,21 @@ CHOSEN, REJECTED = "chosen", "rejected"
 
 Text = Conversation | Document
 """What the model reads from beginning to end."""
-Row = Text | Preference | Judged | Prompt
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A text, or a conversation, and what it is: one label, or any number of them."""
+
+    text: Text
+    labels: tuple[str, ...]
+
+    @property
+    def origin(self) -> Origin:
+        return self.text.origin
+
+
+Row = Text | Preference | Judged | Prompt | Labelled
 
 
 def turns_of(row: Row) -> tuple[Message, ...]:
@@ -130,6 +144,8 @@ def turns_of(row: Row) -> tuple[Message, ...]:
             return row.prompt + row.completion
         case Prompt():
             return row.messages
+        case Labelled():
+            return turns_of(row.text)
 
 
 def continued(
@@ -167,6 +183,8 @@ class Answer(Example):
     """An example whose learned tokens are one side of a preference: "chosen" (wanted) or "rejected"."""
 
     side: str = CHOSEN
+    margin: float | None = None
+    """Of its pair, where the row gives one."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +205,13 @@ class Sampled(Example):
     number: int = 0
     prompt_tokens: int = 0
     reference: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Classified(Example):
+    """A text whose labels are learned, and none of its tokens."""
+
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tunesmith.adapters.heads import is_classifier
 from tunesmith.adapters.virtual import Virtual
 from tunesmith.data.types import Segment
 from tunesmith.kernels.flat_attention import can_run, flat_attention, no_branches
@@ -313,6 +314,15 @@ def same_logits(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> float:
     return rows.median().item() / spread / 0.1 if torch.isfinite(rows).all() else float("inf")
 
 
+def _answered(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Logits [T, V]; of a model that does not end in words, its hidden states [T, d]."""
+    if is_classifier(model):
+        hidden: Tensor = model.base_model(input_ids=ids).last_hidden_state[0]
+        return hidden
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
+    return logits
+
+
 @torch.no_grad()
 def install(model: PreTrainedModel) -> bool:
     """Let `model` attend through `attend`, if it gives the logits of transformers' own plain form; else leave it."""
@@ -322,9 +332,9 @@ def install(model: PreTrainedModel) -> bool:
     ids = torch.arange(1, 12, device=model.device)[None] % model.config.get_text_config().vocab_size
     try:
         model.set_attn_implementation("eager")
-        wanted = model(input_ids=ids, use_cache=False).logits[0]
+        wanted = _answered(model, ids)
         model.set_attn_implementation(NAME)
-        if same_logits(model(input_ids=ids, use_cache=False).logits[0], wanted, model.dtype) <= 1:
+        if same_logits(_answered(model, ids), wanted, model.dtype) <= 1:
             return True
     except (NotImplementedError, ValueError, TypeError):
         pass

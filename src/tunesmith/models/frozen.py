@@ -227,7 +227,9 @@ def _trace(policy: Policy, adapter_set: AdapterSet, batch: Batch, frozen: int) -
     if len(returned) < len(body.blocks) or order.count("") != 1:
         return "the model does not run its blocks one after the other"
     below = dict.fromkeys(order[: order.index("")])
-    elsewhere = [path for path in adapter_set.adapters if body.block_of(path) is None and path != body.head]
+    elsewhere = [
+        path for path in adapter_set.adapters if body.block_of(path) is None and path not in (body.head, *body.scorer)
+    ]
     silent = [path for path in elsewhere if path not in order]
     if below or silent:
         return f"{', '.join([*below, *silent][:3])} is trained, and does not lie above the frozen blocks"

@@ -1,4 +1,5 @@
-"""Loading a causal language model and its tokenizer, with an error that says what to do."""
+"""Loading a model (that ends in words, or in a classification head) and its tokenizer, with an error that says what to
+do."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,17 @@ from urllib.parse import urlsplit
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
+from tunesmith.adapters.heads import Head, drawn, say_in_config
 from tunesmith.errors import MachineError, ModelError
 from tunesmith.machine import cache_folder, cpu_flags, cpu_name
 from tunesmith.models import attention, stored
@@ -251,8 +260,13 @@ def load_model(
     *,
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
+    head: Head | None = None,
+    seed: int = 0,
 ) -> Loaded:
-    """The frozen model, ready to answer, on its device. `dtype` overrides the settings: a resumed run keeps its own."""
+    """The frozen model, ready to answer, on its device. `dtype` overrides the settings: a resumed run keeps its own.
+
+    `head`: it ends in a classification head, which is drawn by `seed` where the model's files have none.
+    """
     device = pick_device(settings.device)
     dtype = dtype or pick_dtype(settings.dtype, device)
     attention.register()
@@ -260,11 +274,16 @@ def load_model(
     config = load_config(settings, trust_remote_code=trust_remote_code)
     storage = settle(settings, config, trust_remote_code=trust_remote_code)
     reading = stored.reading(config, storage, device)
-    with without_bars():
+    auto: Any = AutoModelForCausalLM
+    if head is not None:
+        auto = AutoModelForSequenceClassification
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        say_in_config(config, head, pad)
+    with without_bars(), nullcontext() if head is None else drawn(seed):
         model = _fetch(
             "model",
             settings.name,
-            lambda: AutoModelForCausalLM.from_pretrained(
+            lambda: auto.from_pretrained(
                 name,
                 config=config,
                 revision=settings.revision,

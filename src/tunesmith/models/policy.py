@@ -19,6 +19,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunesmith.adapters.adapter_set import AdapterSet
 from tunesmith.adapters.attach import Slot, Switch, virtual
+from tunesmith.adapters.heads import is_classifier
+from tunesmith.adapters.targets import anatomy
 from tunesmith.adapters.virtual import Virtual
 from tunesmith.data.types import Batch, Segment
 from tunesmith.errors import ModelError
@@ -125,6 +127,53 @@ class Policy(nn.Module):
             yield
         finally:
             handle.remove()
+
+    def scores(self, batch: Batch) -> Tensor:
+        """What a classification head gives each row of `batch` [n, K] in fp32, in the order of its leaves.
+
+        A decoder's is read from the state of a row's last token that is not padding, as transformers reads it.
+        """
+        if not self.flat and not hasattr(self.model, "score"):
+            return self._scored_whole(batch)
+        hidden = self.hidden(batch)[last_places(batch, self.model.config.pad_token_id)]
+        return nn.functional.linear(hidden.float(), self.score_weight().float())
+
+    def features(self, batch: Batch) -> Tensor:
+        """What the last matrix of a classification head is given for each row of `batch` [n, d]."""
+        if self.flat or hasattr(self.model, "score"):
+            return self.hidden(batch)[last_places(batch, self.model.config.pad_token_id)]
+        given: list[Tensor] = []
+        handle = self._last_layer().register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+        try:
+            self._scored_whole(batch)
+        finally:
+            handle.remove()
+        return given[0]
+
+    def score_weight(self) -> Tensor:
+        """Of a decoder's classification head [K, d], with the adapter that acts."""
+        return self.last_of_head()["weight"]
+
+    def last_of_head(self) -> dict[str, Tensor]:
+        """The parameters of the last matrix of a classification head, with the adapter that acts, by name."""
+        layer: Any = self._last_layer()
+        adapter = layer.adapter(self.switch.name) if isinstance(layer, Slot) else None
+        holder = (layer.layer if isinstance(layer, Slot) else layer) if adapter is None else adapter
+        return dict(holder.named_parameters(recurse=False))
+
+    def _last_layer(self) -> nn.Module:
+        name = "score" if hasattr(self.model, "score") else anatomy(self.model).scorer[-1]
+        return self.model.get_submodule(name)
+
+    def _scored_whole(self, batch: Batch) -> Tensor:
+        """By the model's own forward pass: encoders, whose head is more than a matrix."""
+        there = _padding_mask(batch)
+        ids = batch.token_ids.new_zeros(there.shape)
+        ids[there] = batch.token_ids
+        lengths = there.long().sum(1, keepdim=True).expand_as(ids)
+        with self._known(batch), self._noised(lengths):
+            logits: Tensor = self.model(input_ids=ids, attention_mask=there.long()).logits
+        return logits.float()
 
     def head(self) -> Head:
         """The output head with whatever adapter acts on it; differentiable in what is trained."""
@@ -244,6 +293,22 @@ class Policy(nn.Module):
             )
 
 
+def last_places(batch: Batch, pad_id: int | None) -> Tensor:
+    """Where the last token of each row stands that is not `pad_id` (of a row of nothing else: its last) [n], in the
+    order of the batch's leaves."""
+    kept = batch.token_ids != pad_id if pad_id is not None else torch.ones_like(batch.token_ids, dtype=torch.bool)
+    ends = torch.cummax(torch.where(kept, torch.arange(len(batch), device=kept.device), -1), 0).values.tolist()
+    places = []
+    for leaf in batch.leaves:
+        own = batch.segments[leaf]
+        place = ends[own.end - 1]
+        if place < own.start and own.parent is not None:
+            place = ends[batch.segments[own.parent].end - 1]
+        known = own if own.parent is None else batch.segments[own.parent]
+        places.append(place if place >= known.start else own.end - 1)
+    return torch.tensor(places, device=batch.token_ids.device)
+
+
 def document_lengths(segments: Sequence[Segment]) -> Tensor:
     """For each token of `segments`, how long its document is [T]; of what several share, the longest of them."""
     lengths = [len(segment) for segment in segments]
@@ -318,14 +383,17 @@ def probe(model: PreTrainedModel, switch: Switch) -> tuple[Policy, str | None]:
         lengths = (3 * WINDOW, WINDOW // 2, 2 * WINDOW)
         documents = [torch.randint(0, high, (n,), generator=generator).to(model.device) for n in lengths]
         narrow.enter_context(_narrow_windows(model))
-        alone = [model(input_ids=document[None], use_cache=False).logits[0] for document in documents]
+        if is_classifier(model):
+            alone = [model(input_ids=document[None]).logits for document in documents]
+        else:
+            alone = [model(input_ids=document[None], use_cache=False).logits[0] for document in documents]
         batch = flat_batch(documents)
-        reason = None
-        for flat in (True, False):
+        looks_ahead = is_classifier(model) and not hasattr(model, "score")
+        reason = "the tokens of an encoder see those behind them too" if looks_ahead else None
+        for flat in (False,) if looks_ahead else (True, False):
             policy = Policy(model, switch, flat=flat)
             try:
-                found = policy.head().logits(policy.hidden(batch)).split(lengths)
-                gap = max(attention.same_logits(*pair, model.dtype) for pair in zip(found, alone, strict=True))
+                gap = _gap_of_scores(policy, batch, alone) if is_classifier(model) else _gap(policy, batch, alone)
             except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
                 reason = reason or f"{type(error).__name__}: {error}".splitlines()[0]
                 continue
@@ -340,6 +408,19 @@ def probe(model: PreTrainedModel, switch: Switch) -> tuple[Policy, str | None]:
     finally:
         narrow.close()
         model.train(was_training)
+
+
+def _gap(policy: Policy, batch: Batch, alone: Sequence[Tensor]) -> float:
+    """How far the logits of documents in one batch are from those of each `alone`; at most 1: the same."""
+    found = policy.head().logits(policy.hidden(batch)).split([len(segment) for segment in batch.segments])
+    return max(attention.same_logits(*pair, policy.model.dtype) for pair in zip(found, alone, strict=True))
+
+
+def _gap_of_scores(policy: Policy, batch: Batch, alone: Sequence[Tensor]) -> float:
+    """The same of a classification head."""
+    wanted = torch.cat(list(alone)).float()
+    bound = 0.1 if policy.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    return (policy.scores(batch) - wanted).abs().max().item() / max(wanted.abs().max().item(), 1e-6) / bound
 
 
 @contextmanager

@@ -6,10 +6,12 @@ from), `needs_reference(settings)`, `LEARNING_RATE` (where none is given), and
 knows the tokenizer, for whom the model has to speak.
 """
 
-from tunesmith.objectives import policy, preference, sft
+from tunesmith.objectives import classify, policy, preference, reward, sft
 
 OBJECTIVES = {
     "sft": sft,
     "preference": preference,
     "policy": policy,
+    "classify": classify,
+    "reward": reward,
 }

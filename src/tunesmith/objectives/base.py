@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from tunesmith.adapters.heads import Head
 from tunesmith.data.types import Batch, Example
 from tunesmith.models.policy import Policy
 
@@ -52,7 +53,9 @@ class Loss:
 
 class Objective(Protocol):
     steps_per_epoch: int
-    """Optimizer steps in one pass over the rows."""
+    """Optimizer steps in one pass over the rows; 0: `begin` does it all, and there are none."""
+    head: Head | None
+    """The classification head that is learned; None: the model ends in words."""
 
     def begin(
         self,
@@ -91,8 +94,9 @@ class Objective(Protocol):
         """Tokens of each held-out row: no micro-batch of `evaluate` can be smaller than the longest."""
         ...
 
-    def remarks(self) -> list[str]:
-        """Lines for a person once the run has ended, if anything is worth one."""
+    def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
+        """Called once the run has ended, with the weights that are published: lines for a person, if anything is worth
+        one. Pictures go into `folder`, the run's."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def build(
 class PolicyGradient:
     """Prompts in a seeded order; what is sampled depends on seed and step alone, and on the weights."""
 
+    head = None
+
     def __init__(
         self,
         train: Sequence[Example],
@@ -176,7 +178,7 @@ class PolicyGradient:
         reward = sum(known) / len(known)
         return {"loss": -reward, "reward": reward, **self._parts(values), **self._lengths(made)}
 
-    def remarks(self) -> list[str]:
+    def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
         return []
 
     def held_out_lengths(self) -> list[int]:

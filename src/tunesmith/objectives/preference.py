@@ -23,10 +23,11 @@ from tunesmith.data.types import CHOSEN, Answer, Batch, Example, Judged, Prefere
 from tunesmith.errors import RecipeError
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Loss, Stage, Step
+from tunesmith.objectives.cache_keys import row_digest
 from tunesmith.objectives.logprobs import RowLogps, row_logps
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.preference_losses import LOSSES, PreferenceSettings
-from tunesmith.objectives.reference import References, fill, precompute, row_digest
+from tunesmith.objectives.reference import References, fill, precompute
 
 Settings = PreferenceSettings
 LEARNING_RATE = 1e-5
@@ -39,6 +40,8 @@ def takes(settings: Settings) -> tuple[type[Row], ...]:
 
 class PreferenceTuning:
     """Pairs (of kto: answers) in a seeded order, `batch_size` to an optimizer step."""
+
+    head = None
 
     def __init__(
         self,
@@ -83,17 +86,20 @@ class PreferenceTuning:
     ) -> list[str]:
         """The reference's log-probabilities of all rows that will be visited."""
         self.share, self._max_tokens = policy.flat and self._may_share, max_tokens
+        notes = []
+        if any(answer.margin is not None for unit in self.train for answer in unit):
+            notes = ["the rows' margins are not looked at: a reward model learns them (objective.kind=reward)"]
         if not self.kind.has_reference or self.settings.reference == "online":
-            return []
+            return notes
         if num_steps is None:
             self._references = References({})
-            return ["the reference's log-probabilities are computed as rows come, since the clock ends the run"]
+            return [*notes, "the reference's log-probabilities are computed as rows come, since the clock ends the run"]
         units = [*(self.train[row] for row in self._order.first(num_steps)), *self.held_out]
         with stage(f"the reference's log-probabilities of {sum(map(len, units)):,} answers") as told:
             self._references, was_there = precompute(
                 policy, units, max_tokens=max_tokens, share=self.share, root=cache / "reference", told=told
             )
-        return ["they were in the cache"] if was_there else []
+        return [*notes, "they were in the cache"] if was_there else notes
 
     def steps(self, policy: Policy) -> Iterator[Step]:
         for rows, epoch in self._order.steps():
@@ -141,7 +147,7 @@ class PreferenceTuning:
         self._last = {"loss": loss, **totals}
         return self._last
 
-    def remarks(self) -> list[str]:
+    def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
         """What a person should know once the run has ended."""
         chosen = [answer for unit in self.held_out for answer in unit if answer.side == CHOSEN]
         if self._references is None or not chosen or not self._last:

@@ -6,15 +6,12 @@ of each row's tokens and mask; the file's name is a digest of every weight of th
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
@@ -23,16 +20,8 @@ from tunesmith.atomic import write_file
 from tunesmith.data.pack import micro_batches_of
 from tunesmith.data.types import Batch, Example
 from tunesmith.models.policy import Policy
+from tunesmith.objectives.cache_keys import row_digest, weights_key
 from tunesmith.objectives.logprobs import row_logps
-
-FORMAT = 1
-
-
-def row_digest(example: Example) -> bytes:
-    """16 bytes that name a row's tokens and mask."""
-    digest = hashlib.blake2b(example.token_ids.astype("<i8").tobytes(), digest_size=16)
-    digest.update(example.loss_weights.astype("<f4").tobytes())
-    return digest.digest()
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ def precompute(
     Rows of one unit stand together in a batch, as they will in training; at most `max_tokens` at a time.
     """
     wanted = sorted({row_digest(example) for unit in units for example in unit})
-    path = root / f"{_key(policy, wanted, max_tokens, share)}.safetensors"
+    path = root / f"{weights_key(policy, wanted, max_tokens, share, policy.reference_digest)}.safetensors"
     known = _read(path, wanted)
     if known is not None:
         return References(known), True
@@ -103,32 +92,3 @@ def _read(path: Path, wanted: Sequence[bytes]) -> dict[bytes, float] | None:
     except (OSError, KeyError, ValueError, SafetensorError):
         return None
     return dict(zip(names, sums, strict=True)) if names == list(wanted) and np.isfinite(sums).all() else None
-
-
-def _key(policy: Policy, rows: Sequence[bytes], max_tokens: int, share: bool) -> str:
-    """40 hex digits of all that the numbers depend on: every weight of the reference, the rows, and how it is run.
-
-    `max_tokens` and `share`, since the sums of a product may round otherwise in a batch of another size.
-    """
-    model, digest = policy.model, hashlib.blake2b(digest_size=20)
-    config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
-    how = [
-        FORMAT,
-        str(model.dtype),
-        model.device.type,
-        policy.flat,
-        max_tokens,
-        share,
-        policy.reference_digest,
-        torch.__version__,
-        transformers.__version__,
-        config,
-    ]
-    digest.update(json.dumps(how, sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
-        if ".adapters." not in name:
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    for row in rows:
-        digest.update(row)
-    return digest.hexdigest()

@@ -47,6 +47,8 @@ def num_targets(example: Example) -> float:
 class SFT:
     """Rows in a seeded order, `batch_size` to an optimizer step; the last step of an epoch may be short."""
 
+    head = None
+
     def __init__(
         self,
         train: Sequence[Example],
@@ -110,7 +112,7 @@ class SFT:
     def held_out_lengths(self) -> list[int]:
         return [len(example) for example in self.held_out]
 
-    def remarks(self) -> list[str]:
+    def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
         return []
 
     def state_dict(self) -> dict[str, Any]:

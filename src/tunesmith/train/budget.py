@@ -51,7 +51,7 @@ class Budget:
     def __init__(self, settings: TrainSettings, steps_per_epoch: int) -> None:
         self.settings, self.steps_per_epoch = settings, steps_per_epoch
         self.num_steps = _planned_steps(settings, steps_per_epoch)
-        if self.num_steps is not None and settings.warmup >= 1 and settings.warmup > self.num_steps:
+        if self.num_steps and settings.warmup >= 1 and settings.warmup > self.num_steps:
             raise RecipeError(
                 f"train.warmup of {settings.warmup:g} steps is longer than the budget of {self.num_steps} steps",
                 fix="give a share of the budget (train.warmup=0.1), fewer steps, or a longer budget",
@@ -65,7 +65,7 @@ class Budget:
     def share(self, *, step: int, seconds: float) -> float:
         """Share of the budget that these make up."""
         if self.num_steps is not None:
-            return step / self.num_steps
+            return step / self.num_steps if self.num_steps else 1.0
         return seconds / (60.0 * (self.settings.minutes or 1.0))
 
     def spent(self, at: Progress) -> float:
@@ -112,6 +112,8 @@ class Budget:
 
 
 def _planned_steps(settings: TrainSettings, steps_per_epoch: int) -> int | None:
+    if steps_per_epoch == 0:
+        return 0
     if settings.minutes is not None:
         return None
     if settings.steps is not None:

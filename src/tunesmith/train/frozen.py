@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith.adapters.adapter_set import AdapterSet
+from tunesmith.adapters.settings import NONE
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.types import Asked, Example
 from tunesmith.errors import MachineError, ModelError
@@ -38,7 +39,7 @@ def store_frozen(
     if isinstance(prepared.train[0], Asked):  # what is trained is sampled, and comes once
         return
     asked = settings.cache_frozen if before is None else before
-    last_blocks_alone = adapter_set.settings.last_blocks is not None
+    last_blocks_alone = adapter_set.settings.last_blocks is not None or adapter_set.settings.targets == NONE
     if asked or (asked is None and last_blocks_alone and budget.repeats):
         rows = [*prepared.train, *prepared.held_out]
         progress.say(_store(policy, adapter_set, rows, root, settings.micro_batch_tokens, bool(asked), progress))

@@ -394,7 +394,7 @@ class Loop:
     def _finish(self) -> None:
         if self.budget.still_warming(self.at) and self._reason() is None:
             self._tell(Noted("the budget ended within the warm-up: train.learning_rate was never reached"))
-        if self.at.evaluated_step != self.at.step and self.at.step > 0:
+        if self.at.evaluated_step != self.at.step and (self.at.step > 0 or self.budget.num_steps == 0):
             self._evaluate()
         self._save()
 

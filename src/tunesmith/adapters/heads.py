@@ -1,0 +1,132 @@
+"""The head of a model that does not end in words: numbers for a text, which classes or a reward are read from.
+
+The model is transformers' own `…ForSequenceClassification`, so that what is trained and merged here is served anywhere.
+Its head is not of the base: it is drawn by a seed, trained in full, and travels with the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from tunesmith.errors import AdapterError, ModelError
+
+Meaning = Literal["one", "several", "ordered", "reward"]
+PROBLEMS: dict[Meaning, str] = {
+    "one": "single_label_classification",
+    "several": "multi_label_classification",
+    "ordered": "multi_label_classification",
+    "reward": "regression",
+}
+"""What transformers calls them. Of ordered classes, output k says whether the class is above the k-th."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a classification head gives.
+
+    `labels` are the classes; of ordered ones there is one output fewer. `thresholds`: from which probability on a label
+    counts, where that is not a half.
+    """
+
+    meaning: Meaning
+    labels: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
+
+    @property
+    def num_outputs(self) -> int:
+        return max(1, len(self.labels) - (self.meaning == "ordered"))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the outputs."""
+        if self.meaning == "ordered":
+            return tuple(f"above {label}" for label in self.labels[:-1])
+        return self.labels or ("reward",)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_head(written: Any) -> Head:
+    """A head as `as_dict` wrote it."""
+    try:
+        found = Head(written["meaning"], tuple(written["labels"]), tuple(written["thresholds"]))
+    except (KeyError, TypeError) as error:
+        raise AdapterError("what the adapter says of its head cannot be read", found=str(written)[:120]) from error
+    if found.meaning not in PROBLEMS:
+        raise AdapterError("what the adapter says of its head is not known here", found=str(found.meaning))
+    return found
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Whether `model` ends in a classification head."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def head_of_config(config: Any) -> Head | None:
+    """What the classification head of a model's folder gives; None where it ends in words."""
+    architectures = getattr(config, "architectures", None) or [""]
+    if not architectures[0].endswith("ForSequenceClassification"):
+        return None
+    names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    above = tuple(name.removeprefix("above ") for name in names)
+    if config.problem_type == PROBLEMS["reward"] or config.num_labels == 1:
+        return Head("reward") if names[0] in ("reward", "LABEL_0") else Head("several", names)
+    if all(name.startswith("above ") for name in names):
+        return Head("ordered", (*above, f"more than {above[-1]}"))
+    return Head("several" if config.problem_type == PROBLEMS["several"] else "one", names)
+
+
+def say_in_config(config: Any, head: Head, pad_id: int | None) -> None:
+    """Write into a model's config how many outputs its head has, and what they mean."""
+    has = head_of_config(config)
+    if has is not None and has.num_outputs != head.num_outputs:
+        raise ModelError(
+            "the model has a classification head already, of another number of outputs",
+            found=f"{has.num_outputs}: {', '.join(has.names)[:120]}",
+            expected=f"{head.num_outputs}: {', '.join(head.names)[:120]}",
+            fix="take the model without that head, or rows with its classes",
+        )
+    config.num_labels = head.num_outputs
+    config.id2label = dict(enumerate(head.names))
+    config.label2id = {name: index for index, name in enumerate(head.names)}
+    config.problem_type = PROBLEMS[head.meaning]
+    if getattr(config, "pad_token_id", None) is None:  # transformers finds by it where a text ends
+        config.pad_token_id = pad_id
+
+
+@contextmanager
+def drawn(seed: int) -> Iterator[None]:
+    """Inside, what a model's files have not is drawn by `seed`, and nothing is said of it."""
+    said = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        hf_logging.set_verbosity(said)
+
+
+def head_paths(model: PreTrainedModel, modules: dict[str, nn.Module]) -> tuple[str, ...]:
+    """Paths of the modules with parameters that make the classification head, in the model's order.
+
+    A pooler of the body (BERT's) is of it: files of encoders often have none.
+    """
+    if not is_classifier(model):
+        return ()
+    body = model.base_model_prefix
+    return tuple(
+        path
+        for path, module in modules.items()
+        if any(True for _ in module.parameters(recurse=False))
+        and (path.partition(".")[0] != body or "pooler" in path.split("."))
+    )

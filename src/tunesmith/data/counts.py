@@ -1,0 +1,79 @@
+"""What happened to rows on their way, counted and told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tunesmith.data.problems import counted
+from tunesmith.data.types import Origin
+
+FIRST = 5
+
+
+@dataclass
+class Tally:
+    """How many rows something happened to, and the first few of them."""
+
+    count: int = 0
+    first: list[Origin] = field(default_factory=list)
+    last: Origin | None = None
+
+    def add(self, origin: Origin) -> None:
+        """Both sides of a pair are one row."""
+        if origin == self.last:
+            return
+        self.last = origin
+        self.count += 1
+        if len(self.first) < FIRST:
+            self.first.append(origin)
+
+
+# What can happen to a row, in the order in which it is told.
+KINDS = {
+    "empty": "empty, left out",
+    "overlong": "longer than data.max_length, left out",
+    "truncated": "cut to data.max_length",
+    "split": "of plain text, cut into pieces",
+    "unlearnable": "with nothing to learn, left out",
+    "identical": "whose chosen and rejected answers are the same, left out",
+    "straddled": "whose tokens at the border of prompt and answer are others than in generation",
+    "unprompted": "whose earlier turns are shown otherwise than generation shows them",
+    "hidden": "with words that the chat template does not write out",
+    "control": "whose own text holds special tokens",
+    "leaked": "also found in training",
+}
+
+
+@dataclass
+class Counts:
+    """One side, training or held out. `tokens` and `learned` are of the rows that are left."""
+
+    read: int = 0
+    kept: int = 0
+    tokens: int = 0
+    learned: int = 0
+    kinds: dict[str, Tally] = field(default_factory=lambda: {kind: Tally() for kind in KINDS})
+
+    def add(self, kind: str, origin: Origin) -> None:
+        self.kinds[kind].add(origin)
+
+    def __getitem__(self, kind: str) -> int:
+        return self.kinds[kind].count
+
+
+def told(counts: Counts) -> list[str]:
+    """What happened to rows, in words, with the first rows of each kind."""
+    return [
+        f"{counted(tally.count, 'row')} {KINDS[kind]} ({_places(tally)})"
+        for kind, tally in counts.kinds.items()
+        if tally.count
+    ]
+
+
+def _places(tally: Tally) -> str:
+    """Row numbers under their file's name, which is said once."""
+    by_source: dict[str, list[str]] = {}
+    for origin in tally.first:
+        by_source.setdefault(origin.source, []).append(str(origin.row))
+    more = ", …" if tally.count > len(tally.first) else ""
+    return "; ".join(f"{source}: row {', '.join(numbers)}" for source, numbers in by_source.items()) + more

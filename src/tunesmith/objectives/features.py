@@ -1,0 +1,183 @@
+"""Way features: what the frozen model says of each text is computed once and kept; the head is fitted to it at once.
+
+The head's last matrix is all that learns, so the fit is convex: scikit-learn finds its best, and no step is taken. What
+it found becomes the head, as if it had been trained: saved, merged and served like any other.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from tunesmith.atomic import write_file
+from tunesmith.data.pack import micro_batches
+from tunesmith.data.types import Example
+from tunesmith.models.policy import Policy
+from tunesmith.objectives.cache_keys import row_digest, weights_key
+
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+FOLDS = 3
+MOST_ITERATIONS = 2000
+
+
+def features_of(
+    policy: Policy,
+    examples: Sequence[Example],
+    *,
+    max_tokens: int,
+    root: Path,
+    told: Callable[[float], None] = lambda share: None,
+) -> tuple[np.ndarray, bool]:
+    """What the last matrix of the head is given for each of `examples` [n, d] fp32, and whether it was kept already."""
+    rows = {row_digest(example): example for example in examples}
+    names = sorted(rows)
+    path = root / f"{weights_key(policy, names, max_tokens, share=False)}.safetensors"
+    table = _read(path, len(names))
+    was_there = table is not None
+    if table is None:
+        table = _computed(policy, [rows[name] for name in names], names, max_tokens, told)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, save({"features": table}))
+    place = {name: index for index, name in enumerate(names)}
+    return table[[place[row_digest(example)] for example in examples]], was_there
+
+
+def _computed(
+    policy: Policy,
+    rows: Sequence[Example],
+    names: Sequence[bytes],
+    max_tokens: int,
+    told: Callable[[float], None],
+) -> np.ndarray:
+    place = {name: index for index, name in enumerate(names)}
+    made: dict[int, np.ndarray] = {}
+    batches = micro_batches(rows, max_tokens)
+    total, done = sum(map(len, batches)), 0
+    for batch in batches:
+        with policy.answering():
+            found = policy.features(batch.to(policy.device)).float().cpu().numpy()
+        for leaf, one in zip(batch.leaves, found, strict=True):
+            made[place[row_digest(batch.examples[leaf])]] = one
+        done += len(batch)
+        told(done / total)
+    return np.stack([made[index] for index in range(len(names))])
+
+
+def _read(path: Path, count: int) -> np.ndarray | None:
+    try:
+        table: np.ndarray = load(path.read_bytes())["features"]
+    except (OSError, KeyError, ValueError, SafetensorError):
+        return None
+    return table if len(table) == count and np.isfinite(table).all() else None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    weight: np.ndarray
+    """[K, d]"""
+    bias: np.ndarray | None
+    strength: float
+    notes: tuple[str, ...]
+
+
+def fitted(
+    features: np.ndarray,
+    wanted: np.ndarray,
+    weights: np.ndarray,
+    *,
+    several: bool,
+    has_bias: bool,
+    how: Literal["logistic", "svm"],
+    strength: float | None,
+    seed: int,
+) -> Fitted:
+    """The head of the lowest regularised loss. features [n, d], wanted [n, K] 0 or 1, weights [K] of the classes.
+
+    Features are scaled to a spread of one for it, not centred: a decoder's head has no bias to take that back with.
+    """
+    scale = features.std(0)
+    scale[scale == 0] = 1.0
+    scaled = features / scale
+    problems = [wanted[:, k] for k in range(wanted.shape[1])] if several else [wanted.argmax(1)]
+    of_rows = (lambda k, y: np.where(y > 0, weights[k], 1.0)) if several else (lambda k, y: weights[y])
+    notes: list[str] = []
+    if strength is None:
+        strength, shown = _best_strength(problems, scaled, of_rows, has_bias, how, seed)
+        notes.append(f"C {strength:g}, by cross-validation in {FOLDS} parts ({shown})")
+    found = [_solved(scaled, y, of_rows(k, y), has_bias, how, strength, notes) for k, y in enumerate(problems)]
+    matrix, bias = (np.concatenate([one[i] for one in found]) for i in (0, 1))
+    if not several and wanted.shape[1] == 2:  # one number that parts two classes, as a number for each
+        matrix, bias = np.concatenate([-matrix / 2, matrix / 2]), np.concatenate([-bias / 2, bias / 2])
+    return Fitted(matrix / scale, bias if has_bias else None, strength, tuple(dict.fromkeys(notes)))
+
+
+def _model(has_bias: bool, how: str, strength: float) -> Any:
+    if how == "svm":
+        from sklearn.svm import LinearSVC
+
+        return LinearSVC(C=strength, fit_intercept=has_bias, max_iter=MOST_ITERATIONS, random_state=0)
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=strength, fit_intercept=has_bias, max_iter=MOST_ITERATIONS)
+
+
+def _solved(
+    x: np.ndarray, y: np.ndarray, row_weights: np.ndarray, has_bias: bool, how: str, strength: float, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(matrix [1 or K, d], biases) of one problem; of a label that all rows have or none, nothing but that."""
+    if len(np.unique(y)) < 2:
+        notes.append("a label that all rows have, or none, was not learned")
+        return np.zeros((1, x.shape[1])), np.zeros(1)
+    model = _model(has_bias, how, strength)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.fit(x, y, sample_weight=row_weights)
+    if any("converge" in str(one.message) for one in said):
+        notes.append(
+            f"the fit has not converged in {MOST_ITERATIONS} iterations: a smaller objective.fit_strength does"
+        )
+    return model.coef_, np.broadcast_to(np.asarray(model.intercept_, dtype=float), (len(model.coef_),))
+
+
+def _best_strength(
+    problems: Sequence[np.ndarray], x: np.ndarray, of_rows: Any, has_bias: bool, how: str, seed: int
+) -> tuple[float, str]:
+    """The C of the lowest loss on rows that were left out, and what each gave."""
+    from sklearn.metrics import hinge_loss, log_loss
+    from sklearn.model_selection import StratifiedKFold
+
+    losses = dict.fromkeys(STRENGTHS, 0.0)
+    for k, y in enumerate(problems):
+        counts = np.bincount(y.astype(int))
+        if len(np.unique(y)) < 2 or counts[counts > 0].min() < FOLDS:
+            continue
+        for learned, left in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, y):
+            for strength in STRENGTHS:
+                model = _model(has_bias, how, strength)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    model.fit(x[learned], y[learned], sample_weight=of_rows(k, y)[learned])
+                    if how == "svm":
+                        loss = hinge_loss(y[left], model.decision_function(x[left]), labels=model.classes_)
+                    else:
+                        loss = log_loss(y[left], model.predict_proba(x[left]), labels=model.classes_)
+                losses[strength] += loss / FOLDS
+    best = min(STRENGTHS, key=lambda strength: losses[strength]) if any(losses.values()) else 1.0
+    return best, ", ".join(f"{strength:g}: {loss:.4f}" for strength, loss in losses.items())
+
+
+@torch.no_grad()
+def take_over(policy: Policy, found: Fitted) -> None:
+    """Make what was fitted the head's last matrix."""
+    parameters = policy.last_of_head()
+    for name, value in (("weight", found.weight), ("bias", found.bias)):
+        if value is not None:
+            parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))

@@ -1,0 +1,116 @@
+"""How good probabilities are: accuracy, macro-F1, area under the ROC curve, calibration, the confusion of classes.
+
+Averages are scikit-learn's; a class that no row has is left out of them, and a figure that cannot be is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Rows whose confidence lies in one tenth: their mean confidence, the share that is right, how many."""
+
+    confidence: float
+    right: float
+    count: int
+
+
+def decided(probabilities: np.ndarray, several: bool, thresholds: Sequence[float] = ()) -> np.ndarray:
+    """[n, K] probabilities -> [n, K] bool: the likeliest class; of several labels, all that reach their threshold.
+
+    Of two classes one threshold is of the second.
+    """
+    if several:
+        return np.asarray(probabilities >= (np.array(thresholds) if len(thresholds) else 0.5))
+    if len(thresholds):
+        second = probabilities[:, 1] >= thresholds[0]
+        return np.stack([~second, second], axis=1)
+    return np.asarray(np.eye(probabilities.shape[1], dtype=bool)[probabilities.argmax(1)])
+
+
+def measured(probabilities: np.ndarray, wanted: np.ndarray, several: bool, ordered: bool = False) -> dict[str, float]:
+    """Figures by name. probabilities [n, K]; wanted [n, K] 0 or 1."""
+    said = decided(probabilities, several)
+    return {
+        "accuracy": float((said == wanted).all(1).mean()),
+        **_figures(probabilities, wanted, said, several, ordered),
+    }
+
+
+def _figures(
+    probabilities: np.ndarray, wanted: np.ndarray, said: np.ndarray, several: bool, ordered: bool
+) -> dict[str, float]:
+    from sklearn.metrics import f1_score, roc_auc_score
+
+    known = wanted.any(0)
+    truth = wanted.astype(bool)
+    figures = {"macro_f1": float(f1_score(truth[:, known], said[:, known], average="macro", zero_division=0))}
+    apart = np.asarray(known & ~truth.all(0))
+    if apart.any():
+        if probabilities.shape[1] == 2 and not several:
+            apart = np.array([False, bool(apart[1])])
+        if apart.any():
+            figures["auc"] = float(roc_auc_score(truth[:, apart], probabilities[:, apart], average="macro"))
+    figures["ece"] = calibration_error(reliability(probabilities, wanted, several))
+    if ordered:
+        places = np.arange(probabilities.shape[1])
+        figures["mean_error"] = float(np.abs(said @ places - wanted @ places).mean())
+    return figures
+
+
+def reliability(probabilities: np.ndarray, wanted: np.ndarray, several: bool) -> list[Bin]:
+    """Tenths of confidence that any row is in. Of one class a row: how sure it is of the likeliest; of several labels:
+    each label of each row, of the side that it takes."""
+    if several:
+        says = probabilities >= 0.5
+        sure = np.where(says, probabilities, 1 - probabilities).reshape(-1)
+        right = (says == wanted.astype(bool)).reshape(-1)
+    else:
+        sure = probabilities.max(1)
+        right = wanted[np.arange(len(wanted)), probabilities.argmax(1)].astype(bool)
+    tenth = np.minimum((sure * BINS).astype(int), BINS - 1)
+    return [
+        Bin(float(sure[tenth == b].mean()), float(right[tenth == b].mean()), int((tenth == b).sum()))
+        for b in range(BINS)
+        if (tenth == b).any()
+    ]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error (Naeini et al. 2015): how far confidence and share of right answers lie apart."""
+    total = sum(one.count for one in bins)
+    return float(sum(one.count * abs(one.confidence - one.right) for one in bins) / max(total, 1))
+
+
+def confusion(said: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """[K, K] counts: of rows of class i, how many were said to be of class j."""
+    return np.asarray(wanted.astype(int).T @ said.astype(int))
+
+
+def best_thresholds(probabilities: np.ndarray, wanted: np.ndarray) -> tuple[float, ...]:
+    """For each label [n, K] the threshold of the highest F1 on these rows: midway between two probabilities; the one
+    nearest a half where several do. A half for a label that all rows have, or none."""
+    return tuple(_best_threshold(probabilities[:, k], wanted[:, k].astype(bool)) for k in range(wanted.shape[1]))
+
+
+def _best_threshold(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    if truth.all() or not truth.any():
+        return 0.5
+    order = np.argsort(-probabilities, kind="stable")
+    ranked = probabilities[order]
+    hits = np.cumsum(truth[order])
+    f1 = 2 * hits / (np.arange(1, len(ranked) + 1) + truth.sum())
+    lower = np.append(ranked[1:], 0.0)
+    f1 = np.where(ranked > lower, f1, -1.0)  # a threshold stands between two different probabilities
+    cuts = (ranked + lower) / 2
+    best = np.flatnonzero(f1 >= f1.max() - 1e-12)
+    between = [float(np.clip(0.5, lower[i] + 1e-9, ranked[i])) for i in best]
+    nearest = min(range(len(best)), key=lambda i: abs(between[i] - 0.5))
+    return 0.5 if between[nearest] == 0.5 else float(cuts[best[nearest]])
