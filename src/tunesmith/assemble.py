@@ -13,6 +13,7 @@ from tunesmith.adapters.adapter_set import AdapterSet, add
 from tunesmith.adapters.adapter_set import check as check_method
 from tunesmith.adapters.attach import Switch
 from tunesmith.adapters.heads import Head
+from tunesmith.adapters.settings import NONE
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.data.problems import counted
 from tunesmith.errors import RecipeError
@@ -106,7 +107,9 @@ def _reached(adapter_set: AdapterSet) -> list[str]:
     if adapter_set.added_tokens:
         lines.append(f"rows of {counted(len(adapter_set.added_tokens), 'added token')}")
     lines += peft_config.left_out_by_peft(adapter_set)
-    if targets.missed:
+    if adapter_set.settings.targets == NONE:
+        lines.append("frozen: everything else")
+    elif targets.missed:
         lines.append(f"not reached: {', '.join(targets.summary())}")
     return lines
 

@@ -15,29 +15,25 @@ from typing import Any
 import torch
 
 from tunesmith.adapters import identity, store
+from tunesmith.adapters.heads import is_classifier
 from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_unwritable
 from tunesmith.atomic import no_room
 from tunesmith.chat import run_chat
-from tunesmith.data.counts import told
+from tunesmith.classifier import Classifier, as_text, classify_file, texts_of
 from tunesmith.data.formats import LEARNABLE
-from tunesmith.data.prepare import prepare
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.sources import read
 from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, DataError, Interrupted, MachineError, RecipeError
 from tunesmith.evaluate import Evaluation, Item, Mean, scorers_named, write_answers
 from tunesmith.evaluate import evaluate as score_items
-from tunesmith.machine import cache_folder
+from tunesmith.held_out import held_out_loss
 from tunesmith.models.load import without_bars
-from tunesmith.models.policy import probe
 from tunesmith.models.session import Params
-from tunesmith.objectives import sft
-from tunesmith.objectives.settings import ObjectiveSettings
 from tunesmith.progress import Progress
 from tunesmith.questions import ALL, LAST, calls_apart, questions, refuse_unscorable
-from tunesmith.recipe import Recipe, load
+from tunesmith.recipe import load
 from tunesmith.session import Session, adapter_folder, open_session, recipe_of
-from tunesmith.train.memory import default_micro_batch_tokens
 from tunesmith.train.signals import watched
 
 NO_ADAPTER = "none"
@@ -86,6 +82,7 @@ def chat(
         )
         if system is None:
             system = _own_system(source, progress.say)
+    session.refuse_head()
     run_chat(session, params=Params(max_new_tokens, temperature), adapter=session.adapter, system=system)
 
 
@@ -130,6 +127,9 @@ def generate(
             "trust_remote_code": trust_remote_code,
         }
         session = _open(progress, source, adapter, **options)
+        if is_classifier(session.model):
+            _classify(session, source, prompt, file, out, progress)
+            return
         if target is None:
             for one in prompts:
                 if num_beams > 1:  # which answer it is shows at its end
@@ -160,6 +160,28 @@ def generate(
                 signal_number=signals.received,
                 fix=f"the same command answers the {len(prompts) - done.answered - done.already} that are missing",
             )
+
+
+def _classify(
+    session: Session, source: str | Path, prompt: str | None, file: Path | None, out: Path | None, progress: Progress
+) -> None:
+    """What `generate` means of a model that ends in a head: the class of each text, printed or into a file."""
+    classifier, recipe = Classifier(session), recipe_of(source)
+    data = None if recipe is None else recipe.data
+    if file is not None:
+        target, texts = out or file.with_suffix(".classes.jsonl"), texts_of(file, data)
+        classify_file(classifier, texts, target)
+        progress.say(f"{len(texts)} classified: {target}")
+        return
+    is_turn = data is not None and isinstance(data.format, TemplateFormat) and data.format.prompt is not None
+    text: Any = [Message("user", prompt or "")] if is_turn else prompt or ""
+    if out is not None:
+        classify_file(classifier, [as_text(text)], out)
+        return
+    made = classifier.classify([text])[0]
+    print(made.label or "no label")
+    for label, share in sorted(made.probabilities.items(), key=lambda item: -item[1]):
+        print(f"  {share:6.1%}  {label}")
 
 
 def _refuse_impossible(params: Params) -> None:
@@ -259,7 +281,7 @@ def evaluate(
         )
         figures: dict[str, Any] = {}
         if "loss" in wanted:
-            figures |= _held_out_loss(session, settings, own, all_rows, limit, aloud)
+            figures |= held_out_loss(session, settings, own, all_rows, limit, aloud)
         if of_answers:
             said = _every_tenth(progress, "answered")
             made = score_items(
@@ -308,53 +330,6 @@ def _asked_as(source: str | Path, recipe_file: Path | None) -> dict[str, Any]:
     return {"template": recipe.model.template, "system_turn": recipe.data.system_turn}
 
 
-def _held_out_loss(
-    session: Session,
-    settings: DataSettings,
-    recipe: Recipe | None,
-    all_rows: bool,
-    limit: int | None,
-    say: Callable[[str], object],
-) -> dict[str, Any]:
-    """What the recipe's objective says of all rows, or of what the run held out; what befell rows is said.
-
-    Without a recipe: the loss per learned token.
-    """
-    offered, record = (sft, sft.Settings()) if recipe is None else (recipe.offered, recipe.objective)
-    prepared = prepare(
-        settings,
-        session.words_of(session.adapter).tokenizer,
-        seed=0 if recipe is None else recipe.train.seed,
-        most_tokens=_room(session, record),
-        takes=offered.takes(record),
-    )
-    for line in told(prepared.counts if all_rows else prepared.held_out_counts):
-        say(line)
-    examples = prepared.train if all_rows else prepared.held_out
-    if limit is not None:
-        kept = set(list(dict.fromkeys(example.origin for example in examples))[:limit])
-        examples = [example for example in examples if example.origin in kept]
-    policy, _ = probe(session.model, session.switch)
-    if recipe is not None and recipe.model.adapter is not None and offered.needs_reference(record):
-        policy.refer_to(session.sets[session.load_adapter(recipe.model.adapter)])
-    objective = offered.build(record, examples, examples, batch_size=2, seed=0, renderer=prepared.renderer)
-    most = default_micro_batch_tokens(policy.device)
-    with session.switch.set_to(session.adapter), Progress(quiet=True) as silent:
-        objective.begin(policy, num_steps=None, max_tokens=most, cache=cache_folder(), stage=silent.stage)
-        metrics = objective.evaluate(policy, most)
-    return {
-        **metrics,
-        "rows": len({example.origin for example in examples}),
-        "learned_tokens": sum(example.num_learned for example in examples),
-    }
-
-
-def _room(session: Session, record: ObjectiveSettings) -> int | None:
-    """Positions for a row, where the objective has the model write behind it."""
-    most = session.positions(session.adapter)
-    return most if most is None else max(1, most - record.answer_tokens)
-
-
 def _refuse_unread(of_answers: list[str], turns: str, gold: str | None, out: Path | None, num_beams: int) -> None:
     """Options that would change nothing, or contradict each other."""
     if turns not in (LAST, ALL):
@@ -391,7 +366,7 @@ def _figures(made: Evaluation, turns: str) -> dict[str, Any]:
 def _settle_generation(session: Session) -> None:
     """Whoever runs the merged model stops at the template's end of a turn, and where the base stopped. What a base says
     of sampling while it does not sample (Llama 2) transformers does not write: then it samples, as is meant."""
-    config = session.model.generation_config
+    config = getattr(session.model, "generation_config", None)
     if config is None:
         return
     there = config.eos_token_id

@@ -17,11 +17,12 @@ from typing import Any, Literal
 
 from tunesmith.adapters import store
 from tunesmith.adapters.adapter_set import AdapterSet, unload
+from tunesmith.adapters.heads import Head, head_of_config, is_classifier
 from tunesmith.data.render import Renderer
 from tunesmith.data.templates import install
 from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models.load import has_tokenizer, load_model, load_tokenizer, stored_dtype
+from tunesmith.models.load import has_tokenizer, load_config, load_model, load_tokenizer, stored_dtype
 from tunesmith.models.session import Params, Words
 from tunesmith.models.session import Session as BaseSession
 from tunesmith.models.settings import MADE, ModelSettings
@@ -41,6 +42,13 @@ class Session(BaseSession):
     base_tokenizer: Callable[[], Any] | None = None
     sets: dict[str, AdapterSet] = field(default_factory=dict)
     adapter: str | None = None
+    own_head: Head | None = None
+    """What the model's own classification head gives, where its files have one."""
+
+    @property
+    def head(self) -> Head | None:
+        """What the classification head gives, with the adapter that is set; None where the model ends in words."""
+        return self.own_head if self.adapter is None else self.sets[self.adapter].head or self.own_head
 
     def stand(self, adapter_set: AdapterSet) -> None:
         """Know an adapter that stands in the model already."""
@@ -98,6 +106,15 @@ class Session(BaseSession):
         if self.adapter == name:
             self.adapter = None
 
+    def refuse_head(self) -> None:
+        """Refuse a model that does not end in words, before it is asked for some."""
+        if is_classifier(self.model):
+            raise AdapterError(
+                "this model ends in a classification head: it writes no answers",
+                fix='tunesmith generate SOURCE "text" names its class; tunesmith evaluate scores it; in Python '
+                "tunesmith.classifier.Classifier(session)",
+            )
+
     def known(self, *names: str | None) -> None:
         """Refuse a name that no loaded adapter has."""
         for name in names:
@@ -113,6 +130,7 @@ class Session(BaseSession):
         **options: Any,
     ) -> list[str]:
         """Answers as text; a bare string is one user turn. `adapters`: one name (None: the base) per conversation."""
+        self.refuse_head()
         chosen = [self.adapter] * len(conversations) if adapters is None else list(adapters)
         self.known(*chosen)
         if len(chosen) != len(conversations):
@@ -298,9 +316,12 @@ def open_session(
     tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code, folder=written_for)
     if settings.template:
         install(settings.template, tokenizer)
-    model = load_model(settings, tokenizer, trust_remote_code=trust_remote_code).model
+    head = own = head_of_config(load_config(settings, trust_remote_code=trust_remote_code))
+    if written_for is not None:
+        head = store.head_of(written_for) or own
+    model = load_model(settings, tokenizer, trust_remote_code=trust_remote_code, head=head).model
     renderer = Renderer(tokenizer, system_turn=system_turn or found.system_turn)
-    session = Session(model, tokenizer, renderer, name=settings.name, say=say)
+    session = Session(model, tokenizer, renderer, name=settings.name, say=say, own_head=own)
     if written_for is not None and has_tokenizer(written_for):
         session.base_tokenizer = partial(_base_tokenizer, settings, trust_remote_code)
     if found.adapter is not None:

@@ -74,6 +74,8 @@ def is_classifier(model: nn.Module) -> bool:
 def head_of_config(config: Any) -> Head | None:
     """What the classification head of a model's folder gives; None where it ends in words."""
     architectures = getattr(config, "architectures", None) or [""]
+    if len(architectures) != 1:
+        return None
     if not architectures[0].endswith("ForSequenceClassification"):
         return None
     names = tuple(str(config.id2label[index]) for index in range(config.num_labels))

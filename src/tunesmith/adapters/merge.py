@@ -29,12 +29,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters.adapter_set import AdapterSet
 from tunesmith.adapters.attach import detach, replace, slots
 from tunesmith.adapters.base import Adapter, Whole
+from tunesmith.adapters.heads import is_classifier
 from tunesmith.atomic import no_room
 from tunesmith.errors import AdapterError, MachineError
 from tunesmith.quant.dense import dense_weight
@@ -212,7 +218,8 @@ def _compare(
                 expected=f"at most {bound:.3g}; the adapter moves logits by up to {_gap(base, wanted):.3g}",
                 fix="serve the adapter unmerged, and report this: the model has a layer that merging does not reach",
             )
-        plain: Any = AutoModelForCausalLM.from_pretrained(half, dtype=dtype, local_files_only=True)
+        auto: Any = AutoModelForSequenceClassification if is_classifier(model) else AutoModelForCausalLM
+        plain: Any = auto.from_pretrained(half, dtype=dtype, local_files_only=True)
         plain.to(device).eval()
         _same_numbers(plain, unrounded, folder)
         del unrounded
@@ -257,9 +264,11 @@ def _same_layers(model: PreTrainedModel, unrounded: nn.Module, adapter_set: Adap
 
 
 def _logits(model: PreTrainedModel, prompts: list[Tensor]) -> Tensor:
-    """[positions of all prompts, vocabulary], in fp32 or wider."""
-    logits = [model(input_ids=ids, use_cache=False).logits[0] for ids in prompts]
-    joined = torch.cat(logits)
+    """[positions of all prompts, vocabulary], in fp32 or wider; of a classification head [prompts, outputs]."""
+    if is_classifier(model):
+        joined = torch.cat([model(input_ids=ids).logits for ids in prompts])
+    else:
+        joined = torch.cat([model(input_ids=ids, use_cache=False).logits[0] for ids in prompts])
     return joined.to(torch.promote_types(joined.dtype, torch.float32))
 
 

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import AdapterSet, by_layer
 from tunesmith.adapters.full import PEFT_TYPE, Full
-from tunesmith.adapters.settings import AdapterSettings
+from tunesmith.adapters.settings import NONE, AdapterSettings
 from tunesmith.adapters.targets import Anatomy, before_documents
 from tunesmith.adapters.virtual import Virtual, VirtualSettings
 from tunesmith.errors import AdapterError, TunesmithError, together
@@ -193,7 +193,7 @@ def read(config: dict[str, Any], body: Anatomy) -> Plan:
     rows = _token_rows(config, body, errors)
     if errors:
         raise together(errors)
-    chosen = {"targets": tuple(adapted), "train_in_full": tuple(in_full)}
+    chosen = {"targets": tuple(adapted) or NONE, "train_in_full": tuple(in_full)}
     settings = _settings(method, fields | chosen)
     layers: dict[str, AdapterSettings] = {}
     for path in adapted:

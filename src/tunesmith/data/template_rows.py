@@ -12,7 +12,7 @@ from tunesmith.data.messages import Unreadable
 from tunesmith.data.problems import listed, shown
 from tunesmith.data.sandbox import TEMPLATE_ERRORS, Unwritable, column_environment, time_limit
 from tunesmith.data.settings import TemplateFormat
-from tunesmith.data.types import Conversation, Document, Labelled, Message, Origin, Preference, Prompt, Row
+from tunesmith.data.types import Conversation, Document, Labelled, Message, Origin, Preference, Prompt, Row, Text
 from tunesmith.errors import DataError
 
 RawColumns = Mapping[str, Any]
@@ -38,6 +38,18 @@ def template(settings: TemplateFormat) -> Callable[[RawColumns, Origin], Row]:
         if "answer" in said:
             return Conversation((*before, said["answer"]), origin)
         return Preference(before, (said["chosen"],), (said["rejected"],), origin)
+
+    return read
+
+
+def text_template(settings: TemplateFormat) -> Callable[[RawColumns, Origin], Text]:
+    """What such a format has a classifier read, without its label."""
+    text, turns_before = _written(settings, {"text": "text"}), _written(settings, _BEFORE)
+
+    def read(row: RawColumns, origin: Origin) -> Text:
+        if settings.text is not None:
+            return Document(text(row)["text"].content, origin)
+        return Conversation(tuple(turns_before(row).values()), origin)
 
     return read
 

@@ -29,7 +29,7 @@ from tunesmith.objectives.base import Loss, Stage, Step
 from tunesmith.objectives.classify_losses import MEANINGS, ClassifySettings
 from tunesmith.objectives.features import features_of, fitted, take_over
 from tunesmith.objectives.order import Order
-from tunesmith.score.classification import best_thresholds, measured
+from tunesmith.score.classification import at_thresholds, best_thresholds, confusion, decided, measured
 from tunesmith.score.classification_picture import draw
 
 Settings = ClassifySettings
@@ -122,6 +122,23 @@ class Classification:
         rows, outputs = self.outputs(policy, self.held_out, max_tokens)
         loss = self._loss(outputs, rows).sums["loss"].item() / self._denominator(rows)
         return {"loss": loss, **self.figures(outputs, rows)}
+
+    @torch.no_grad()
+    def detail(self, policy: Policy, max_tokens: int, head: Head | None) -> dict[str, Any]:
+        """What one number does not tell of the held-out rows: which class is taken for which; the scores at the
+        thresholds that `head` has."""
+        rows, outputs = self.outputs(policy, self.held_out, max_tokens)
+        probabilities, truth = self.meaning.probabilities(outputs).numpy(), self.truth(rows)
+        several = self.settings.classes == "several"
+        told: dict[str, Any] = {}
+        if head is not None and head.thresholds:
+            told = at_thresholds(probabilities, truth, several, head.thresholds)
+        if not several:
+            told["classes"] = list(self.labels)
+            told["rows of each class, by what they are taken for"] = confusion(
+                decided(probabilities, False), truth
+            ).tolist()
+        return told
 
     @torch.no_grad()
     def outputs(self, policy: Policy, examples: Sequence[Example], max_tokens: int) -> tuple[list[Classified], Tensor]:

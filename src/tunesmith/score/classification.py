@@ -44,6 +44,18 @@ def measured(probabilities: np.ndarray, wanted: np.ndarray, several: bool, order
     }
 
 
+def at_thresholds(
+    probabilities: np.ndarray, wanted: np.ndarray, several: bool, thresholds: Sequence[float]
+) -> dict[str, float]:
+    """Accuracy and macro-F1 where a label counts from its threshold on."""
+    from sklearn.metrics import f1_score
+
+    said, truth = decided(probabilities, several, thresholds), wanted.astype(bool)
+    known = truth.any(0)
+    macro = float(f1_score(truth[:, known], said[:, known], average="macro", zero_division=0))
+    return {"accuracy at the thresholds": float((said == truth).all(1).mean()), "macro_f1 at the thresholds": macro}
+
+
 def _figures(
     probabilities: np.ndarray, wanted: np.ndarray, said: np.ndarray, several: bool, ordered: bool
 ) -> dict[str, float]:

@@ -1,0 +1,165 @@
+"""A model that ends in a classification head, asked: texts in, classes with probabilities (or rewards) out.
+
+classifier = Classifier(open_session("runs/spam"))
+classifier.classify(["You have won a prize!"])[0].label        "spam"
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunesmith.adapters.heads import Head
+from tunesmith.atomic import write_file
+from tunesmith.data.files import read_file
+from tunesmith.data.messages import Unreadable, read_messages
+from tunesmith.data.pack import micro_batches
+from tunesmith.data.settings import DataSettings, TemplateFormat
+from tunesmith.data.template_rows import text_template
+from tunesmith.data.types import Conversation, Document, Example, Message, Origin, Text
+from tunesmith.errors import AdapterError, DataError, together
+from tunesmith.models.policy import Policy, probe
+from tunesmith.objectives.classify_losses import MEANINGS
+from tunesmith.score.classification import decided
+from tunesmith.session import Session
+from tunesmith.train.memory import default_micro_batch_tokens
+
+IN_PYTHON = Origin("text", 1)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    labels: tuple[str, ...]
+    """What the text is of: one class, or all labels that reach their threshold."""
+    probabilities: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        return ", ".join(self.labels)
+
+
+@dataclass
+class Classifier:
+    """`session`, whose model ends in a head; the adapter that is set in it answers."""
+
+    session: Session
+    policy: Policy = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.policy, _ = probe(self.session.model, self.session.switch)
+
+    @property
+    def head(self) -> Head:
+        head = self.session.head
+        if head is None:
+            raise AdapterError("this model ends in words: it has no head to classify with", fix="session.answer")
+        return head
+
+    def classify(self, texts: Sequence[str | Sequence[Message] | Text]) -> list[Prediction]:
+        """Text as a document, or a list of messages as a conversation: as the rows of training were."""
+        head = self.head
+        if head.meaning == "reward":
+            raise AdapterError("this model gives rewards, not classes", fix="Classifier.rewards")
+        probabilities = MEANINGS[head.meaning].probabilities(self.outputs(texts)).numpy()
+        said = decided(probabilities, head.meaning == "several", head.thresholds)
+        return [
+            Prediction(
+                tuple(label for label, is_so in zip(head.labels, row, strict=True) if is_so),
+                {label: float(share) for label, share in zip(head.labels, shares, strict=True)},
+            )
+            for row, shares in zip(said, probabilities, strict=True)
+        ]
+
+    def rewards(self, texts: Sequence[str | Sequence[Message] | Text]) -> list[float]:
+        """A number for each conversation that ends in an answer: higher is better."""
+        if self.head.meaning != "reward":
+            raise AdapterError("this model tells classes apart, it gives no rewards", fix="Classifier.classify")
+        rewards: list[float] = self.outputs(texts).squeeze(-1).tolist()
+        return rewards
+
+    def outputs(self, texts: Sequence[str | Sequence[Message] | Text]) -> Tensor:
+        """What the head gives [n, outputs], in fp32 on the CPU. A text longer than the model can read is an error."""
+        renderer: Any = self.session.words_of(self.session.adapter).renderer
+        examples = []
+        most = self.session.positions(self.session.adapter)
+        for number, given in enumerate(texts):
+            ids, _ = renderer.classified_ids(as_text(given))
+            if not ids or (most is not None and len(ids) > most):
+                found, expected = f"{len(ids)} tokens", f"1 to {most}" if most else "at least 1"
+                raise DataError("a text cannot be read", where=f"text {number + 1}", found=found, expected=expected)
+            array = np.array(ids, dtype=np.int64)
+            examples.append(Example(array, np.zeros(len(ids), dtype=np.float32), Origin("text", number + 1)))
+        found_of: dict[int, Tensor] = {}
+        with self.session.switch.set_to(self.session.adapter), self.policy.answering():
+            for batch in micro_batches(examples, default_micro_batch_tokens(self.policy.device)):
+                outputs = self.policy.scores(batch.to(self.policy.device)).cpu()
+                for leaf, output in zip(batch.leaves, outputs, strict=True):
+                    found_of[batch.examples[leaf].origin.row] = output
+        if not found_of:
+            return torch.zeros(0, self.head.num_outputs)
+        return torch.stack([found_of[number + 1] for number in range(len(texts))])
+
+
+def as_text(given: str | Sequence[Message] | Text) -> Text:
+    """Text as a document, messages as a conversation."""
+    if isinstance(given, Document | Conversation):
+        return given
+    return Document(given, IN_PYTHON) if isinstance(given, str) else Conversation(tuple(given), IN_PYTHON)
+
+
+def texts_of(path: Path, data: DataSettings | None) -> list[Text]:
+    """The texts of a file: one a line, or rows with `text`, `messages` or `prompt`; or what the run's template makes of
+    their columns. All broken rows at once."""
+    if not path.is_file():
+        raise DataError("there is no such file of texts", where=str(path))
+    if path.suffix.lower() == ".txt":
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return [Document(line, Origin(str(path), n)) for n, line in enumerate(lines, 1) if line.strip()]
+    fill = None if data is None or not isinstance(data.format, TemplateFormat) else text_template(data.format)
+    columns = {} if data is None else data.columns
+    texts: list[Text] = []
+    errors: list[Exception] = []
+    for origin, row in read_file(path, None):
+        row |= {wanted: row[yours] for wanted, yours in columns.items() if yours in row and wanted not in row}
+        try:
+            texts.append(_of_row(row, origin) if fill is None else fill(row, origin))
+        except Unreadable as error:
+            errors.append(DataError(error.what, where=str(origin), found=error.found))
+    if errors:
+        raise together(errors)  # type: ignore[arg-type]
+    return texts
+
+
+def _of_row(row: Mapping[str, Any], origin: Origin) -> Text:
+    for key in ("messages", "conversations"):
+        if row.get(key) is not None:
+            return Conversation(read_messages(row[key], key), origin)
+    for key in ("text", "prompt"):
+        if isinstance(row.get(key), str) and row[key].strip():
+            return Document(row[key], origin)
+    raise Unreadable("no text in this row: it needs text, messages or prompt", found=", ".join(row))
+
+
+def as_lines(texts: Sequence[Text], predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
+    """One record for each text: its row, its labels, and what each class has."""
+    for text, made in zip(texts, predictions, strict=True):
+        shares = {label: round(share, 6) for label, share in made.probabilities.items()}
+        yield {"row": text.origin.row, "label": made.label, "probabilities": shares}
+
+
+def classify_file(classifier: Classifier, texts: Sequence[Text], out: Path) -> None:
+    """Write what the head gives each text, a line of JSON each."""
+    lines: Iterable[dict[str, Any]]
+    if classifier.head.meaning == "reward":
+        found = zip(texts, classifier.rewards(texts), strict=True)
+        lines = ({"row": text.origin.row, "reward": round(reward, 6)} for text, reward in found)
+    else:
+        lines = as_lines(texts, classifier.classify(texts))
+    write_file(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
