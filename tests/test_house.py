@@ -18,6 +18,7 @@ LAYERS: list[set[str]] = [
     {"one_call"},
     {"run", "inference"},
     {"questions", "assemble", "held_out"},
+    {"reward_model"},
     {"chat", "evaluate", "answer_file", "classifier"},
     {"session"},
     {"recipe"},

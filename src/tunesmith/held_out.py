@@ -17,8 +17,11 @@ from tunesmith.objectives.classify_losses import ClassifySettings
 from tunesmith.objectives.settings import ObjectiveSettings
 from tunesmith.progress import Progress
 from tunesmith.recipe import Recipe
+from tunesmith.reward_model import offer
 from tunesmith.session import Session
 from tunesmith.train.memory import default_micro_batch_tokens
+
+offer()
 
 
 def held_out_loss(

@@ -17,6 +17,10 @@ from tunesmith.settings import Settings
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz")
 
 
+OF_A_PATH = ("model", "json_schema")
+"""Rewards that are given a file or folder."""
+
+
 class Paths:
     """Makes the files that a recipe names absolute: first from the recipe's folder, then from the current one."""
 
@@ -58,6 +62,10 @@ class Paths:
         made = []
         for name in names:
             kind, _, own = name.partition(":")  # "verl:file.py:function" was written for another system
+            if kind in OF_A_PATH:
+                place = self._found(own)
+                made.append(name if place is None else f"{kind}:{os.path.normpath(place)}")
+                continue
             before, own = (f"{kind}:", own) if kind in ("verl", "openrlhf") else ("", name)
             path, _, function = own.rpartition(":")
             found = self._found(path) if path.endswith(".py") else None

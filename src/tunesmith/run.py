@@ -36,6 +36,7 @@ from tunesmith.progress import Progress
 from tunesmith.recipe import Recipe, Resolved
 from tunesmith.record import Run
 from tunesmith.reporters import reporters
+from tunesmith.reward_model import offer
 from tunesmith.session import Session
 from tunesmith.train.budget import Budget
 from tunesmith.train.checkpoint import Checkpoints, Restored
@@ -46,6 +47,7 @@ from tunesmith.train.optim import check_optimizer
 from tunesmith.train.publish import Publisher, published_step, take
 from tunesmith.train.signals import Signals, watched
 
+offer()
 FROM_PYTHON = "rows"
 """What stands for the file where rows came from Python."""
 

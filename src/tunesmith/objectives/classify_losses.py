@@ -44,7 +44,8 @@ class ClassifySettings(ObjectiveSettings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         for name in ("fit", "fit_strength"):
-            if name in self.model_fields_set and self.way != "features":
+            is_default = getattr(self, name) == type(self).model_fields[name].default
+            if not is_default and self.way != "features":
                 raise Contradiction(name, "is of way features alone", "set objective.way to features, or leave it out")
         if self.labels is not None and len(set(self.labels)) < max(len(self.labels), 2 - (self.classes == "several")):
             raise Contradiction("labels", "names a class twice, or fewer than two", "name each class once")

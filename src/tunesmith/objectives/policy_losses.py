@@ -58,7 +58,7 @@ class PolicySettings(ObjectiveSettings):
     """Learns from rewards for what the model itself writes: GRPO and its relatives."""
     rewards: Annotated[tuple[str, ...], Field(min_length=1)]
     """Each "file.py:function" or "module:function", or one that is built in: a scorer's name, format:REGEX, length:N,
-    repetition, json. docs/policy.md says how they are called."""
+    repetition, json, json_schema:FILE, model:FOLDER (a reward model). docs/policy.md says how they are called."""
     reward_weights: tuple[float, ...] | None = None
     """One for each reward; null: 1."""
     gold: str = "answer"

@@ -133,8 +133,40 @@ def is_json(completions: Sequence[Any], **_: Any) -> list[float]:
     return [reads(text_of(completion)) for completion in completions]
 
 
+def _json_schema(file: str) -> Function:
+    """1 where the completion is JSON that a schema, in a file, allows."""
+    try:
+        import jsonschema
+    except ImportError:
+        raise RecipeError(
+            "objective.rewards: json_schema needs a package that is not here", fix="pip install 'tunesmith[schema]'"
+        ) from None
+    try:
+        schema = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
+        validator = jsonschema.validators.validator_for(schema)
+        validator.check_schema(schema)
+    except (OSError, ValueError, jsonschema.SchemaError) as error:
+        said = str(error).partition("\n")[0]
+        raise RecipeError("objective.rewards: the JSON schema cannot be read", where=file, found=said) from None
+    check = validator(schema)
+
+    def allows(text: str) -> float:
+        try:
+            return float(check.is_valid(json.loads(text)))
+        except ValueError:
+            return 0.0
+
+    return lambda completions, **_: [allows(text_of(completion)) for completion in completions]
+
+
 PLAIN: dict[str, Function] = {"repetition": repetition, "json": is_json}
-WITH_ARGUMENT: dict[str, Callable[[str], Function]] = {"format": _format, "length": _length}
+WITH_ARGUMENT: dict[str, Callable[[str], Function]] = {
+    "format": _format,
+    "length": _length,
+    "json_schema": _json_schema,
+}
+"""Kinds of rewards that are given something behind a colon. Who has another kind to offer adds it: `model`, a trained
+reward model, comes from where models are opened (reward_model.py)."""
 
 
 # ---- functions written for others ------------------------------------------------------------------------------------

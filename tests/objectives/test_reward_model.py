@@ -1,0 +1,107 @@
+"""Reward modelling: TRL's loss by its formula, what a pair shares computed once, margins and centring."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_classify import adapted, gradients
+
+from tunesmith.adapters.heads import Head
+from tunesmith.data.types import Answer, Origin
+from tunesmith.objectives.reward import RewardModelling, RewardSettings, bradley_terry
+
+
+def pairs(count=5, shared=20, margin=None, seed=0):
+    generator = np.random.default_rng(seed)
+    made = []
+    for i in range(count):
+        prompt = generator.integers(3, 90, shared)
+        for side in ("chosen", "rejected"):
+            ids = np.concatenate([prompt, generator.integers(3, 90, generator.integers(2, 9))])
+            weights = np.r_[np.zeros(shared), np.ones(len(ids) - shared)].astype(np.float32)
+            made.append(Answer(ids, weights, Origin("pairs", i + 1), side=side, margin=margin))
+    return made
+
+
+def run(policy, objective, share, max_tokens=10**6):
+    objective.share = share
+    objective.load_state_dict({"steps_done": 0})
+    step = next(objective.steps(policy))
+    for parameter in policy.parameters():
+        parameter.grad = None
+    total, metrics = 0.0, dict[str, float]()
+    for batch in objective.micro_batches(step, max_tokens):
+        found = objective.loss(policy, batch)
+        loss = found.sums["loss"] / step.denominators["loss"]
+        loss.backward()
+        total += loss.item()
+        for name, value in found.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + value.item() / step.denominators[name]
+    return total, metrics, step
+
+
+def objective_of(examples, settings=None, **options):
+    return RewardModelling(examples, options.pop("held_out", []), settings or RewardSettings(), batch_size=3, seed=0)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("settings", [{}, {"margin": 0.7, "centring": 0.01}])
+def test_loss_and_gradients_are_those_of_each_answer_alone(arch, settings):
+    policy, made, model = adapted(arch, Head("reward"), dtype=torch.float64)
+    objective = objective_of(pairs(), RewardSettings(**settings))
+    found, metrics, step = run(policy, objective, share=True)
+    ours = gradients(made)
+    for parameter in made.parameters().values():
+        parameter.grad = None
+    rewards = [model(input_ids=torch.from_numpy(e.token_ids)[None]).logits.float()[0, 0] for e in step.examples]
+    chosen, rejected = torch.stack(rewards[::2]), torch.stack(rewards[1::2])
+    wanted = -F.logsigmoid(chosen - rejected - settings.get("margin", 0.0)).mean()
+    wanted = wanted + settings.get("centring", 0.0) * ((chosen + rejected) ** 2).mean()
+    wanted.backward()
+    assert found == pytest.approx(wanted.item(), abs=1e-6)
+    largest = max(gradient.abs().max() for gradient in gradients(made).values())
+    for name, gradient in gradients(made).items():
+        assert (ours[name] - gradient).abs().max() <= 1e-5 * largest, name
+    assert metrics["rewards/margins"] == pytest.approx((chosen - rejected).mean().item(), abs=1e-5)
+    assert metrics["rewards/accuracies"] == pytest.approx((chosen > rejected).double().mean().item())
+
+
+def test_a_shared_prompt_and_a_cut_step_change_nothing():
+    policy, made, _ = adapted("llama", Head("reward"), dtype=torch.float64)
+    objective = objective_of(pairs())
+    plain, metrics, _ = run(policy, objective, share=False)
+    wanted = gradients(made)
+    for share, max_tokens in ((True, 10**6), (True, 1), (False, 60)):
+        found, others, _ = run(policy, objective, share, max_tokens)
+        assert found == pytest.approx(plain, abs=1e-7)
+        assert others == pytest.approx(metrics, abs=1e-6)
+        for name, gradient in gradients(made).items():
+            assert torch.allclose(gradient, wanted[name], atol=1e-6), name
+
+
+def test_closed_forms():
+    zero = torch.zeros(3, dtype=torch.float64)
+    assert torch.allclose(bradley_terry(zero, zero, zero, 0.5), torch.full_like(zero, math.log(2)))
+    two = torch.full_like(zero, 2.0)
+    assert torch.allclose(bradley_terry(two, zero, two, 0.0), torch.full_like(zero, math.log(2)))
+    assert torch.allclose(bradley_terry(two, two, zero, 0.01), torch.full_like(zero, math.log(2) + 0.16))
+
+
+def test_a_row_s_own_margin_goes_before_the_setting():
+    policy, _, _ = adapted("llama", Head("reward"))
+    plain, _, _ = run(policy, objective_of(pairs(), RewardSettings(margin=3.0)), share=False)
+    own, _, _ = run(policy, objective_of(pairs(margin=0.0), RewardSettings(margin=3.0)), share=False)
+    none, _, _ = run(policy, objective_of(pairs()), share=False)
+    assert own == pytest.approx(none)
+    assert plain > own
+
+
+def test_evaluation_gives_the_metrics_of_training():
+    policy, _, _ = adapted("llama", Head("reward"))
+    objective = RewardModelling(pairs(4), pairs(4), RewardSettings(), batch_size=4, seed=0, shuffle=False)
+    total, metrics, _ = run(policy, objective, share=False)
+    assert objective.evaluate(policy, 50) == pytest.approx({"loss": total, **metrics}, abs=1e-5)
