@@ -385,6 +385,8 @@ _ALSO_CALLED = {
     **{name: f"policy, with preset: {name}" for name in PRESETS},
     "dpo": "preference",
     "classification": "classify",
+    "gkd": "distill",
+    "distillation": "distill",
     "reward_model": "reward",
     "ipo": "preference, with loss: ipo_mean or ipo_sum",
     **{loss: f"preference, with loss: {loss}" for loss in ("kto", "orpo", "cpo", "simpo")},

@@ -57,7 +57,10 @@ class Paths:
         return {"model": model, "data": data, "objective": self._rewards(objective)}
 
     def _rewards(self, objective: Settings) -> Settings:
-        """Of an objective with rewards, those that are functions in files."""
+        """Of an objective with rewards, those that are functions in files; of one with a teacher, its folder."""
+        teacher = getattr(objective, "teacher", None)
+        if teacher is not None and (found := self._found(teacher)):
+            return objective.model_copy(update={"teacher": os.path.normpath(found)})
         names = getattr(objective, "rewards", ())
         made = []
         for name in names:

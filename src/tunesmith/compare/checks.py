@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tunesmith.atomic import write_file
 from tunesmith.compare.grid import Arm, arms_of, digest, resolve, taken_out
-from tunesmith.compare.measure import Wanted, has_answers, shots_of, test_items
+from tunesmith.compare.measure import Wanted, has_answers, is_classified, shots_of, test_items
 from tunesmith.compare.settings import Study, baseline_of
 from tunesmith.data.sources import read
 from tunesmith.data.split import as_held_out, split
@@ -114,14 +114,38 @@ def _resolved(study: Study, arms: Sequence[Arm]) -> list[Resolved]:
 
 
 def _refuse_other_objectives(study: Study, resolved: Sequence[Resolved]) -> None:
-    """What is measured of every arm is the loss per token, and answers: no pairs."""
-    others = sorted({one.recipe.objective.kind for one in resolved} - {"sft"})  # type: ignore[attr-defined]
+    """What is measured of every arm is the loss of each row, and answers or classes: no pairs, no rewards."""
+    kinds = {one.recipe.objective.kind for one in resolved}  # type: ignore[attr-defined]
+    if "classify" in kinds:
+        _refuse_odd_classes(study, kinds)
+    others = sorted(kinds - {"sft", "classify"})
     if others:
         raise RecipeError(
-            "a study compares runs of objective sft; others are not measured yet",
+            "a study compares runs of objective sft or classify; others are not measured yet",
             where=study.source,
             found=f"objective.kind {', '.join(others)}",
             fix="train the arms one by one, and compare what `tunesmith evaluate` says of each",
+        )
+
+
+def _refuse_odd_classes(study: Study, kinds: set[str]) -> None:
+    """Classes by a head stand beside classes by words under the scores that both have."""
+    settings = study.settings
+    odd = sorted(set(settings.test.scores) - {"label", "exact"})
+    if odd or not settings.test.scores:
+        raise RecipeError(
+            "a class is right or wrong: of arms with objective.kind classify that is what is scored",
+            where=study.where("test", "score"),
+            found=", ".join(odd) or "no score",
+            expected="label",
+        )
+    if settings.forget is not None:
+        raise RecipeError("a classifier has no loss on general text", where=study.where("forget"), fix="leave it out")
+    if settings.prompting and "sft" not in kinds:
+        raise RecipeError(
+            "the base is asked in words, and no arm of the study learns any",
+            where=study.where("prompting"),
+            fix="leave prompting out",
         )
 
 
@@ -179,5 +203,6 @@ def _read_all(resolved: Sequence[Resolved], wanted: Wanted, shots: int, trust_re
             num_rows[key] = len(prepared.train)
             if wanted.scores:
                 test_items(recipe, wanted, lambda text: None)
-            shots_of(recipe, shots)
+            if not is_classified(recipe):
+                shots_of(recipe, shots)
         Budget(recipe.train, math.ceil(num_rows[key] / recipe.train.batch_size))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from tunesmith.errors import DataError
 from tunesmith.evaluate import Item, evaluate, scorers_named, write_answers
 from tunesmith.models.policy import Policy, probe
 from tunesmith.models.session import Params
+from tunesmith.objectives.classify import Classification
+from tunesmith.objectives.classify_losses import ClassifySettings
 from tunesmith.objectives.sft import SFT, num_targets
 from tunesmith.questions import LAST, questions, refuse_unscorable
 from tunesmith.recipe import Recipe
@@ -59,8 +61,15 @@ class Wanted:
         return digest([vars(self), files])
 
 
+def is_classified(recipe: Recipe) -> bool:
+    """Whether its model says what a text is by a head: it is measured without words."""
+    return isinstance(recipe.objective, ClassifySettings)
+
+
 def test_items(recipe: Recipe, wanted: Wanted, say: Say) -> list[Item]:
     """The test's questions, each with its right answer; what no scorer could compare with is an error."""
+    if is_classified(recipe):
+        return []
     settings = test_data(recipe, wanted)
     items = questions(settings, recipe.train.seed, True, wanted.limit, wanted.gold, LAST, say)
     for score, scorer in scorers_named(wanted.scores).items():
@@ -76,7 +85,7 @@ def test_items(recipe: Recipe, wanted: Wanted, say: Say) -> list[Item]:
 def has_answers(recipe: Recipe, wanted: Wanted) -> bool:
     """Whether any row of the test holds an answer that a loss could be taken of."""
     data = test_data(recipe, wanted)
-    rows = convert(read(data.train, limit=data.limit), data.format, data.columns).rows
+    rows = convert(read(data.train, limit=data.limit), data.format, data.columns, recipe.takes).rows
     return any(not isinstance(row, Conversation) or any(turn.is_learned for turn in row.messages) for row in rows)
 
 
@@ -104,7 +113,10 @@ def measure(
     found: dict[str, Any] = {"fingerprint": wanted.fingerprint, "shots": shots, "seconds": {}}
     if shots == 0:
         policy, _ = probe(session.model, session.switch)
-    if shots == 0 and wanted.loss:
+    if is_classified(recipe):
+        found |= classified(session, policy, recipe, wanted, say)
+        found["seconds"] = {"loss": found.pop("loss_seconds")}
+    elif shots == 0 and wanted.loss:
         most = session.positions(session.adapter)
         say("loss on the test rows")
         prepared = prepare(test_data(recipe, wanted), session.tokenizer, seed=recipe.train.seed, most_tokens=most)
@@ -115,7 +127,7 @@ def measure(
     if shots == 0 and wanted.forget is not None:
         say("loss on general text")
         found["forget"] = forgetting(session, policy, recipe, wanted, forgets)
-    if wanted.scores:
+    if wanted.scores and not is_classified(recipe):
         items = test_items(recipe, wanted, say)
         shown = shots_of(recipe, shots)
         items = [replace(item, messages=_with_shots(item.messages, shown)) for item in items]
@@ -133,6 +145,40 @@ def measure(
         found["answer_tokens"] = sum(answer.num_tokens for answer in made.answers)
         write_answers(folder / "answers.jsonl", items, made)
     write_json(folder / "measures.json", found)  # last: by now all of it is there
+
+
+@torch.no_grad()
+def classified(session: Session, policy: Policy, recipe: Recipe, wanted: Wanted, say: Say) -> dict[str, Any]:
+    """Loss and 0 or 1 of each row of the test, in the file's order, under the name of every score that is asked for.
+
+    A row that is too long to be read is not right; its loss is left out.
+    """
+    assert session.head is not None
+    say("classes of the test rows")
+    data, settings = test_data(recipe, wanted), cast(ClassifySettings, recipe.objective)
+    most = session.positions(session.adapter)
+    prepared = prepare(data, session.tokenizer, seed=recipe.train.seed, most_tokens=most, takes=recipe.takes)
+    record = settings.model_copy(update={"labels": session.head.labels, "way": "all", "class_weights": None})
+    part = Classification(prepared.train, [], record, batch_size=1, seed=0)
+    begun = time.perf_counter()
+    with session.switch.set_to(session.adapter), policy.answering():
+        rows, outputs = part.outputs(policy, prepared.train, default_micro_batch_tokens(policy.device))
+    losses, right = part.by_row(outputs, rows)
+    places = {row.origin.row: index for index, row in enumerate(rows)}
+    numbers = sorted(places)
+    every = [origin.row for origin, _ in read(data.train, limit=data.limit)]
+    return {
+        "loss": {
+            "rows": [float(number) for number in numbers],
+            "sum": [losses[places[number]] for number in numbers],
+            "weight": [1.0] * len(numbers),
+        },
+        "left_out": prepared.counts.read - prepared.counts.kept,
+        "scores": {
+            name: [right[places[number]] if number in places else 0.0 for number in every] for name in wanted.scores
+        },
+        "loss_seconds": time.perf_counter() - begun,
+    }
 
 
 @torch.no_grad()

@@ -78,15 +78,29 @@ def _titled(measure: Measure) -> str:
 
 
 def _clip(axes: Any, found: Mapping[str, Any], measure: Measure) -> None:
-    """An interval over two seeds may be wider than anything; the means and seeds decide what is shown."""
+    """An interval over two seeds may be wider than anything, and the base's loss far from all that was tuned: the means
+    and seeds of the tuned arms decide what is shown; what lies beyond is written at the edge."""
     scale = 100 if measure.points else 1
-    values = [scale * value for row in found["arms"].values() for value in _seeds(row, measure)]
+    tuned = [row for row in found["arms"].values() if row["tuned"]] or list(found["arms"].values())
+    values = [scale * value for row in tuned for value in _seeds(row, measure)]
+    if not values:
+        return
     low, high = min(values), max(values)
     room = max(0.35 * (high - low), 4.0 if measure.points else 0.02 * abs(high) + 1e-6)
     low, high = low - room, high + room
     if measure.points:
         low, high = max(low, -2.0), min(high, 102.0)
     axes.set_xlim(low, high)
+    for place, row in enumerate(found["arms"].values()):
+        figures = row["figures"].get(measure.key)
+        value = None if figures is None else scale * figures["value"]
+        if value is None or low <= value <= high:
+            continue
+        right = value > high
+        told = f"{value:.4g} {chr(0x2192)}" if right else f"{chr(0x2190)} {value:.4g}"
+        axes.text(
+            high if right else low, place, told, ha="right" if right else "left", va="center", fontsize=8.5, color=GREY
+        )
 
 
 def _seeds(row: Mapping[str, Any], measure: Measure) -> list[float]:

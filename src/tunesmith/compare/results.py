@@ -35,7 +35,9 @@ def results(ran: Ran) -> dict[str, Any]:
     study, settings = ran.study, ran.study.settings
     tables = {done.arm: _tables(done_of(ran, done.arm)) for done in ran.done}
     order = [arm.name for arm in ran.plan.arms] + [prompted(shots) for shots in settings.prompting]
-    measures = [*map(score, settings.test.scores), LOSS, HELD_OUT]
+    kinds = {recipe.get("objective", {}).get("kind") for recipe in ran.recipes.values()}
+    losses = [LOSS, HELD_OUT] if len(kinds) < 2 else []  # of words and of classes: not the same thing
+    measures = [*map(score, settings.test.scores), *losses]
     rows = {name: _row(ran, name, tables[name], measures) for name in order if name in tables}
     comparisons = [c for measure in measures for c in _against_baseline(ran.plan.baseline, tables, order, measure)]
     primary = measures[0]
@@ -291,7 +293,12 @@ def _notes(ran: Ran, rows: Mapping[str, Any]) -> list[str]:
         )
     if len(ran.study.settings.seeds) < 3:
         count = len(ran.study.settings.seeds)
-        notes.append(f"{count} seed{'s' if count > 1 else ''}: too few to tell small differences; five are better.")
+        why = (
+            "nothing is known of the next" if count == 1 else "the interval of two is so wide that even large ones hide"
+        )
+        notes.append(
+            f"{count} seed{'s' if count > 1 else ''}: too few to tell differences ({why}); three, better five."
+        )
     for name, chosen in ran.chosen.items():
         if chosen is not None and chosen.at_the_edge:
             notes.append(f"{name}: the best learning rate, {chosen.learning_rate:g}, lies at an end of the grid.")

@@ -21,6 +21,7 @@ from typing import Any
 from tunesmith.compare.checks import Plan, plan
 from tunesmith.compare.grid import Arm, Cell, cell, digest, stamp
 from tunesmith.compare.halving import Chosen, cost, halve, rounds
+from tunesmith.compare.measure import is_classified
 from tunesmith.compare.process import Runner, alone_in, in_process, interruptible, shown
 from tunesmith.compare.settings import Study
 from tunesmith.compare.worker import Order, measured, trained
@@ -135,9 +136,12 @@ class _Grid:
         return math.inf if loss is None else float(loss)
 
     def _base(self, shots: int, seed: int | None) -> None:
-        """The base of the baseline's arm, asked plainly or with examples."""
-        arm = next(arm for arm in self.plan.arms if arm.name == self.plan.baseline)
-        one = cell(self.study, arm, self.seeds[0] if seed is None else seed, train_rows=self.plan.train_rows)
+        """The base of the baseline's arm (where that answers in no words, the first that does), asked plainly or with
+        examples."""
+        arms = sorted(self.plan.arms, key=lambda arm: arm.name != self.plan.baseline)
+        own = self.seeds[0] if seed is None else seed
+        cells = (cell(self.study, arm, own, train_rows=self.plan.train_rows) for arm in arms)
+        one = next(one for one in cells if not is_classified(one.resolved.recipe))
         recipe = one.resolved.recipe
         sections = [recipe.model.model_dump(mode="json"), recipe.data.model_dump(mode="json")]
         mark = digest([*sections, stamp(recipe.model.name), shots, seed])

@@ -6,7 +6,7 @@ from), `needs_reference(settings)`, `LEARNING_RATE` (where none is given), and
 knows the tokenizer, for whom the model has to speak.
 """
 
-from tunesmith.objectives import classify, policy, preference, reward, sft
+from tunesmith.objectives import classify, distill, policy, preference, reward, sft
 
 OBJECTIVES = {
     "sft": sft,
@@ -14,4 +14,5 @@ OBJECTIVES = {
     "policy": policy,
     "classify": classify,
     "reward": reward,
+    "distill": distill,
 }

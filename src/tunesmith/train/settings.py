@@ -24,7 +24,8 @@ class TrainSettings(Settings):
     micro_batch_tokens: PositiveInt | None = None
     """Most tokens in one forward pass; lowered by itself when memory runs out. None: chosen for the device."""
     learning_rate: PositiveFloat = 2e-4
-    """Its highest value, reached after warm-up. Of objective preference, where none is given: 1e-5."""
+    """Its highest value, reached after warm-up. Where none is given: of preference and policy 1e-5, of reward
+    and distill 1e-4."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the learning rate falls after warm-up."""
     warmup: NonNegativeFloat = 0.03
