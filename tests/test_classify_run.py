@@ -17,6 +17,7 @@ from tunesmith.classifier import Classifier
 from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, DataError, RecipeError
 from tunesmith.events import StepDone
+from tunesmith.objectives import rewards, rewards_built_in
 from tunesmith.recipe import from_dict
 from tunesmith.run import train
 from tunesmith.session import open_session
@@ -90,7 +91,6 @@ def test_the_head_survives_saving_merging_and_a_fresh_process(model, texts, tmp_
     found = inference.evaluate(tmp_path / "a")
     best = trained.ended.best_metrics
     assert {name: found[name] for name in best} == pytest.approx(best, abs=1e-4)
-    assert found["accuracy at the thresholds"] >= found["accuracy"] - 0.35
     inference.merge(tmp_path / "a", tmp_path / "merged", dtype="float32")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     assert plain.config.id2label == {0: "ham", 1: "spam"}
@@ -99,8 +99,9 @@ def test_the_head_survives_saving_merging_and_a_fresh_process(model, texts, tmp_
         with torch.no_grad():
             shares = plain(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0].tolist()
         assert list(one.probabilities.values()) == pytest.approx(shares, abs=1e-4)
-    merged = Classifier(open_session(str(tmp_path / "merged"))).classify(asked)
-    assert merged[0].probabilities == pytest.approx(made[0].probabilities, abs=1e-4)
+    merged = Classifier(open_session(str(tmp_path / "merged")))
+    assert merged.head == trained.session.head
+    assert [one.label for one in merged.classify(asked)] == [one.label for one in made]
     assert pipeline("text-classification", model=plain, tokenizer=tokenizer)(asked[0])[0]["label"] in ("ham", "spam")
     if way == "lora":
         code = (
@@ -119,7 +120,8 @@ def test_one_setting_parts_the_three_ways_and_what_does_not_fit_is_refused(model
     assert from_dict(rows).recipe.adapter.model_dump()["targets"] == "none"
     assert from_dict(rows, ["adapter.last_blocks=1"]).recipe.adapter.model_dump()["method"] == "full"
     for wrong, said in {
-        "adapter.method=lora": "leaves alone",
+        "adapter.method=lora": "leaves as it is",
+        "objective.way=all": "nothing but the head would learn",
         "adapter.method=prefix": "trains no head",
         "objective.fit=svm": "is of way features alone",
         "objective.kind=clasify": "classify",
@@ -200,8 +202,17 @@ def test_a_reward_model_is_trained_resumed_merged_and_asked(model, pairs, tmp_pa
     train(stopped, quiet=True, listeners=[lambda e: "stop" if isinstance(e, StepDone) and e.step == 3 else None])
     train(stopped, resume=True, quiet=True)
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
-    found = inference.evaluate(tmp_path / "a")
-    assert found["rewards/accuracies"] == pytest.approx(trained.ended.best_metrics["rewards/accuracies"])
+    found = inference.evaluate(tmp_path / "a", data=str(pairs))
+    classifier = Classifier(trained.session)
+    for side in ("chosen", "rejected"):
+        rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+        talks = [[Message("user", row["prompt"]), Message("assistant", row[side])] for row in rows]
+        mean = sum(classifier.rewards(talks)) / len(rows)
+        assert found[f"rewards/{side}"] == pytest.approx(mean, abs=1e-5)
+    inference.generate(tmp_path / "a", file=pairs, out=tmp_path / "out.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    talk = [Message("user", "what is 0"), Message("assistant", "it is 0")]
+    assert lines[0]["reward"] == pytest.approx(classifier.rewards([talk])[0], abs=1e-5)
     talk = [Message("user", "what is 3"), Message("assistant", "it is 9")]
     reward = Classifier(trained.session).rewards([talk])[0]
     inference.merge(tmp_path / "a", tmp_path / "merged", dtype="float32")
@@ -211,7 +222,7 @@ def test_a_reward_model_is_trained_resumed_merged_and_asked(model, pairs, tmp_pa
     capsys.readouterr()
 
 
-def test_a_reward_model_judges_what_a_policy_samples(model, pairs, tmp_path):
+def test_a_reward_model_judges_what_a_policy_samples(model, pairs, tmp_path, monkeypatch):
     train(from_dict(reward_model(model, pairs, tmp_path / "rm")), quiet=True)
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"what is {i}"} for i in range(6)])
     made = recipe(model, prompts, tmp_path / "policy")
@@ -221,9 +232,98 @@ def test_a_reward_model_judges_what_a_policy_samples(model, pairs, tmp_path):
         "kind": "policy", "rewards": [f"model:{tmp_path / 'rm'}"], "num_generations": 2, "max_completion_length": 6,
     }  # fmt: skip
     made["train"] = {"steps": 2, "batch_size": 2, "learning_rate": 0.01}
+    seen = []
+    judge = rewards_built_in.WITH_ARGUMENT["model"]
+
+    def spying(source):
+        made = judge(source)
+
+        def told(asked, completions, **columns):
+            seen.extend(zip([prompt.messages[-1].content for prompt in asked], completions, strict=True))
+            return made(asked=asked, completions=completions, **columns)
+
+        return rewards.Judge(told, made.ready, made.digest)
+
+    monkeypatch.setitem(rewards_built_in.WITH_ARGUMENT, "model", spying)
     trained = train(from_dict(made), quiet=True)
-    assert trained.ended.best_metrics["reward"] == -trained.ended.best_metrics["loss"]
+    last = seen[-2:]  # the held-out prompts, answered at the end
+    talks = [[Message("user", asked), Message("assistant", said)] for asked, said in last]
+    wanted = Classifier(open_session(str(tmp_path / "rm"))).rewards(talks)
+    metrics = [json.loads(line) for line in (tmp_path / "policy" / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line["metrics"]["reward"] for line in metrics if line["event"] == "evaluation"]
+    assert evaluated[-1] == pytest.approx(sum(wanted) / 2, abs=1e-5)
+    assert trained.ended.step == 2
     made["objective"]["rewards"] = [f"model:{tmp_path / 'nothing'}"]
     made["output"] = {"folder": str(tmp_path / "other")}
     with pytest.raises((AdapterError, RecipeError), match="nothing"):
         train(from_dict(made), quiet=True)
+
+
+def test_rows_of_a_template_are_asked_as_they_were_trained(model, tmp_path, capsys):
+    rows = [{"body": f"{'win ' * (i % 3)}number {i}", "kind": "spam" if i % 3 else "ham"} for i in range(24)]
+    data = write(tmp_path / "rows.jsonl", rows)
+    for name, form in {
+        "plain": {"text": "mail: {{ body }}", "label": "{{ kind }}"},
+        "chat": {"system": "Sort mail.", "prompt": "{{ body }}", "label": "{{ kind }}"},
+    }.items():
+        made = values(model, data, tmp_path / name)
+        made["data"]["format"] = form
+        trained = train(from_dict(made), quiet=True)
+        inference.generate(tmp_path / name, file=data, out=tmp_path / f"{name}.jsonl")
+        lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        first = f"mail: {rows[1]['body']}" if name == "plain" else rows[1]["body"]
+        text = [Message("system", "Sort mail."), Message("user", first)] if name == "chat" else first
+        wanted = Classifier(trained.session).classify([text])[0].probabilities
+        assert lines[1]["probabilities"] == pytest.approx(wanted, abs=1e-5)
+        with pytest.raises(RecipeError, match="writes no words"):
+            inference.generate(tmp_path / name, prompt="x", temperature=0.5)
+    assert trained.session.head.has_turns
+    capsys.readouterr()
+
+
+def test_a_long_text_is_cut_as_training_cut_it_and_that_is_said(model, texts, tmp_path):
+    made = values(model, texts, tmp_path / "a")
+    made["data"] |= {"max_length": 12, "overlong": "truncate"}
+    session = train(from_dict(made), quiet=True).session
+    said = []
+    session.say = said.append
+    long = "win " * 40
+    one = Classifier(session, max_length=12).classify([long, "win win"])
+    assert said == ["1 text cut to the first 12 tokens"]
+    assert one[0].probabilities == pytest.approx(Classifier(session).classify([long[:12]])[0].probabilities, abs=1e-5)
+
+
+def test_a_base_without_a_head_and_a_class_without_rows_are_refused(model, texts, tmp_path, capsys):
+    train(from_dict(values(model, texts, tmp_path / "a", {"way": "features"}, {})), quiet=True)
+    with pytest.raises(RecipeError, match="no classification head of its own"):
+        inference.evaluate(tmp_path / "a", adapter="none")
+    more = values(model, texts, tmp_path / "b", {"way": "features", "labels": ["ham", "spam", "other"]}, {})
+    with pytest.raises(DataError, match="no training row is of class other"):
+        train(from_dict(more), quiet=True)
+    capsys.readouterr()
+
+
+def test_what_the_head_cannot_go_on_from_is_refused(model, texts, tmp_path):
+    train(from_dict(values(model, texts, tmp_path / "a")), quiet=True)
+    on = values(model, texts, tmp_path / "b", {"labels": ["spam", "ham"]})
+    del on["adapter"]
+    on["model"]["adapter"] = str(tmp_path / "a")
+    with pytest.raises(RecipeError, match="other classes apart"):
+        train(from_dict(on), quiet=True)
+    del on["objective"]["labels"]
+    on["adapter"] = {}
+    going = train(from_dict(on, ["adapter="]), quiet=True)
+    assert going.session.head.labels == ("ham", "spam")
+
+
+@pytest.mark.parametrize("storage", ["nf4", "int8"])
+def test_a_head_stands_beside_a_base_in_few_bits(model, texts, tmp_path, storage):
+    pytest.importorskip("bitsandbytes")
+    made = values(model, texts, tmp_path / "a")
+    made["model"]["storage"] = storage
+    trained = train(from_dict(made), quiet=True)
+    asked = ["win win number 3", "number 8"]
+    wanted = [one.probabilities for one in Classifier(trained.session).classify(asked)]
+    again = Classifier(open_session(str(tmp_path / "a"))).classify(asked)
+    for one, other in zip(again, wanted, strict=True):
+        assert one.probabilities == pytest.approx(other, abs=1e-4)

@@ -12,7 +12,7 @@ from tunesmith.adapters import peft_config, store
 from tunesmith.adapters.adapter_set import AdapterSet, add
 from tunesmith.adapters.adapter_set import check as check_method
 from tunesmith.adapters.attach import Switch
-from tunesmith.adapters.heads import Head
+from tunesmith.adapters.heads import ClassHead
 from tunesmith.adapters.settings import NONE
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.data.problems import counted
@@ -40,7 +40,7 @@ def model_of(
     trust_remote_code: bool,
     saved: Restored | None,
     progress: Progress,
-    head: Head | None,
+    head: ClassHead | None,
 ) -> tuple[Loaded, Policy, AdapterSet]:
     """The frozen model, how it runs batches, and the adapter that will learn."""
     dtype = getattr(torch, saved.state["dtype"]) if saved is not None else None
@@ -80,14 +80,14 @@ def model_of(
     return loaded, policy, adapter_set
 
 
-def _same_head(there: Head | None, wanted: Head | None) -> Head | None:
+def _same_head(there: ClassHead | None, wanted: ClassHead | None) -> ClassHead | None:
     """The head that is learned; an adapter that training goes on from tells the same classes apart."""
-    if there is not None and wanted is not None and there.labels != wanted.labels:
+    if there is not None and wanted is not None and (there.labels, there.meaning) != (wanted.labels, wanted.meaning):
         raise RecipeError(
             "the adapter that training goes on from tells other classes apart",
             where="model.adapter",
-            found=", ".join(there.labels) or there.meaning,
-            expected=", ".join(wanted.labels) or wanted.meaning,
+            found=f"{there.meaning}: {', '.join(there.labels)}",
+            expected=f"{wanted.meaning}: {', '.join(wanted.labels)}",
             fix="name its classes in objective.labels, in its order, or start a fresh adapter",
         )
     return wanted

@@ -38,7 +38,7 @@ def card(folder: Path) -> str:
     front = {
         "library_name": "peft",
         "base_model": base,
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": _PIPELINES.get(recipe["objective"]["kind"], "text-generation"),
         "tags": ["tunesmith", recipe["adapter"]["method"], recipe["objective"]["kind"]],
     }
     licence = recipe["output"].get("licence")
@@ -53,12 +53,26 @@ def card(folder: Path) -> str:
         _table("Data", _data(recipe, summary)),
         _table("Results", _results(summary)),
         _table("Made with", _made_with(environment, summary)),
-        "## Use\n\n```sh\ntunesmith chat FOLDER\n```\n\nor with PEFT:\n\n```python\nfrom peft import PeftModel\n"
-        f"from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained({base!r})\n"
-        'model = PeftModel.from_pretrained(model, "FOLDER")\n```\n',
+        _use(base, recipe["objective"]["kind"], summary.get("outputs")),
         f"## Licence\n\n{licence or 'Not stated by its maker. The terms of the base model and of the data apply.'}\n",
     ]
     return "\n".join(section for section in sections if section)
+
+
+_PIPELINES = {"classify": "text-classification", "reward": "text-classification"}
+
+
+def _use(base: str, kind: str, outputs: int | None) -> str:
+    """How the adapter is asked, by our command and with PEFT."""
+    ask, auto, more = "tunesmith chat FOLDER", "AutoModelForCausalLM", ""
+    if kind in _PIPELINES:
+        ask, auto = 'tunesmith generate FOLDER "a text"', "AutoModelForSequenceClassification"
+        more = "" if outputs is None else f", num_labels={outputs}"
+    return (
+        f"## Use\n\n```sh\n{ask}\n```\n\nor with PEFT:\n\n```python\nfrom peft import PeftModel\n"
+        f"from transformers import {auto}\n\nmodel = {auto}.from_pretrained({base!r}{more})\n"
+        'model = PeftModel.from_pretrained(model, "FOLDER")\n```\n'
+    )
 
 
 def _training(recipe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:

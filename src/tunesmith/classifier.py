@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunesmith.adapters.heads import Head
+from tunesmith.adapters.heads import ClassHead
 from tunesmith.atomic import write_file
 from tunesmith.data.files import read_file
 from tunesmith.data.messages import Unreadable, read_messages
 from tunesmith.data.pack import micro_batches
+from tunesmith.data.problems import counted
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.template_rows import text_template
 from tunesmith.data.types import Conversation, Document, Example, Message, Origin, Text
@@ -50,13 +51,15 @@ class Classifier:
     """`session`, whose model ends in a head; the adapter that is set in it answers."""
 
     session: Session
+    max_length: int | None = None
+    """Longest text in tokens; None: what the model has positions for."""
     policy: Policy = field(init=False)
 
     def __post_init__(self) -> None:
         self.policy, _ = probe(self.session.model, self.session.switch)
 
     @property
-    def head(self) -> Head:
+    def head(self) -> ClassHead:
         head = self.session.head
         if head is None:
             raise AdapterError("this model ends in words: it has no head to classify with", fix="session.answer")
@@ -85,17 +88,21 @@ class Classifier:
         return rewards
 
     def outputs(self, texts: Sequence[str | Sequence[Message] | Text]) -> Tensor:
-        """What the head gives [n, outputs], in fp32 on the CPU. A text longer than the model can read is an error."""
+        """What the head gives [n, outputs], in fp32 on the CPU. What a text has too much is cut off, and said."""
         renderer: Any = self.session.words_of(self.session.adapter).renderer
-        examples = []
-        most = self.session.positions(self.session.adapter)
+        examples, cut = [], 0
+        most = min(filter(None, (self.session.positions(self.session.adapter), self.max_length)), default=None)
         for number, given in enumerate(texts):
-            ids, _ = renderer.classified_ids(as_text(given))
-            if not ids or (most is not None and len(ids) > most):
-                found, expected = f"{len(ids)} tokens", f"1 to {most}" if most else "at least 1"
-                raise DataError("a text cannot be read", where=f"text {number + 1}", found=found, expected=expected)
+            ids, closing = self._ids(renderer, given)
+            if not ids:
+                raise DataError("a text has no tokens", where=f"text {number + 1}", found="nothing to read")
+            if most is not None and len(ids) > most:
+                ids = [*ids[: most - len(closing)], *closing]
+                cut += 1
             array = np.array(ids, dtype=np.int64)
             examples.append(Example(array, np.zeros(len(ids), dtype=np.float32), Origin("text", number + 1)))
+        if cut:
+            self.session.say(f"{counted(cut, 'text')} cut to the first {most:,} tokens")
         found_of: dict[int, Tensor] = {}
         with self.session.switch.set_to(self.session.adapter), self.policy.answering():
             for batch in micro_batches(examples, default_micro_batch_tokens(self.policy.device)):
@@ -105,6 +112,16 @@ class Classifier:
         if not found_of:
             return torch.zeros(0, self.head.num_outputs)
         return torch.stack([found_of[number + 1] for number in range(len(texts))])
+
+    def _ids(self, renderer: Any, given: str | Sequence[Message] | Text) -> tuple[list[int], list[int]]:
+        """(ids, those of them that close the text), as training read such a text."""
+        if isinstance(given, str) and self.head.has_turns:
+            given = [Message("user", given)]
+        text = as_text(given)
+        if self.head.meaning == "reward" and isinstance(text, Conversation):
+            return renderer.render(text).token_ids.tolist(), []
+        ids, closing = renderer.classified_ids(text)
+        return ids, closing
 
 
 def as_text(given: str | Sequence[Message] | Text) -> Text:
@@ -138,6 +155,11 @@ def texts_of(path: Path, data: DataSettings | None) -> list[Text]:
 
 
 def _of_row(row: Mapping[str, Any], origin: Origin) -> Text:
+    answer = next(
+        (key for key in ("completion", "chosen", "response", "answer") if isinstance(row.get(key), str)), None
+    )
+    if answer is not None and isinstance(row.get("prompt"), str):
+        return Conversation((Message("user", row["prompt"]), Message("assistant", row[answer])), origin)
     for key in ("messages", "conversations"):
         if row.get(key) is not None:
             return Conversation(read_messages(row[key], key), origin)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tunesmith.adapters.heads import Head, is_classifier
+from tunesmith.adapters.heads import ClassHead, is_classifier
 from tunesmith.data.counts import told
 from tunesmith.data.prepare import prepare
 from tunesmith.data.settings import DataSettings
+from tunesmith.errors import RecipeError
 from tunesmith.machine import cache_folder
 from tunesmith.models.policy import probe
 from tunesmith.objectives import classify, reward, sft
 from tunesmith.objectives.classify import Classification
 from tunesmith.objectives.classify_losses import ClassifySettings
+from tunesmith.objectives.reward import RewardSettings
 from tunesmith.objectives.settings import ObjectiveSettings
 from tunesmith.progress import Progress
 from tunesmith.recipe import Recipe
@@ -39,6 +41,11 @@ def held_out_loss(
     offered, record = (sft, sft.Settings()) if recipe is None else (recipe.offered, recipe.objective)
     if recipe is None and is_classifier(session.model):
         offered, record = _of_head(session.head)
+    if isinstance(record, ClassifySettings | RewardSettings) and session.head is None:
+        raise RecipeError(
+            "there is nothing to score: the base has no classification head of its own",
+            fix="score the run, or a model that was merged",
+        )
     if isinstance(record, ClassifySettings) and session.head is not None:
         record = record.model_copy(update={"labels": session.head.labels, "way": "all"})  # nothing is fitted here
     prepared = prepare(
@@ -71,7 +78,7 @@ def held_out_loss(
     }
 
 
-def _of_head(head: Head | None) -> tuple[Any, Any]:
+def _of_head(head: ClassHead | None) -> tuple[Any, Any]:
     """The objective that a classification head is for."""
     if head is None or head.meaning == "reward":
         return reward, reward.Settings()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tunesmith.adapters import identity, store
-from tunesmith.adapters.heads import is_classifier
+from tunesmith.adapters.heads import note_in_config
 from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_unwritable
 from tunesmith.atomic import no_room
 from tunesmith.chat import run_chat
@@ -33,7 +33,7 @@ from tunesmith.models.session import Params
 from tunesmith.progress import Progress
 from tunesmith.questions import ALL, LAST, calls_apart, questions, refuse_unscorable
 from tunesmith.recipe import load
-from tunesmith.session import Session, adapter_folder, open_session, recipe_of
+from tunesmith.session import Session, adapter_folder, head_of, open_session, recipe_of
 from tunesmith.train.signals import watched
 
 NO_ADAPTER = "none"
@@ -107,6 +107,13 @@ def generate(
     """Answer one prompt, streamed (into `out` where it is given), or a file of prompts in batches."""
     params = Params(max_new_tokens, temperature, seed=seed, num_beams=num_beams)
     _refuse_impossible(params)
+    if head_of(str(source), None if adapter == NO_ADAPTER else adapter, base, trust_remote_code) is not None:
+        _refuse_of_words(system, temperature, num_beams, template)
+        with Progress() as progress:
+            own: dict[str, Any] = {"base": base, "storage": storage, "trust_remote_code": trust_remote_code}
+            session = _open(progress, source, adapter, **own)
+            _classify(session, adapter or source, prompt, file, out, progress)
+        return
     target = out if file is None else out or file.with_suffix(".answers.jsonl")
     if target is not None:
         refuse_unwritable(target)
@@ -127,9 +134,6 @@ def generate(
             "trust_remote_code": trust_remote_code,
         }
         session = _open(progress, source, adapter, **options)
-        if is_classifier(session.model):
-            _classify(session, source, prompt, file, out, progress)
-            return
         if target is None:
             for one in prompts:
                 if num_beams > 1:  # which answer it is shows at its end
@@ -166,22 +170,44 @@ def _classify(
     session: Session, source: str | Path, prompt: str | None, file: Path | None, out: Path | None, progress: Progress
 ) -> None:
     """What `generate` means of a model that ends in a head: the class of each text, printed or into a file."""
-    classifier, recipe = Classifier(session), recipe_of(source)
+    recipe = recipe_of(source)
     data = None if recipe is None else recipe.data
+    cuts = data is not None and data.overlong == "truncate"
+    classifier = Classifier(session, data.max_length if data is not None and cuts else None)
     if file is not None:
         target, texts = out or file.with_suffix(".classes.jsonl"), texts_of(file, data)
         classify_file(classifier, texts, target)
         progress.say(f"{len(texts)} classified: {target}")
         return
-    is_turn = data is not None and isinstance(data.format, TemplateFormat) and data.format.prompt is not None
-    text: Any = [Message("user", prompt or "")] if is_turn else prompt or ""
+    system = _own_system(source, progress.say) if classifier.head.has_turns else None
+    text: Any = prompt or ""
+    if system is not None:
+        text = [Message("system", system), Message("user", text)]
     if out is not None:
+        refuse_unwritable(out)
         classify_file(classifier, [as_text(text)], out)
         return
+    if classifier.head.meaning == "reward":
+        print(f"{classifier.rewards([text])[0]:.4f}")
+        return
     made = classifier.classify([text])[0]
-    print(made.label or "no label")
+    decides = [one for one in classifier.head.thresholds if one != 0.5]
+    at = f" (from {decides[0]:.0%} on)" if len(decides) == 1 and len(made.probabilities) == 2 else ""
+    print((made.label or "no label") + (at if made.label == [*made.probabilities][-1] else ""))
     for label, share in sorted(made.probabilities.items(), key=lambda item: -item[1]):
         print(f"  {share:6.1%}  {label}")
+
+
+def _refuse_of_words(system: str | None, temperature: float, num_beams: int, template: str | None) -> None:
+    """What a model that ends in a head has no use for."""
+    told = (
+        ("--system", system is not None),
+        ("--temperature", temperature > 0),
+        ("--num-beams", num_beams > 1),
+        ("--template", template is not None),
+    )
+    if given := [option for option, is_given in told if is_given]:
+        raise RecipeError(f"{' and '.join(given)}: a classifier writes no words", fix="leave it out")
 
 
 def _refuse_impossible(params: Params) -> None:
@@ -401,6 +427,8 @@ def merge(
             raise RecipeError(f"{source} holds no adapter to merge", fix="give a run folder or an adapter folder")
         unfuse(session.model)
         _settle_generation(session)
+        if session.head is not None:
+            note_in_config(session.model.config, session.head)
         with progress.stage("merging, writing and reading back"), without_bars():
             try:
                 report = merge_to_folder(session.model, session.sets[session.adapter], Path(out), session.tokenizer)

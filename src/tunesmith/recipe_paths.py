@@ -61,6 +61,7 @@ class Paths:
         teacher = getattr(objective, "teacher", None)
         if teacher is not None and (found := self._found(teacher)):
             return objective.model_copy(update={"teacher": os.path.normpath(found)})
+        objective = self._world(objective)
         names = getattr(objective, "rewards", ())
         made = []
         for name in names:
@@ -74,6 +75,14 @@ class Paths:
             found = self._found(path) if path.endswith(".py") else None
             made.append(name if found is None else f"{before}{os.path.normpath(found)}:{function}")
         return objective.model_copy(update={"rewards": tuple(made)}) if tuple(made) != tuple(names) else objective
+
+    def _world(self, objective: Settings) -> Settings:
+        """Of one with an environment, its file."""
+        path, _, name = (getattr(objective, "environment", None) or "").rpartition(":")
+        found = self._found(path) if path.endswith(".py") else None
+        if found is None:
+            return objective
+        return objective.model_copy(update={"environment": f"{os.path.normpath(found)}:{name}"})
 
     def _of_its_own(self, key: str, text: str | None) -> dict[str, str]:
         """The same for held-out rows, `path` or `path:split`."""

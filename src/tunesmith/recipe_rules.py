@@ -84,6 +84,15 @@ def a_head(recipe: Sections) -> None:
             "features trains no block",
             "leave out adapter.last_blocks and adapter.targets, or way=head",
         )
+    if way == "all" and recipe.adapter.targets == NONE and recipe.model.adapter is None:
+        raise Contradiction(
+            "adapter.targets",
+            "is none: nothing but the head would learn",
+            "say what is adapted, or set objective.way=head",
+        )
+    if way == "features" and (set(recipe.adapter.train_in_full) - {"head"} or recipe.model.add_tokens):
+        key = "model.add_tokens" if recipe.model.add_tokens else "adapter.train_in_full"
+        raise Contradiction(key, "would not be trained: objective.way features fits the head alone", "leave it out")
     if way == "features" and recipe.model.adapter is not None:
         raise Contradiction("objective.way", "features begins at a base", "leave out model.adapter, or take way all")
 

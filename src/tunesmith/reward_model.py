@@ -5,21 +5,24 @@ It is loaded when it is first asked, beside the model that learns, and gives eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from tunesmith.adapters import store
 from tunesmith.adapters.heads import head_of_config
 from tunesmith.classifier import Classifier
-from tunesmith.data.types import Message
+from tunesmith.data.types import Conversation, Message, Prompt
 from tunesmith.errors import RecipeError
 from tunesmith.models.load import load_config
-from tunesmith.objectives.rewards import WITH_ARGUMENT, text_of
-from tunesmith.session import find_source, open_session
+from tunesmith.objectives.rewards import Judge
+from tunesmith.objectives.rewards_built_in import WITH_ARGUMENT, text_of
+from tunesmith.session import Source, find_source, open_session
 
 
-def reward_model(source: str) -> Callable[..., list[float]]:
+def reward_model(source: str) -> Judge:
     """The reward of a run folder, an adapter's folder, a model's folder or a hub id; its kind is looked at at once."""
     found = find_source(source)
     head = head_of_config(load_config(found.model)) if found.adapter is None else store.head_of(found.adapter)
@@ -33,20 +36,25 @@ def reward_model(source: str) -> Callable[..., list[float]]:
     def opened() -> Classifier:
         return Classifier(open_session(source))
 
-    def judge(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+    def judge(asked: Sequence[Prompt], completions: Sequence[Any], **_: Any) -> list[float]:
         talks = [
-            (*_turns(prompt), Message("assistant", text_of(said)))
-            for prompt, said in zip(prompts, completions, strict=True)
+            Conversation((*prompt.messages, Message("assistant", text_of(said))), prompt.origin, prompt.tools)
+            for prompt, said in zip(asked, completions, strict=True)
         ]
         return opened().rewards(talks)
 
-    return judge
+    return Judge(judge, opened, _digest(found))
 
 
-def _turns(prompt: Any) -> list[Message]:
-    if isinstance(prompt, str):
-        return [Message("user", prompt)]
-    return [Message(turn["role"], turn["content"]) for turn in prompt]
+def _digest(found: Source) -> str:
+    """Of the files that make the judge: another adapter or model of the same name is another judge."""
+    folder = found.adapter or Path(found.model.name).expanduser()
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
 
 
 def offer() -> None:

@@ -298,6 +298,7 @@ def _facts(recipe: Recipe, base: identity.BaseIdentity, prepared: Prepared, adap
         "published": recipe.train.publish,
         "base_storage": base.storage,
         "trained_parameters": counts.trained,
+        "outputs": None if adapter_set.head is None else adapter_set.head.num_outputs,
         "total_parameters": counts.total,
         "rows": rows.kept,
         "held_out_rows": prepared.held_out_counts.kept,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from tunesmith.adapters import store
 from tunesmith.adapters.adapter_set import AdapterSet, unload
-from tunesmith.adapters.heads import Head, head_of_config, is_classifier
+from tunesmith.adapters.heads import ClassHead, head_of_config, is_classifier
 from tunesmith.data.render import Renderer
 from tunesmith.data.templates import install
 from tunesmith.data.types import Message
@@ -42,11 +42,11 @@ class Session(BaseSession):
     base_tokenizer: Callable[[], Any] | None = None
     sets: dict[str, AdapterSet] = field(default_factory=dict)
     adapter: str | None = None
-    own_head: Head | None = None
+    own_head: ClassHead | None = None
     """What the model's own classification head gives, where its files have one."""
 
     @property
-    def head(self) -> Head | None:
+    def head(self) -> ClassHead | None:
         """What the classification head gives, with the adapter that is set; None where the model ends in words."""
         return self.own_head if self.adapter is None else self.sets[self.adapter].head or self.own_head
 
@@ -316,9 +316,8 @@ def open_session(
     tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code, folder=written_for)
     if settings.template:
         install(settings.template, tokenizer)
-    head = own = head_of_config(load_config(settings, trust_remote_code=trust_remote_code))
-    if written_for is not None:
-        head = store.head_of(written_for) or own
+    own = head_of_config(load_config(settings, trust_remote_code=trust_remote_code))
+    head = own if written_for is None else store.head_of(written_for) or own
     model = load_model(settings, tokenizer, trust_remote_code=trust_remote_code, head=head).model
     renderer = Renderer(tokenizer, system_turn=system_turn or found.system_turn)
     session = Session(model, tokenizer, renderer, name=settings.name, say=say, own_head=own)
@@ -330,6 +329,15 @@ def open_session(
         session._place(folder) if folder == written_for else session.load_adapter(folder)
     model.eval()
     return session
+
+
+def head_of(source: str, adapter: str | None, base: str | None, trust_remote_code: bool) -> ClassHead | None:
+    """What the classification head of a source gives, with `adapter` where one is named; None where it ends in words.
+    Reads configs alone."""
+    found = find_source(source, base, lambda text: None)
+    chosen = found.adapter if adapter is None else standing_adapter(Path(adapter).expanduser(), lambda text: None)
+    of_adapter = None if chosen is None else store.head_of(chosen)
+    return of_adapter or head_of_config(load_config(found.model, trust_remote_code=trust_remote_code))
 
 
 def _base_tokenizer(settings: ModelSettings, trust_remote_code: bool) -> Any:

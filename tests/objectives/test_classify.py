@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from tunesmith.adapters import METHODS, identity, store
 from tunesmith.adapters.adapter_set import add
 from tunesmith.adapters.attach import Switch
-from tunesmith.adapters.heads import Head, head_of_config, read_head, say_in_config
+from tunesmith.adapters.heads import ClassHead, head_of_config, read_head, say_in_config
 from tunesmith.data.pack import micro_batches
 from tunesmith.data.types import Classified, Origin
 from tunesmith.errors import DataError, ModelError
@@ -95,7 +95,7 @@ def gradients(made):
 
 @pytest.mark.parametrize("arch", [*ARCHITECTURES, "bert"])
 def test_loss_and_gradients_are_those_of_transformers_own_classifier(arch):
-    policy, made, model = adapted(arch, Head("one", LABELS))
+    policy, made, model = adapted(arch, ClassHead("one", LABELS))
     assert policy.flat == (arch not in ("falcon", "bloom", "stablelm", "bert"))
     train = rows()
     objective = objective_of(train)
@@ -121,7 +121,7 @@ def test_loss_and_gradients_are_those_of_transformers_own_classifier(arch):
 
 @pytest.mark.parametrize("classes", ["one", "several", "ordered"])
 def test_how_a_step_is_cut_changes_nothing(classes):
-    head = Head(classes, LABELS)
+    head = ClassHead(classes, LABELS)
     policy, made, _ = adapted("llama", head, dtype=torch.float64)
     weights = None if classes == "ordered" else "balanced"
     settings = ClassifySettings(classes=classes, labels=LABELS, class_weights=weights)
@@ -139,7 +139,7 @@ def test_how_a_step_is_cut_changes_nothing(classes):
 def test_every_method_that_can_be_merged_trains_beside_a_head(method):
     if METHODS[method].Settings().virtual_tokens:
         pytest.skip("virtual tokens are refused beside a head")
-    policy, made, model = adapted("llama", Head("one", LABELS), method)
+    policy, made, model = adapted("llama", ClassHead("one", LABELS), method)
     total(policy, objective_of(rows()), 100)
     assert made.parameters()["score.weight"].grad.abs().max() > 0
     assert all(parameter.grad is not None for parameter in made.parameters().values())
@@ -228,7 +228,7 @@ def test_balanced_weights_are_scikit_learn_s():
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "bert", "opt"])
 def test_the_head_travels_with_the_adapter_and_peft_computes_the_same(arch, tmp_path):
-    head = Head("one", LABELS, (0.4,))
+    head = ClassHead("one", LABELS, (0.4,))
     policy, made, model = adapted(arch, head)
     made.head = head
     batch = micro_batches(rows(5), 10**6)[0]
@@ -256,13 +256,13 @@ def test_the_head_travels_with_the_adapter_and_peft_computes_the_same(arch, tmp_
 def test_an_adapter_of_peft_for_a_classifier_is_read(tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    own = get_peft_model(classifier("llama", Head("one", LABELS)), LoraConfig(task_type="SEQ_CLS", r=2))
+    own = get_peft_model(classifier("llama", ClassHead("one", LABELS)), LoraConfig(task_type="SEQ_CLS", r=2))
     for name, parameter in own.named_parameters():
         if "lora" in name or "modules_to_save" in name:
             parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(len(name)))
     own.save_pretrained(str(tmp_path))
     assert store.head_of(tmp_path).num_outputs == 3
-    model, switch = classifier("llama", Head("one", LABELS)), Switch()
+    model, switch = classifier("llama", ClassHead("one", LABELS)), Switch()
     store.load(tmp_path, model, switch, "theirs")
     policy, _ = probe(model, switch)
     switch.name = "theirs"
@@ -272,7 +272,7 @@ def test_an_adapter_of_peft_for_a_classifier_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "head", [Head("one", LABELS), Head("several", LABELS), Head("ordered", LABELS), Head("reward")]
+    "head", [ClassHead("one", LABELS), ClassHead("several", LABELS), ClassHead("ordered", LABELS), ClassHead("reward")]
 )
 def test_what_a_head_gives_is_read_from_a_config_and_from_json(head):
     shape = config("llama")
@@ -285,7 +285,7 @@ def test_what_a_head_gives_is_read_from_a_config_and_from_json(head):
     assert found.labels[:2] == head.labels[:2]
     assert read_head(head.as_dict()) == head
     with pytest.raises(ModelError, match="another number of outputs"):
-        say_in_config(shape, Head("one", tuple("abcdefg")), PAD)
+        say_in_config(shape, ClassHead("one", tuple("abcdefg")), PAD)
 
 
 # ---- the fit at once -------------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_way_features_is_a_fit_of_the_model_s_own_head(tmp_path):
     from contextlib import nullcontext
 
     stage = lambda name: nullcontext(lambda share: None)  # noqa: E731
-    policy, _, _ = adapted("llama", Head("one", LABELS), "full", targets="none", train_in_full=("head",))
+    policy, _, _ = adapted("llama", ClassHead("one", LABELS), "full", targets="none", train_in_full=("head",))
     train = rows(30)
     objective = objective_of(train, ClassifySettings(way="features", fit_strength=10.0), held_out=train)
     assert objective.steps_per_epoch == 0

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from test_classify import adapted, gradients
 
-from tunesmith.adapters.heads import Head
+from tunesmith.adapters.heads import ClassHead
 from tunesmith.data.types import Answer, Origin
 from tunesmith.objectives.reward import RewardModelling, RewardSettings, bradley_terry
 
@@ -51,7 +51,7 @@ def objective_of(examples, settings=None, **options):
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3", "gemma3"])
 @pytest.mark.parametrize("settings", [{}, {"margin": 0.7, "centring": 0.01}])
 def test_loss_and_gradients_are_those_of_each_answer_alone(arch, settings):
-    policy, made, model = adapted(arch, Head("reward"), dtype=torch.float64)
+    policy, made, model = adapted(arch, ClassHead("reward"), dtype=torch.float64)
     objective = objective_of(pairs(), RewardSettings(**settings))
     found, metrics, step = run(policy, objective, share=True)
     ours = gradients(made)
@@ -71,7 +71,7 @@ def test_loss_and_gradients_are_those_of_each_answer_alone(arch, settings):
 
 
 def test_a_shared_prompt_and_a_cut_step_change_nothing():
-    policy, made, _ = adapted("llama", Head("reward"), dtype=torch.float64)
+    policy, made, _ = adapted("llama", ClassHead("reward"), dtype=torch.float64)
     objective = objective_of(pairs())
     plain, metrics, _ = run(policy, objective, share=False)
     wanted = gradients(made)
@@ -92,7 +92,7 @@ def test_closed_forms():
 
 
 def test_a_row_s_own_margin_goes_before_the_setting():
-    policy, _, _ = adapted("llama", Head("reward"))
+    policy, _, _ = adapted("llama", ClassHead("reward"))
     plain, _, _ = run(policy, objective_of(pairs(), RewardSettings(margin=3.0)), share=False)
     own, _, _ = run(policy, objective_of(pairs(margin=0.0), RewardSettings(margin=3.0)), share=False)
     none, _, _ = run(policy, objective_of(pairs()), share=False)
@@ -101,7 +101,7 @@ def test_a_row_s_own_margin_goes_before_the_setting():
 
 
 def test_evaluation_gives_the_metrics_of_training():
-    policy, _, _ = adapted("llama", Head("reward"))
+    policy, _, _ = adapted("llama", ClassHead("reward"))
     objective = RewardModelling(pairs(4), pairs(4), RewardSettings(), batch_size=4, seed=0, shuffle=False)
     total, metrics, _ = run(policy, objective, share=False)
     assert objective.evaluate(policy, 50) == pytest.approx({"loss": total, **metrics}, abs=1e-5)

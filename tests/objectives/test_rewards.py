@@ -168,3 +168,17 @@ def test_functions_that_were_written_for_others(tmp_path):
 def test_what_cannot_be_found_is_an_error_before_any_weight(name, says):
     with pytest.raises(RecipeError, match=says):
         load([name], None, "answer")
+
+
+def test_a_json_schema_says_what_is_allowed(tmp_path):
+    pytest.importorskip("jsonschema")
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "object", "required": ["name"], "properties": {"age": {"type": "integer"}}}')
+    (reward,) = load([f"json_schema:{file}"], None, "answer")
+    said = ['{"name": "a"}', '{"age": 3}', '{"name": "a", "age": "x"}', "no json", '"name"']
+    assert reward.function(completions=said) == [1.0, 0.0, 0.0, 0.0, 0.0]
+    file.write_text('{"type": "nothing"}')
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load([f"json_schema:{file}"], None, "answer")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load([f"json_schema:{tmp_path / 'none.json'}"], None, "answer")

@@ -21,7 +21,7 @@ from tunesmith.adapters import METHODS
 from tunesmith.adapters.attach import Switch, attach, layers, remove, slots
 from tunesmith.adapters.base import Adapter, Base, Request, base_of, lengthen
 from tunesmith.adapters.full import Full
-from tunesmith.adapters.heads import Head
+from tunesmith.adapters.heads import ClassHead
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy, choose
 from tunesmith.adapters.tokens import Tokens
@@ -60,7 +60,7 @@ class AdapterSet:
     """Tokens whose rows alone are trained, for embedding and head by path."""
     added_tokens: tuple[str, ...] = ()
     """Texts of tokens added to the vocabulary; whoever adds them says so here, and they travel with the adapter."""
-    head: Head | None = None
+    head: ClassHead | None = None
     """What the classification head that it trains gives; None beside a model that ends in words."""
     shared: dict[str, Tensor] = field(default_factory=dict)
     """What layers share and nobody trains (VeRA's pair), by its letter."""

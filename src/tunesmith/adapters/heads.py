@@ -29,7 +29,7 @@ PROBLEMS: dict[Meaning, str] = {
 
 
 @dataclass(frozen=True)
-class Head:
+class ClassHead:
     """What a classification head gives.
 
     `labels` are the classes; of ordered ones there is one output fewer. `thresholds`: from which probability on a label
@@ -39,6 +39,8 @@ class Head:
     meaning: Meaning
     labels: tuple[str, ...] = ()
     thresholds: tuple[float, ...] = ()
+    has_turns: bool = False
+    """It was trained on texts that the chat template wrote."""
 
     @property
     def num_outputs(self) -> int:
@@ -55,10 +57,12 @@ class Head:
         return asdict(self)
 
 
-def read_head(written: Any) -> Head:
+def read_head(written: Any) -> ClassHead:
     """A head as `as_dict` wrote it."""
     try:
-        found = Head(written["meaning"], tuple(written["labels"]), tuple(written["thresholds"]))
+        found = ClassHead(
+            written["meaning"], tuple(written["labels"]), tuple(written["thresholds"]), bool(written["has_turns"])
+        )
     except (KeyError, TypeError) as error:
         raise AdapterError("what the adapter says of its head cannot be read", found=str(written)[:120]) from error
     if found.meaning not in PROBLEMS:
@@ -66,28 +70,34 @@ def read_head(written: Any) -> Head:
     return found
 
 
+IN_CONFIG = "tunesmith_head"
+"""Key of a model's config under which a head is written whole: transformers has no place for thresholds."""
+
+
 def is_classifier(model: nn.Module) -> bool:
     """Whether `model` ends in a classification head."""
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
-def head_of_config(config: Any) -> Head | None:
+def head_of_config(config: Any) -> ClassHead | None:
     """What the classification head of a model's folder gives; None where it ends in words."""
     architectures = getattr(config, "architectures", None) or [""]
-    if len(architectures) != 1:
+    if len(architectures) != 1 or not architectures[0].endswith("ForSequenceClassification"):
         return None
-    if not architectures[0].endswith("ForSequenceClassification"):
-        return None
+    written = getattr(config, IN_CONFIG, None)
+    if written is not None:
+        return read_head(written)
+    if config.problem_type == PROBLEMS["reward"] and config.num_labels > 1:
+        raise ModelError(
+            "the model's head gives several numbers at once, which is not known here", found="a regression"
+        )
     names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
-    above = tuple(name.removeprefix("above ") for name in names)
     if config.problem_type == PROBLEMS["reward"] or config.num_labels == 1:
-        return Head("reward") if names[0] in ("reward", "LABEL_0") else Head("several", names)
-    if all(name.startswith("above ") for name in names):
-        return Head("ordered", (*above, f"more than {above[-1]}"))
-    return Head("several" if config.problem_type == PROBLEMS["several"] else "one", names)
+        return ClassHead("reward") if names[0] in ("reward", "LABEL_0") else ClassHead("several", names)
+    return ClassHead("several" if config.problem_type == PROBLEMS["several"] else "one", names)
 
 
-def say_in_config(config: Any, head: Head, pad_id: int | None) -> None:
+def say_in_config(config: Any, head: ClassHead, pad_id: int | None) -> None:
     """Write into a model's config how many outputs its head has, and what they mean."""
     has = head_of_config(config)
     if has is not None and has.num_outputs != head.num_outputs:
@@ -97,12 +107,25 @@ def say_in_config(config: Any, head: Head, pad_id: int | None) -> None:
             expected=f"{head.num_outputs}: {', '.join(head.names)[:120]}",
             fix="take the model without that head, or rows with its classes",
         )
+    named = has is not None and not all(name.startswith("LABEL_") for name in has.names)
+    if has is not None and named and has.names != head.names:
+        raise ModelError(
+            "the model has a classification head already, of other classes or in another order",
+            found=", ".join(has.names)[:120],
+            expected=", ".join(head.names)[:120],
+            fix="name the classes in its order: objective.labels",
+        )
     config.num_labels = head.num_outputs
     config.id2label = dict(enumerate(head.names))
     config.label2id = {name: index for index, name in enumerate(head.names)}
     config.problem_type = PROBLEMS[head.meaning]
     if getattr(config, "pad_token_id", None) is None:  # transformers finds by it where a text ends
         config.pad_token_id = pad_id
+
+
+def note_in_config(config: Any, head: ClassHead) -> None:
+    """Write all that is known of a head into a model's config, so that a merged model means what its adapter did."""
+    setattr(config, IN_CONFIG, head.as_dict())
 
 
 @contextmanager

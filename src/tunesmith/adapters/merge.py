@@ -80,8 +80,12 @@ class MergeReport:
     """Share of positions where the adapted and the stored model would say the same next token."""
     storage: str = "plain"
     """How the matrices were held that the adapter was beside."""
+    ends_in_words: bool = True
 
     def __str__(self) -> str:
+        same = f"next token at {self.agreement:.1%} of positions"
+        if not self.ends_in_words:
+            same = f"class of {self.agreement:.1%} of texts"
         seen = (
             ""
             if self.storage == "plain"
@@ -90,7 +94,7 @@ class MergeReport:
         return (
             f"merged = adapted: largest gap of a logit {self.proof:.2g} before rounding to {_name(self.dtype)}, "
             f"{self.gap:.2g} after it (logits reach {self.largest_logit:.3g}), which undoes {self.lost:.1%} of what "
-            f"the adapter does; same next token at {self.agreement:.1%} of positions{seen}"
+            f"the adapter does; same {same}{seen}"
         )
 
 
@@ -227,7 +231,8 @@ def _compare(
             got = _logits(plain, prompts)
     same = (got.argmax(-1) == wanted.argmax(-1)).double().mean().item()
     lost = _size(got - wanted) / max(_size(base - wanted), torch.finfo(wanted.dtype).tiny)
-    report = MergeReport(folder, dtype, proof, _gap(got, wanted), lost, largest, same, storage_name(model))
+    words = not is_classifier(model)
+    report = MergeReport(folder, dtype, proof, _gap(got, wanted), lost, largest, same, storage_name(model), words)
     if not (lost <= MOST_LOST or report.gap <= bound):
         raise AdapterError(
             f"rounded to {_name(dtype)}, the merged model has lost what the adapter does; nothing was kept",

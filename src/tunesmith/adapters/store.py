@@ -28,7 +28,7 @@ from tunesmith.adapters import METHODS, peft_config
 from tunesmith.adapters.adapter_set import AdapterSet, make, place
 from tunesmith.adapters.attach import Switch, slots
 from tunesmith.adapters.base import Stored
-from tunesmith.adapters.heads import Head, read_head
+from tunesmith.adapters.heads import ClassHead, read_head
 from tunesmith.adapters.identity import BaseIdentity, held_otherwise, is_same, public_name
 from tunesmith.adapters.peft_config import Plan
 from tunesmith.adapters.settings import AdapterSettings
@@ -167,7 +167,7 @@ def noted_base(folder: Path | str) -> dict[str, Any]:
     return noted if isinstance(noted, dict) else {}
 
 
-def head_of(folder: Path | str) -> Head | None:
+def head_of(folder: Path | str) -> ClassHead | None:
     """What the classification head gives that the adapter in `folder` was trained with; None where it has none.
 
     Of PEFT's folder, the number of its outputs alone is known.
@@ -177,20 +177,26 @@ def head_of(folder: Path | str) -> Head | None:
         return noted_head(_object(folder / SIDE))
     if config_of(folder).get("task_type") != peft_config.SEQUENCE_CLASSIFICATION:
         return None
-    found = [tensor for name, tensor in _tensors(folder).items() if name.rpartition(".")[0] in OUTPUTS]
+    return _head_of(_tensors(folder))
+
+
+def _head_of(tensors: dict[str, Tensor]) -> ClassHead:
+    """By the last matrix of PEFT's head: one number is a reward."""
+    found = [tensor for name, tensor in tensors.items() if name.rpartition(".")[0] in OUTPUTS]
     if len({len(tensor) for tensor in found}) != 1:
-        raise AdapterError("how many classes the adapter tells apart cannot be seen", where=str(folder))
-    return Head("one", tuple(f"LABEL_{index}" for index in range(len(found[0]))))
+        raise AdapterError("how many classes the adapter tells apart cannot be seen")
+    count = len(found[0])
+    return ClassHead("reward") if count == 1 else ClassHead("one", tuple(f"LABEL_{index}" for index in range(count)))
 
 
-def note_head(folder: Path, head: Head) -> None:
+def note_head(folder: Path, head: ClassHead) -> None:
     """Write what is known of the adapter's head by now beside it."""
     side = _object(folder / SIDE)
     if side.get("head") != json.loads(json.dumps(head.as_dict())):
         write_file(folder / SIDE, _json(side | {"head": head.as_dict()}))
 
 
-def noted_head(side: dict[str, Any] | None) -> Head | None:
+def noted_head(side: dict[str, Any] | None) -> ClassHead | None:
     """What our side file says of the adapter's classification head."""
     written = None if side is None else side.get("head")
     return None if written is None else read_head(written)
@@ -359,7 +365,8 @@ def _build(
     )
     _fill(adapter_set, plan, left)
     adapter_set.added_tokens = tuple(side["added_tokens"]) if side else ()
-    adapter_set.head = noted_head(side) if body.scorer else None
+    if body.scorer:
+        adapter_set.head = _head_of(tensors) if side is None else noted_head(side)
     return adapter_set
 
 

@@ -195,7 +195,7 @@ def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
     if errors:
         raise together(errors)
     adapted = [path for path in adapted if path not in set(in_full)]
-    if not adapted and not (settings.targets == NONE and in_full):
+    if not adapted and not (settings.targets == NONE and in_full and settings.whole):
         raise AdapterError(f"adapter.targets {settings.targets!r} reaches no matrix of this model")
     reached = set(adapted) | set(in_full)
     missed = [path for path in body.matrices if path not in reached]
@@ -329,8 +329,8 @@ def _is_norm(body: Anatomy, path: str) -> bool:
 
 
 def _follows_blocks(body: Anatomy, path: str) -> bool:
-    """A norm behind the last block; one of the embeddings (BLOOM's) says so by its name."""
-    return _is_norm(body, path) and body.block_of(path) is None and "embed" not in path.rpartition(".")[2].lower()
+    """A norm behind the last block; one of the embeddings (BLOOM's, BERT's) says so by its path."""
+    return _is_norm(body, path) and body.block_of(path) is None and "embed" not in path.lower()
 
 
 def _ends(path: str, name: str) -> bool:

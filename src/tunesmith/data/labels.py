@@ -6,6 +6,8 @@ labelled   {"text": …, "label": …} or {"messages": […], "label": …}; a l
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,11 +31,26 @@ def labelled(row: Mapping[str, Any], origin: Origin) -> Labelled:
 
 def _labels(row: Mapping[str, Any]) -> tuple[str, ...]:
     there = [key for key in ("label", "labels") if row.get(key) is not None]
+    if not there and "labels" in row:  # an empty cell of a table
+        return ()
     if len(there) != 1:
         raise Unreadable("the row has both label and labels" if there else "the row has no label")
     given = row[there[0]]
+    if there[0] == "labels" and isinstance(given, str):  # as a table writes a list
+        given = _listed(given)
     many = isinstance(given, list | tuple)
     return tuple(dict.fromkeys(_name(value, there[0]) for value in (given if many else [given])))
+
+
+def _listed(text: str) -> list[Any]:
+    """`["a", "b"]`, or names parted by commas or semicolons; nothing is no label."""
+    if text.strip().startswith("["):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            raise Unreadable("the column 'labels' begins like a list of JSON, and is none", found=shown(text)) from None
+        return list(found)
+    return [part for part in re.split(r"[,;|]", text) if part.strip()]
 
 
 def _name(value: Any, key: str) -> str:
@@ -46,4 +63,11 @@ def _name(value: Any, key: str) -> str:
         raise Unreadable(
             f"the column {key!r} must hold text, a number, true or false, or a list of them", found=shown(value)
         )
-    return str(value).strip()
+    return _plain(str(value).strip())
+
+
+def _plain(name: str) -> str:
+    """True and 1.0, as tables write them, are what JSON's true and 1 are."""
+    if name in ("True", "False"):
+        return name.lower()
+    return name[:-2] if re.fullmatch(r"-?\d+\.0", name) else name

@@ -161,9 +161,15 @@ def _pair(
         raise Unreadable("the prompt is empty")
     for key, answer in (("chosen", chosen), ("rejected", rejected)):
         _refuse_no_answer(answer, key)
-    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
-        raise Unreadable("the column 'margin' must be a number", found=shown(margin))
-    return Preference(prompt, chosen, rejected, origin, read_tools(tools), None if margin is None else float(margin))
+    return Preference(prompt, chosen, rejected, origin, read_tools(tools), _number(margin))
+
+
+def _number(margin: Any) -> float | str | None:
+    """A margin as a number, also one that a table wrote as text; what is none stays as it is, for who reads it."""
+    try:
+        return None if margin in (None, "") else float(margin)
+    except (TypeError, ValueError):
+        return str(margin)
 
 
 def _refuse_no_answer(turns: tuple[Message, ...], key: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tunesmith.data import call_ids
-from tunesmith.data.chat import ChatTemplate, TemplateFailed, as_turn
+from tunesmith.data.chat import ANSWER, USER, ChatTemplate, TemplateFailed, as_turn
 from tunesmith.data.mask import MaskUnknown, Span, learned_spans
 from tunesmith.data.problems import Problems, shown
 from tunesmith.data.types import Conversation, Document, Example, Message, Origin, Text
@@ -141,6 +141,20 @@ class Renderer:
         ids = self._encoder.encode(text, add_special_tokens=False).ids
         drop, before = self._bos_repair(ids)
         return before + ids[drop:]
+
+    def continuation_ids(self, turns: Sequence[Message]) -> list[int]:
+        """Ids of what follows an answer that has ended: `turns`, and what opens the next answer."""
+        around = [as_turn(Message("user", USER)), as_turn(Message("assistant", ANSWER))]
+        try:
+            text = self.chat.render([*around, *map(as_turn, turns)], open_answer=True)
+        except TemplateFailed as error:
+            raise DataError(f"the chat template refuses what follows an answer: {error}") from error
+        behind = text.partition(ANSWER)[2]
+        end = next((end for end in self.chat.traits.ends if behind.startswith(end)), None)
+        if end is None:
+            raise DataError("the chat template does not show where an answer ends", where="model.template")
+        ids: list[int] = self._encoder.encode(behind[len(end) :], add_special_tokens=False).ids
+        return ids
 
     def classified_ids(self, text: Text) -> tuple[list[int], list[int]]:
         """(ids of what a classifier reads, those among them that close it): a document as the tokenizer writes one, a

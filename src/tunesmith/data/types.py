@@ -71,8 +71,8 @@ class Preference:
     rejected: tuple[Message, ...]
     origin: Origin
     tools: tuple[dict[str, Any], ...] = ()
-    margin: float | None = None
-    """How much better the first is, where the row says so; reward models learn it."""
+    margin: float | str | None = None
+    """How much better the first is, where the row says so: reward models learn it. Text is no number."""
 
     @property
     def sides(self) -> dict[str, Conversation]:
@@ -183,7 +183,7 @@ class Answer(Example):
     """An example whose learned tokens are one side of a preference: "chosen" (wanted) or "rejected"."""
 
     side: str = CHOSEN
-    margin: float | None = None
+    margin: float | str | None = None
     """Of its pair, where the row gives one."""
 
 
@@ -212,6 +212,8 @@ class Classified(Example):
     """A text whose labels are learned, and none of its tokens."""
 
     labels: tuple[str, ...] = ()
+    has_turns: bool = False
+    """It was written by the chat template."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tunesmith.data.counts import Counts
 from tunesmith.data.problems import Problems
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings
-from tunesmith.data.types import Asked, Classified, Example, Labelled, Prompt
+from tunesmith.data.types import Asked, Classified, Conversation, Example, Labelled, Prompt
 from tunesmith.errors import DataError
 
 
@@ -66,7 +66,8 @@ def classified(
         if len(ids) <= settings.max_length:
             array = np.array(ids, dtype=np.int64)
             zeros = np.zeros(len(ids), dtype=np.float32)
-            examples.append(Classified(array, zeros, row.origin, labels=row.labels))
+            has_turns = isinstance(row.text, Conversation)
+            examples.append(Classified(array, zeros, row.origin, labels=row.labels, has_turns=has_turns))
         elif settings.overlong == "drop":
             counts.add("overlong", row.origin)
         else:

@@ -44,8 +44,10 @@ def already_unpacked() -> list[Path]:
 
 def unpack(gguf: Path, target: Path, adjust: Adjust = lambda model, tokenizer: None) -> None:
     """Dequantise into a folder beside `target`, then rename: a half-written model is never found."""
-    if importlib.util.find_spec("gguf") is None:
-        raise MachineError("reading a GGUF file needs the gguf package", fix='pip install "tunesmith[demo]"')
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        what = f"reading a GGUF file needs packages that are not here: {', '.join(missing)}"
+        raise MachineError(what, fix='pip install "tunesmith[demo]"')
     partial: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,8 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from tunesmith.adapters.heads import Head, drawn, say_in_config
+from tunesmith.adapters.heads import ClassHead, drawn, say_in_config
+from tunesmith.adapters.targets import anatomy
 from tunesmith.errors import MachineError, ModelError
 from tunesmith.machine import cache_folder, cpu_flags, cpu_name
 from tunesmith.models import attention, stored
@@ -35,6 +36,8 @@ from tunesmith.models.fuse import fuse
 from tunesmith.models.settings import ModelSettings
 from tunesmith.quant.dense import weight_shape
 
+_FROM_PAD = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer", "esm")
+"""Models that number positions from behind the padding token's id on."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -229,7 +232,10 @@ def most_tokens(config: Any) -> int | None:
     """Longest text for a model that looks positions up in a table (GPT-2, OPT); None where it reckons them."""
     text = config.get_text_config()
     reckoned = getattr(text, "rope_parameters", None) or getattr(text, "alibi", False)
-    return None if reckoned else getattr(text, "max_position_embeddings", None)
+    most: int | None = None if reckoned else getattr(text, "max_position_embeddings", None)
+    if most is not None and text.model_type in _FROM_PAD:
+        most -= (text.pad_token_id or 0) + 1
+    return most
 
 
 def made_for(config: Any) -> int | None:
@@ -245,12 +251,12 @@ def stored_dtype(settings: ModelSettings, *, trust_remote_code: bool = False) ->
     return next((name for name, dtype in _DTYPES.items() if dtype == stored), "auto")
 
 
-def settle(settings: ModelSettings, config: Any, *, trust_remote_code: bool = False) -> str:
+def settle(settings: ModelSettings, config: Any, *, trust_remote_code: bool = False, ends_in_words: bool = True) -> str:
     """The storage that the model's matrices will have; refused where it cannot be, before any weight is read."""
     storage = stored.choose(settings.storage, config, settings.name)
     stored.reading(copy.deepcopy(config), storage, torch.device("cpu"))  # a package that is missing shows here
     if storage != "plain" and stored.in_files(config, settings.name) is None:
-        stored.refuse_without_matrices(storage, config, settings.name, trust_remote_code)
+        stored.refuse_without_matrices(storage, config, settings.name, trust_remote_code, ends_in_words)
     return storage
 
 
@@ -260,7 +266,7 @@ def load_model(
     *,
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
-    head: Head | None = None,
+    head: ClassHead | None = None,
     seed: int = 0,
 ) -> Loaded:
     """The frozen model, ready to answer, on its device. `dtype` overrides the settings: a resumed run keeps its own.
@@ -272,7 +278,7 @@ def load_model(
     attention.register()
     name = _local(settings.name)
     config = load_config(settings, trust_remote_code=trust_remote_code)
-    storage = settle(settings, config, trust_remote_code=trust_remote_code)
+    storage = settle(settings, config, trust_remote_code=trust_remote_code, ends_in_words=head is None)
     reading = stored.reading(config, storage, device)
     auto: Any = AutoModelForCausalLM
     if head is not None:
@@ -280,7 +286,7 @@ def load_model(
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         say_in_config(config, head, pad)
     with without_bars(), nullcontext() if head is None else drawn(seed):
-        model = _fetch(
+        model, told = _fetch(
             "model",
             settings.name,
             lambda: auto.from_pretrained(
@@ -289,10 +295,13 @@ def load_model(
                 revision=settings.revision,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
+                output_loading_info=True,
                 **{"dtype": dtype, **reading},
                 **_offline_kwargs(name),
             ),
         )
+    if head is not None:
+        _refuse_missing(model, told["missing_keys"], settings.name)
     if reading:
         stored.settle_in(model, dtype, storage)
     resize_for(model, tokenizer)
@@ -304,6 +313,18 @@ def load_model(
     vocabulary = tokenizer.get_vocab()
     added = tuple(vocabulary[token] for token in settings.add_tokens)
     return Loaded(model, tokenizer, settings.name, dtype, added)
+
+
+def _refuse_missing(model: PreTrainedModel, missing: Sequence[str], name: str) -> None:
+    """Only the head may be drawn anew: a body that the files do not hold would be trained from noise."""
+    paths = anatomy(model).scorer
+    odd = sorted(key for key in missing if key.rpartition(".")[0] not in paths)
+    if odd:
+        raise ModelError(
+            f"the files of {name} do not hold the whole body of {type(model).__name__}",
+            found=f"{len(odd)} tensors are missing: {', '.join(odd[:3])}",
+            fix="take a model of this architecture; an encoder's files, or a causal language model's",
+        )
 
 
 @contextmanager

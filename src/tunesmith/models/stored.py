@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError
@@ -70,10 +70,13 @@ def choose(wanted: str, config: Any, name: str) -> str:
     return wanted
 
 
-def refuse_without_matrices(storage: str, config: Any, name: str, trust_remote_code: bool) -> None:
+def refuse_without_matrices(
+    storage: str, config: Any, name: str, trust_remote_code: bool, ends_in_words: bool = True
+) -> None:
     """Some architectures have linear classes of their own, which transformers does not quantise. Builds no weight."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+        auto: Any = AutoModelForCausalLM if ends_in_words else AutoModelForSequenceClassification
+        model = auto.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
     head = model.get_output_embeddings()
     if not any(
         (type(layer) is nn.Linear or isinstance(layer, Conv1D)) and layer is not head for layer in model.modules()

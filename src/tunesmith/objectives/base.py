@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from tunesmith.adapters.heads import Head
+from tunesmith.adapters.heads import ClassHead
 from tunesmith.data.types import Batch, Example
 from tunesmith.models.policy import Policy
 
@@ -54,7 +54,7 @@ class Loss:
 class Objective(Protocol):
     steps_per_epoch: int
     """Optimizer steps in one pass over the rows; 0: `begin` does it all, and there are none."""
-    head: Head | None
+    head: ClassHead | None
     """The classification head that is learned; None: the model ends in words."""
 
     def begin(

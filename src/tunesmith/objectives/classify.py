@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunesmith.adapters.heads import Head
+from tunesmith.adapters.heads import ClassHead
 from tunesmith.adapters.settings import NONE
 from tunesmith.data.pack import micro_batches
 from tunesmith.data.problems import Problems, listed
@@ -32,6 +32,8 @@ from tunesmith.objectives.order import Order
 from tunesmith.score.classification import at_thresholds, best_thresholds, confusion, decided, measured
 from tunesmith.score.classification_picture import draw
 
+ENOUGH = 10
+"""Held-out rows of each of two classes, from which on a threshold is looked for."""
 Settings = ClassifySettings
 LEARNING_RATE = 2e-4
 
@@ -72,7 +74,8 @@ class Classification:
         self.train, self.held_out = cast(Sequence[Classified], train), cast(Sequence[Classified], held_out)
         self.labels = tuple(labels or settings.labels or _found(self.train, settings.classes == "ordered"))
         self._check(self.train, self.held_out)
-        self.head = Head(settings.classes, self.labels)
+        has_turns = bool(self.train) and all(row.has_turns for row in self.train)
+        self.head = ClassHead(settings.classes, self.labels, has_turns=has_turns)
         self.weights = self._weights()
         self._order = Order([None] * len(train), batch_size=batch_size, seed=seed, shuffle=shuffle)
         self.steps_per_epoch = 0 if settings.way == "features" else self._order.steps_per_epoch
@@ -124,7 +127,7 @@ class Classification:
         return {"loss": loss, **self.figures(outputs, rows)}
 
     @torch.no_grad()
-    def detail(self, policy: Policy, max_tokens: int, head: Head | None) -> dict[str, Any]:
+    def detail(self, policy: Policy, max_tokens: int, head: ClassHead | None) -> dict[str, Any]:
         """What one number does not tell of the held-out rows: which class is taken for which; the scores at the
         thresholds that `head` has."""
         rows, outputs = self.outputs(policy, self.held_out, max_tokens)
@@ -179,7 +182,8 @@ class Classification:
             rows, outputs = self.outputs(policy, self.held_out, max_tokens)
         probabilities, truth = self.meaning.probabilities(outputs).numpy(), self.truth(rows)
         lines = []
-        if self.settings.classes == "several" or (len(self.labels) == 2 and self.settings.classes == "one"):
+        two = len(self.labels) == 2 and self.settings.classes == "one" and truth.sum(0).min() >= ENOUGH
+        if self.settings.classes == "several" or two:
             kept = slice(None) if self.settings.classes == "several" else slice(1, None)
             thresholds = best_thresholds(probabilities[:, kept], truth[:, kept])
             self.head = replace(self.head, thresholds=thresholds)
@@ -268,6 +272,13 @@ class Classification:
             found = ", ".join(row.labels) or "none"
             problems.add(DataError(what, where=str(row.origin), found=found, expected=expected, fix=fix))
         problems.raise_if_any()
+        counted = Counter(label for row in self.train for label in row.labels)
+        missing = [label for label in self.labels if not counted[label]]
+        if self.train and missing and not several and self.settings.way == "features":
+            raise DataError(
+                f"no training row is of class {listed(missing)}: a head that is fitted at once needs rows of each",
+                fix="add rows, leave the class out of objective.labels, or take way head or all",
+            )
         if len(self.labels) < (1 if several else 2):
             found = ", ".join(self.labels) or "none"
             raise DataError("there is nothing to tell apart: the training rows have one class", found=found)

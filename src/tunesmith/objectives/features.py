@@ -170,7 +170,9 @@ def _best_strength(
                     else:
                         loss = log_loss(y[left], model.predict_proba(x[left]), labels=model.classes_)
                 losses[strength] += loss / FOLDS
-    best = min(STRENGTHS, key=lambda strength: losses[strength]) if any(losses.values()) else 1.0
+    if not any(losses.values()):
+        return 1.0, f"none: a class has fewer than {FOLDS} rows"
+    best = min(STRENGTHS, key=lambda strength: losses[strength])
     return best, ", ".join(f"{strength:g}: {loss:.4f}" for strength, loss in losses.items())
 
 

@@ -30,11 +30,12 @@ from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.models.generate import Generated, generate
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Loss, Stage, Step
+from tunesmith.objectives.environment import Played, alone, load_environment, play
 from tunesmith.objectives.logprobs import TokenLogps, token_logps
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.policy_losses import PolicySettings, advantages, kl, overlong, ratios, token_losses
-from tunesmith.objectives.rewards import Completion, Told, judge, load, source_of, total
-from tunesmith.objectives.rollout import Rollout, as_json, from_json, is_learned, joined
+from tunesmith.objectives.rewards import Completion, Judge, Told, judge, load, source_of, total
+from tunesmith.objectives.rollout import Rollout, as_json, from_json, joined, shown
 
 Settings = PolicySettings
 LEARNING_RATE = 1e-5
@@ -42,6 +43,8 @@ MOST_TRIES = 3
 """Of dynamic sampling: so many times the prompts of a step."""
 GAPS = 0.01, 0.2
 """Most that the sampler's log-probabilities may lie from the trainer's in the mean, in fp32 and in fewer bits."""
+DEFAULT_TURNS = 8
+"""Of an environment: answers in an episode."""
 SHOW_EVERY = 10
 """Steps between completions that are shown."""
 
@@ -92,7 +95,11 @@ class PolicyGradient:
         self.beta = settings.beta
         self._order = Order([None] * len(train), batch_size=batch_size, seed=seed, shuffle=shuffle)
         self.steps_per_epoch = self._order.steps_per_epoch * settings.num_iterations
-        self._source = source_of(self.rewards)
+        self._world = None
+        if settings.environment is not None:
+            turns = settings.max_turns or DEFAULT_TURNS
+            self._world = load_environment(settings.environment, settings.reward_seconds, turns)
+        self._source = source_of(self.rewards, [] if self._world is None else [self._world.make])
         self.share = False
         self._renderer = renderer
         self._max_tokens = 4096
@@ -109,7 +116,12 @@ class PolicyGradient:
         stage: Stage,
     ) -> list[str]:
         self.share, self._max_tokens, self._dtype = policy.flat, max_tokens, policy.model.dtype
-        names = ", ".join(reward.name for reward in self.rewards)
+        worlds = [] if self._world is None else [self._world.name]
+        names = ", ".join([*worlds, *(reward.name for reward in self.rewards)])
+        for judge_of in (reward.function for reward in self.rewards):
+            if isinstance(judge_of, Judge):
+                with stage("loading the reward model"):
+                    judge_of.ready()
         n = self.settings.num_generations
         return [f"{self.settings.preset}: {self.batch_size} prompts x {n} completions a step, judged by {names}"]
 
@@ -170,13 +182,13 @@ class PolicyGradient:
         """The mean reward of the likeliest completions of the held-out prompts; `loss` is less that."""
         if not self.held_out:
             return {}
-        made = self._generate(policy, self.held_out, 1, temperature=0.0, seed=0)
-        values = judge(self.rewards, self._completions(self.held_out, made, 1), self.settings.reward_seconds)
-        known = [value for value in total(values, self.rewards) if not math.isnan(value)]
+        made = self._played(policy, self.held_out, 1, temperature=0.0, seed=0)
+        values = judge(self.rewards, self._completions(made), self.settings.reward_seconds)
+        known = [value for value in self._totals(made, values) if not math.isnan(value)]
         if not known:
             return {}
         reward = sum(known) / len(known)
-        return {"loss": -reward, "reward": reward, **self._parts(values), **self._lengths(made)}
+        return {"loss": -reward, "reward": reward, **self._parts(made, values), **self._lengths(made)}
 
     def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
         return []
@@ -238,18 +250,19 @@ class PolicyGradient:
         settings, n = self.settings, self.settings.num_generations
         asked = [self.train[row] for row in rows]
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-        made = self._generate(policy, asked, n, temperature=settings.temperature, seed=seed)
-        completions = self._completions(asked, made, n)
+        made = self._played(policy, asked, n, temperature=settings.temperature, seed=seed)
+        completions = self._completions(made)
         said = Told(number)
         values = judge(self.rewards, completions, settings.reward_seconds, said)
-        rewards = torch.tensor(total(values, self.rewards), dtype=torch.float64)
-        lengths = torch.tensor([len(answer.token_ids) for answer in made], dtype=torch.float64)
+        rewards = torch.tensor(self._totals(made, values), dtype=torch.float64)
+        lengths = torch.tensor([len(one.token_ids) for one in made], dtype=torch.float64)
         told = {} if bool(rewards.isnan().all()) else {"reward": float(rewards.nanmean())}
         if settings.overlong_buffer is not None:
             rewards = rewards + overlong(lengths, settings.max_completion_length, settings.overlong_buffer)
-        samples = [self._sample(asked[place // n], answer, place) for place, answer in enumerate(made)]
+        samples = [self._sample(one, place) for place, one in enumerate(made)]
         sampled = [
-            np.array(answer.logprobs, dtype=np.float32)[is_learned(s)] for s, answer in zip(samples, made, strict=True)
+            np.array(one.logprobs if sample.num_learned else [], dtype=np.float32)
+            for sample, one in zip(samples, made, strict=True)
         ]
         if self.beta:
             samples = self._with_reference(policy, samples)
@@ -265,60 +278,82 @@ class PolicyGradient:
             **said.metrics,
             **told,
             **({"reward_std": sum(spreads) / len(spreads)} if spreads else {}),
-            **self._parts(values),
+            **self._parts(made, values),
             **self._lengths(made),
             "frac_reward_zero_std": sum(equal) / len(equal),
         }
-        shown = self._shown(completions, rewards, said, number)
-        return Rollout(samples, sampled, metrics, shown, epoch, number, {}, differs=[not same for same in equal])
+        notes = [] if (number - 1) % SHOW_EVERY else shown(completions, rewards, said)
+        return Rollout(samples, sampled, metrics, notes, epoch, number, {}, differs=[not same for same in equal])
 
-    def _generate(
-        self, policy: Policy, asked: Sequence[Asked], n: int, *, temperature: float, seed: int
-    ) -> list[Generated]:
+    def _played(self, policy: Policy, asked: Sequence[Asked], n: int, *, temperature: float, seed: int) -> list[Played]:
+        """`n` completions of each prompt: answers, or episodes of the environment."""
         settings, renderer = self.settings, self._known_renderer()
-        with policy.answering():
-            return generate(
-                policy.model,
-                [one.token_ids.tolist() for one in asked],
-                max_new_tokens=settings.max_completion_length,
-                eos_ids=renderer.end_ids,
-                num_samples=n,
-                temperature=temperature,
-                top_p=settings.top_p if temperature else 1.0,
-                top_k=settings.top_k if temperature else None,
-                seed=seed,
-                want_logprobs=True,
-                switch=policy.switch,
-                adapters=[policy.switch.name] * len(asked),
-            )
 
-    def _completions(self, asked: Sequence[Asked], made: Sequence[Generated], n: int) -> list[Completion]:
-        decode = self._known_renderer().tokenizer.decode
+        def generated(prompts: Sequence[Sequence[int]], most: Sequence[int], seed: int, **more: Any) -> list[Generated]:
+            with policy.answering():
+                return generate(
+                    policy.model,
+                    prompts,
+                    max_new_tokens=most,
+                    eos_ids=renderer.end_ids,
+                    temperature=temperature,
+                    top_p=settings.top_p if temperature else 1.0,
+                    top_k=settings.top_k if temperature else None,
+                    seed=seed,
+                    want_logprobs=True,
+                    switch=policy.switch,
+                    adapters=[policy.switch.name] * len(prompts),
+                    **more,
+                )
+
+        most = settings.max_completion_length
+        if self._world is None:
+            prompts = [one.token_ids.tolist() for one in asked]
+            answers = generated(prompts, [most] * len(prompts), seed, num_samples=n)
+            return alone(asked, n, answers, renderer)
+
+        def turn(
+            prompts: Sequence[Sequence[int]], room: Sequence[int], rows: Sequence[int], number: int
+        ) -> list[Generated]:
+            own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+            return generated(prompts, room, own, row_ids=rows)
+
+        return play(self._world, asked, n, renderer, turn, most)
+
+    def _completions(self, made: Sequence[Played]) -> list[Completion]:
         return [
             Completion(
-                asked[place // n].prompt.given,
-                decode(answer.content_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
-                answer.token_ids,
-                asked[place // n].prompt.columns,
-                asked[place // n].origin,
+                one.asked.prompt.given,
+                one.text,
+                one.token_ids,
+                one.asked.prompt.columns,
+                one.asked.origin,
+                one.asked.prompt,
             )
-            for place, answer in enumerate(made)
+            for one in made
         ]
+
+    def _totals(self, made: Sequence[Played], values: Sequence[Sequence[float]]) -> list[float]:
+        """What each earned in all; NaN where nothing judged it."""
+        judged = total(values, self.rewards) if self.rewards else [math.nan] * len(made)
+        pairs = zip(made, judged, strict=True)
+        both = [[part for part in (one.earned, own) if not math.isnan(part)] for one, own in pairs]
+        return [sum(parts) if parts else math.nan for parts in both]
 
     def _known_renderer(self) -> Renderer:
         if self._renderer is None:
             raise ValueError("an online objective needs the renderer of its tokenizer")
         return self._renderer
 
-    def _sample(self, asked: Asked, answer: Generated, number: int) -> Sampled:
-        is_cut = answer.finish_reason == "length" and self.settings.mask_truncated_completions
-        own = np.full(len(answer.token_ids), 0.0 if is_cut else 1.0, dtype=np.float32)
+    def _sample(self, one: Played, number: int) -> Sampled:
+        is_cut = one.is_cut and self.settings.mask_truncated_completions
+        own = np.array(one.learned, dtype=np.float32) * (not is_cut)
         return Sampled(
-            np.concatenate([asked.token_ids, np.array(answer.token_ids, dtype=np.int64)]),
-            np.concatenate([np.zeros(len(asked), dtype=np.float32), own]),
-            asked.origin,
+            np.array([*one.prompt_ids, *one.token_ids], dtype=np.int64),
+            np.concatenate([np.zeros(len(one.prompt_ids), dtype=np.float32), own]),
+            one.asked.origin,
             number=number,
-            prompt_tokens=len(asked),
+            prompt_tokens=len(one.prompt_ids),
         )
 
     def _with_reference(self, policy: Policy, samples: Sequence[Sampled]) -> list[Sampled]:
@@ -383,36 +418,19 @@ class PolicyGradient:
                 fix="model.dtype=float32 where rounding is the cause",
             )
 
-    def _parts(self, values: Sequence[Sequence[float]]) -> dict[str, float]:
+    def _parts(self, made: Sequence[Played], values: Sequence[Sequence[float]]) -> dict[str, float]:
         means = {}
+        if self._world is not None:
+            means[f"rewards/{self._world.short}"] = sum(one.earned for one in made) / len(made)
+            means["turns"] = sum(len(one.said) for one in made) / len(made)
         for reward, own in zip(self.rewards, values, strict=True):
             known = [value for value in own if not math.isnan(value)]
             if known:
                 means[f"rewards/{reward.short}"] = sum(known) / len(known)
         return means
 
-    def _lengths(self, made: Sequence[Generated]) -> dict[str, float]:
+    def _lengths(self, made: Sequence[Played]) -> dict[str, float]:
         return {
-            "completions/mean_length": sum(len(answer.token_ids) for answer in made) / len(made),
-            "completions/clipped_ratio": sum(answer.finish_reason == "length" for answer in made) / len(made),
+            "completions/mean_length": sum(len(one.token_ids) for one in made) / len(made),
+            "completions/clipped_ratio": sum(one.is_cut for one in made) / len(made),
         }
-
-    def _shown(self, completions: Sequence[Completion], rewards: Tensor, said: Told, number: int) -> list[str]:
-        """Now and then, the best and the worst completion of a step."""
-        if (number - 1) % SHOW_EVERY:
-            return []
-        known = [(float(reward), place) for place, reward in enumerate(rewards) if not bool(reward.isnan())]
-        if not known:
-            return []
-        chosen = dict.fromkeys((max(known)[1], min(known)[1]))
-        more = {
-            place: "".join(f"  {name} {values[place]}" for name, values in said.extra.items() if place < len(values))
-            for place in chosen
-        }
-        return [f"  reward {float(rewards[place]):.2f}: {_short(completions[place])}{more[place]}" for place in chosen]
-
-
-def _short(completion: Completion) -> str:
-    asked = completion.prompt if isinstance(completion.prompt, str) else str(completion.prompt[-1].get("content", ""))
-    ends = ["".join(c if c.isprintable() else " " for c in " ".join(text.split())) for text in (asked, completion.text)]
-    return " -> ".join(text if len(text) <= 70 else f"… {text[-68:]}" for text in ends)

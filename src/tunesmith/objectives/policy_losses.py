@@ -56,9 +56,14 @@ class PolicySettings(ObjectiveSettings):
 
     kind: Literal["policy"] = "policy"
     """Learns from rewards for what the model itself writes: GRPO and its relatives."""
-    rewards: Annotated[tuple[str, ...], Field(min_length=1)]
+    rewards: tuple[str, ...] = ()
     """Each "file.py:function" or "module:function", or one that is built in: a scorer's name, format:REGEX, length:N,
     repetition, json, json_schema:FILE, model:FOLDER (a reward model). docs/policy.md says how they are called."""
+    environment: str | None = None
+    """"file.py:Class" or "module:Class": a world that the model answers to turn after turn, and earns from. Beside
+    rewards or in their place; docs/policy.md says how it is asked."""
+    max_turns: PositiveInt | None = None
+    """Of an environment: most answers in an episode. None: 8."""
     reward_weights: tuple[float, ...] | None = None
     """One for each reward; null: 1."""
     gold: str = "answer"
@@ -130,6 +135,12 @@ class PolicySettings(ObjectiveSettings):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if not self.rewards and self.environment is None:
+            raise Contradiction("rewards", "is missing", "name a reward, or objective.environment")
+        if self.max_turns is not None and self.environment is None:
+            raise Contradiction(
+                "max_turns", "is of an environment alone", "give objective.environment, or leave it out"
+            )
         if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
             said = f"has {len(self.reward_weights)} weights for {len(self.rewards)} rewards"
             raise Contradiction("reward_weights", said, "give one for each")

@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from tunesmith.adapters.heads import Head
+from tunesmith.adapters.heads import ClassHead
 from tunesmith.data.pack import micro_batches_of
+from tunesmith.data.problems import Problems
 from tunesmith.data.render import Renderer
 from tunesmith.data.types import CHOSEN, Answer, Batch, Example, Preference, Row
+from tunesmith.errors import DataError
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Loss, Stage, Step
 from tunesmith.objectives.order import Order
@@ -72,8 +74,13 @@ class RewardModelling:
 
         `share`: what a pair begins with is computed once; None: where batches run without padding.
         """
-        self.settings, self.head = settings, Head("reward")
+        self.settings, self.head = settings, ClassHead("reward")
         self.train, self.held_out = _pairs(train), _pairs(held_out)
+        problems = Problems("rows have a margin that is no number")
+        for answer in (pair[0] for pair in (*self.train, *self.held_out) if isinstance(pair[0].margin, str)):
+            found = str(answer.margin)
+            problems.add(DataError("the margin is no number", where=str(answer.origin), found=found))
+        problems.raise_if_any()
         self.share, self._may_share = bool(share), share is not False
         self._order = Order([None] * len(self.train), batch_size=batch_size, seed=seed, shuffle=shuffle)
         self.steps_per_epoch = self._order.steps_per_epoch
@@ -133,7 +140,7 @@ class RewardModelling:
         self._order.done = int(state["steps_done"])
 
     def _margin(self, answer: Answer) -> float:
-        return self.settings.margin if answer.margin is None else answer.margin
+        return self.settings.margin if answer.margin is None else float(answer.margin)
 
     def _denominators(self, num_pairs: int) -> dict[str, float]:
         names = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")

@@ -11,35 +11,26 @@ is said with its name and the row, and ends the run, saved as it is after the la
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import difflib
 import hashlib
 import importlib
 import importlib.util
 import inspect
-import json
 import math
 import re
-import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tunesmith.data.types import Origin
+from tunesmith.data.types import Origin, Prompt
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.objectives.plugins import TimedOut, imported, short_name, within
+from tunesmith.objectives.rewards_built_in import OTHERS, PLAIN, WITH_ARGUMENT, Function, scorer
 from tunesmith.score import SCORERS
-
-Function = Callable[..., Any]
-
-
-class TimedOut(DataError):
-    """A reward took longer than it may."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +42,20 @@ class Reward:
     @property
     def short(self) -> str:
         """Its name without the folder of its file."""
-        path, found, function = self.name.rpartition(".py:")
-        return f"{Path(path).name}{found}{function}" if found else self.name
+        return short_name(self.name)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A reward that is a model: it is handed whole prompts as `asked`; `ready` loads it before anybody waits for it;
+    `digest` says which one it is."""
+
+    function: Function
+    ready: Callable[[], object]
+    digest: str
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.function(**arguments)
 
 
 @dataclass(frozen=True)
@@ -64,146 +67,14 @@ class Completion:
     token_ids: Sequence[int]
     row: Mapping[str, Any]
     origin: Origin
+    asked: Prompt | None = None
+    """The prompt whole, with its system turn and tools."""
 
     @property
     def said(self) -> Any:
         """As a reward gets it: text, or a list of one message where the prompt is a list of them."""
         is_text = isinstance(self.prompt, str)
         return self.text if is_text else [{"role": "assistant", "content": self.text}]
-
-
-def _lists(named: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns among what a reward is handed."""
-    return {name: value for name, value in named.items() if isinstance(value, list)}
-
-
-def text_of(completion: Any) -> str:
-    return completion if isinstance(completion, str) else str(completion[-1]["content"])
-
-
-# ---- what is built in ------------------------------------------------------------------------------------------------
-
-
-def _scorer(name: str, gold: str) -> Function:
-    scorer = SCORERS[name]
-
-    def score(completions: Sequence[Any], **columns: Any) -> list[float]:
-        columns = _lists(columns)
-        if gold not in columns:
-            raise KeyError(f"the rows have no column {gold!r} with the right answer (objective.gold)")
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return [float(scorer(text_of(c), row[gold], row)) for c, row in zip(completions, rows, strict=True)]
-
-    return score
-
-
-def _format(pattern: str) -> Function:
-    """1 where the whole completion has the form of a regular expression."""
-    compiled = re.compile(pattern, re.DOTALL)
-    return lambda completions, **_: [float(compiled.fullmatch(text_of(c).strip()) is not None) for c in completions]
-
-
-def _length(target: str) -> Function:
-    """-|tokens - N| / N."""
-    wanted = int(target)
-    return lambda completion_ids, **_: [-abs(len(ids) - wanted) / wanted for ids in completion_ids]
-
-
-def repetition(completions: Sequence[Any], **_: Any) -> list[float]:
-    """0 where no run of three words comes twice, down to -1 where all do."""
-    made = []
-    for completion in completions:
-        words = text_of(completion).split()
-        runs = Counter(zip(words, words[1:], words[2:], strict=False))
-        total = sum(runs.values())
-        made.append(len(runs) / total - 1 if total else 0.0)
-    return made
-
-
-def is_json(completions: Sequence[Any], **_: Any) -> list[float]:
-    """1 where the completion is JSON."""
-
-    def reads(text: str) -> float:
-        try:
-            json.loads(text)
-        except ValueError:
-            return 0.0
-        return 1.0
-
-    return [reads(text_of(completion)) for completion in completions]
-
-
-def _json_schema(file: str) -> Function:
-    """1 where the completion is JSON that a schema, in a file, allows."""
-    try:
-        import jsonschema
-    except ImportError:
-        raise RecipeError(
-            "objective.rewards: json_schema needs a package that is not here", fix="pip install 'tunesmith[schema]'"
-        ) from None
-    try:
-        schema = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
-        validator = jsonschema.validators.validator_for(schema)
-        validator.check_schema(schema)
-    except (OSError, ValueError, jsonschema.SchemaError) as error:
-        said = str(error).partition("\n")[0]
-        raise RecipeError("objective.rewards: the JSON schema cannot be read", where=file, found=said) from None
-    check = validator(schema)
-
-    def allows(text: str) -> float:
-        try:
-            return float(check.is_valid(json.loads(text)))
-        except ValueError:
-            return 0.0
-
-    return lambda completions, **_: [allows(text_of(completion)) for completion in completions]
-
-
-PLAIN: dict[str, Function] = {"repetition": repetition, "json": is_json}
-WITH_ARGUMENT: dict[str, Callable[[str], Function]] = {
-    "format": _format,
-    "length": _length,
-    "json_schema": _json_schema,
-}
-"""Kinds of rewards that are given something behind a colon. Who has another kind to offer adds it: `model`, a trained
-reward model, comes from where models are opened (reward_model.py)."""
-
-
-# ---- functions written for others ------------------------------------------------------------------------------------
-
-
-def _of_verl(function: Function, gold: str) -> Function:
-    """compute_score(data_source, solution_str, ground_truth, extra_info) of one answer, a number or {"score": …}."""
-
-    def score(completions: Sequence[Any], **columns: Any) -> list[Any]:
-        made, columns = [], _lists(columns)
-        for place, completion in enumerate(completions):
-            row = {key: values[place] for key, values in columns.items()}
-            found = function(
-                data_source=row.get("data_source"),
-                solution_str=text_of(completion),
-                ground_truth=row.get(gold),
-                extra_info=row.get("extra_info"),
-            )
-            made.append(found["score"] if isinstance(found, Mapping) else found)
-        return made
-
-    return score
-
-
-def _of_openrlhf(function: Function, gold: str) -> Function:
-    """reward_func(queries, prompts, labels), the queries being prompt and answer; values, or {"rewards": values}."""
-
-    def score(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Any:
-        asked = [prompt if isinstance(prompt, str) else text_of(prompt) for prompt in prompts]
-        queries = [prompt + text_of(completion) for prompt, completion in zip(asked, completions, strict=True)]
-        found = function(queries, asked, columns.get(gold, [None] * len(queries)))
-        return found["rewards"] if isinstance(found, Mapping) else found
-
-    return score
-
-
-OTHERS: dict[str, Callable[[Function, str], Function]] = {"verl": _of_verl, "openrlhf": _of_openrlhf}
 
 
 def load(names: Sequence[str], weights: Sequence[float] | None, gold: str) -> list[Reward]:
@@ -215,13 +86,13 @@ def load(names: Sequence[str], weights: Sequence[float] | None, gold: str) -> li
 def _function(name: str, gold: str) -> Function:
     kind, _, own = name.partition(":")
     if kind in OTHERS and ":" in own:
-        return OTHERS[kind](_imported(own, any_columns=False), gold)
+        return OTHERS[kind](_reward(own, any_columns=False), gold)
     head, colon, rest = name.rpartition(":") if ".py:" in name else name.partition(":")
     if not colon:
         if name in PLAIN:
             return PLAIN[name]
         if name in SCORERS:
-            return _scorer(name, gold)
+            return scorer(name, gold)
         raise _unknown(name, name)
     if head in WITH_ARGUMENT:
         try:
@@ -230,7 +101,7 @@ def _function(name: str, gold: str) -> Function:
             raise RecipeError(f"objective.rewards: {name!r} cannot be read: {error}") from None
     if not head.endswith(".py") and "." not in head and importlib.util.find_spec(head) is None:
         raise _unknown(name, head)
-    return _imported(name, any_columns=True)
+    return _reward(name, any_columns=True)
 
 
 def _unknown(name: str, word: str) -> RecipeError:
@@ -243,47 +114,16 @@ def _unknown(name: str, word: str) -> RecipeError:
     )
 
 
-def _imported(name: str, *, any_columns: bool) -> Function:
+def _reward(name: str, *, any_columns: bool) -> Function:
     """The function of "file.py:function" or "module:function"."""
-    head, _, rest = name.rpartition(":")
-    module = _module(head, name)
-    function = getattr(module, rest, None)
-    if not callable(function):
-        found = ", ".join(key for key, value in vars(module).items() if inspect.isfunction(value)) or "no function"
-        raise RecipeError(f"objective.rewards: {head} has no function {rest!r}", found=found)
+    function = imported(name, "objective.rewards", "function")
     if any_columns and not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
         raise RecipeError(
             f"objective.rewards: {name} does not take whatever columns the rows have",
-            found=f"{rest}{inspect.signature(function)}",
+            found=f"{name.rpartition(':')[2]}{inspect.signature(function)}",
             fix="end its parameters with **kwargs",
         )
-    made: Function = function
-    return made
-
-
-def _module(head: str, name: str) -> Any:
-    try:
-        if not head.endswith(".py"):
-            return importlib.import_module(head)
-        path = Path(head)
-        if not path.is_file():
-            raise RecipeError(f"objective.rewards: there is no file {head}", where=name)
-        called = f"tunesmith_reward_{path.stem}_{abs(hash(str(path.resolve()))):x}"
-        spec = importlib.util.spec_from_file_location(called, path)
-        if spec is None or spec.loader is None:
-            raise RecipeError(f"objective.rewards: {head} is no Python file", where=name)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[called] = module
-        if str(path.parent.resolve()) not in sys.path:
-            sys.path.append(str(path.parent.resolve()))  # for files beside it
-        spec.loader.exec_module(module)
-        return module
-    except RecipeError:
-        raise
-    except Exception as error:
-        raise RecipeError(
-            f"objective.rewards: {head} cannot be imported", found=f"{type(error).__name__}: {error}"
-        ) from error
+    return function
 
 
 # ---- calling them ----------------------------------------------------------------------------------------------------
@@ -377,32 +217,10 @@ def _called(reward: Reward, completions: Sequence[Completion], seconds: float, t
         "completion_ids": [list(completion.token_ids) for completion in completions],
         **told.arguments(),
     }
-    outcome: dict[str, Any] = {}
-
-    def work() -> None:
-        try:
-            made = reward.function(**arguments)
-            outcome["value"] = asyncio.run(_awaited(made)) if inspect.isawaitable(made) else made
-        except BaseException as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=work, daemon=True, name=f"reward {reward.name}")
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        rows = ", ".join(dict.fromkeys(str(completion.origin) for completion in completions[:3]))
-        raise TimedOut(
-            f"the reward {reward.name} did not answer within {seconds:g} s",
-            where=f"{rows}, …" if len(completions) > 3 else rows,
-            fix="make it faster, or raise objective.reward_seconds",
-        )
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["value"]
-
-
-async def _awaited(made: Any) -> Any:
-    return await made
+    if isinstance(reward.function, Judge):
+        arguments["asked"] = [completion.asked for completion in completions]
+    rows = [str(completion.origin) for completion in completions]
+    return within(seconds, lambda: reward.function(**arguments), f"the reward {reward.name}", rows)
 
 
 def _culprit(reward: Reward, completions: Sequence[Completion], seconds: float) -> str | None:
@@ -420,14 +238,17 @@ def _culprit(reward: Reward, completions: Sequence[Completion], seconds: float) 
     return None
 
 
-def source_of(rewards: Sequence[Reward]) -> str:
-    """A digest of the code that the rewards stand in, where it can be read: another judge makes another run."""
+def source_of(rewards: Sequence[Reward], others: Sequence[Any] = ()) -> str:
+    """A digest of the code that the rewards (and `others`) stand in, where it can be read: another judge makes another
+    run."""
     digest = hashlib.blake2b(digest_size=16)
     for reward in rewards:
         digest.update(f"{reward.name} {reward.weight!r}".encode())
-        own = getattr(reward.function, "wraps", reward.function)
+        if isinstance(reward.function, Judge):
+            digest.update(reward.function.digest.encode())
+    for function in (*(getattr(reward.function, "wraps", reward.function) for reward in rewards), *others):
         with contextlib.suppress(TypeError, OSError):
-            file = inspect.getsourcefile(own)
+            file = inspect.getsourcefile(function)
             if file is not None and "tunesmith" not in Path(file).parts:
                 digest.update(Path(file).read_bytes())
     return digest.hexdigest()

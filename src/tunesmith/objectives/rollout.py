@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from tunesmith.data.types import Origin, Sampled
+from tunesmith.objectives.rewards import Completion, Told
 
 
 @dataclass
@@ -28,11 +30,6 @@ class Rollout:
     """By prompt, whether its completions did not all earn the same."""
     iteration: int = 0
     """Updates that were made from it, the one under way among them."""
-
-
-def is_learned(sample: Sampled) -> np.ndarray:
-    """Which tokens of the completion are learned."""
-    return sample.loss_weights[sample.prompt_tokens :] > 0
 
 
 def joined(groups: Sequence[tuple[list[Sampled], list[np.ndarray]]], like: Rollout, epoch: float) -> Rollout:
@@ -65,3 +62,22 @@ def from_json(values: dict[str, Any]) -> Sampled:
         prompt_tokens=values["prompt_tokens"],
         reference=None if values["reference"] is None else np.array(values["reference"], dtype=np.float32),
     )
+
+
+def shown(completions: Sequence[Completion], rewards: Tensor, said: Told) -> list[str]:
+    """The best and the worst completion of a step."""
+    known = [(float(reward), place) for place, reward in enumerate(rewards) if not bool(reward.isnan())]
+    if not known:
+        return []
+    chosen = dict.fromkeys((max(known)[1], min(known)[1]))
+    more = {
+        place: "".join(f"  {name} {values[place]}" for name, values in said.extra.items() if place < len(values))
+        for place in chosen
+    }
+    return [f"  reward {float(rewards[place]):.2f}: {_short(completions[place])}{more[place]}" for place in chosen]
+
+
+def _short(completion: Completion) -> str:
+    asked = completion.prompt if isinstance(completion.prompt, str) else str(completion.prompt[-1].get("content", ""))
+    ends = ["".join(c if c.isprintable() else " " for c in " ".join(text.split())) for text in (asked, completion.text)]
+    return " -> ".join(text if len(text) <= 70 else f"… {text[-68:]}" for text in ends)

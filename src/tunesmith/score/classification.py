@@ -48,22 +48,28 @@ def at_thresholds(
     probabilities: np.ndarray, wanted: np.ndarray, several: bool, thresholds: Sequence[float]
 ) -> dict[str, float]:
     """Accuracy and macro-F1 where a label counts from its threshold on."""
+    said, truth = decided(probabilities, several, thresholds), wanted.astype(bool)
+    macro = _macro_f1(truth, said)
+    return {"accuracy at the thresholds": float((said == truth).all(1).mean()), "macro_f1 at the thresholds": macro}
+
+
+def _macro_f1(truth: np.ndarray, said: np.ndarray) -> float:
+    """The mean over labels that any row has."""
     from sklearn.metrics import f1_score
 
-    said, truth = decided(probabilities, several, thresholds), wanted.astype(bool)
-    known = truth.any(0)
-    macro = float(f1_score(truth[:, known], said[:, known], average="macro", zero_division=0))
-    return {"accuracy at the thresholds": float((said == truth).all(1).mean()), "macro_f1 at the thresholds": macro}
+    known = np.flatnonzero(truth.any(0))
+    each = [f1_score(truth[:, k], said[:, k], zero_division=0) for k in known]
+    return float(np.mean(each)) if each else 0.0
 
 
 def _figures(
     probabilities: np.ndarray, wanted: np.ndarray, said: np.ndarray, several: bool, ordered: bool
 ) -> dict[str, float]:
-    from sklearn.metrics import f1_score, roc_auc_score
+    from sklearn.metrics import roc_auc_score
 
     known = wanted.any(0)
     truth = wanted.astype(bool)
-    figures = {"macro_f1": float(f1_score(truth[:, known], said[:, known], average="macro", zero_division=0))}
+    figures = {"macro_f1": _macro_f1(truth, said)}
     apart = np.asarray(known & ~truth.all(0))
     if apart.any():
         if probabilities.shape[1] == 2 and not several:
