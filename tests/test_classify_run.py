@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from tunesmith import inference
 from tunesmith.classifier import Classifier
 from tunesmith.data.types import Message
-from tunesmith.errors import AdapterError, DataError, RecipeError
+from tunesmith.errors import AdapterError, DataError, ModelError, RecipeError
 from tunesmith.events import StepDone
 from tunesmith.objectives import rewards, rewards_built_in
 from tunesmith.recipe import from_dict
@@ -121,13 +121,15 @@ def test_one_setting_parts_the_three_ways_and_what_does_not_fit_is_refused(model
     assert from_dict(rows, ["adapter.last_blocks=1"]).recipe.adapter.model_dump()["method"] == "full"
     for wrong, said in {
         "adapter.method=lora": "leaves as it is",
-        "objective.way=all": "nothing but the head would learn",
         "adapter.method=prefix": "trains no head",
         "objective.fit=svm": "is of way features alone",
         "objective.kind=clasify": "classify",
     }.items():
         with pytest.raises(RecipeError, match=said):
             from_dict(rows, [wrong])
+    whole = values(model, texts, tmp_path / "a", {"way": "all"}, {"method": "full", "targets": "none"})
+    with pytest.raises(RecipeError, match="nothing but the head would learn"):
+        from_dict(whole)
     with pytest.raises(RecipeError, match="features trains no block"):
         from_dict(rows, ["objective.way=features", "adapter.last_blocks=1"])
 
@@ -216,7 +218,8 @@ def test_a_reward_model_is_trained_resumed_merged_and_asked(model, pairs, tmp_pa
     talk = [Message("user", "what is 3"), Message("assistant", "it is 9")]
     reward = Classifier(trained.session).rewards([talk])[0]
     inference.merge(tmp_path / "a", tmp_path / "merged", dtype="float32")
-    assert Classifier(open_session(str(tmp_path / "merged"))).rewards([talk])[0] == pytest.approx(reward, abs=1e-4)
+    merged = Classifier(open_session(str(tmp_path / "merged"), dtype="float32"))
+    assert merged.rewards([talk])[0] == pytest.approx(reward, abs=1e-4)
     with pytest.raises(AdapterError, match="gives rewards, not classes"):
         Classifier(trained.session).classify(["x"])
     capsys.readouterr()
@@ -255,7 +258,7 @@ def test_a_reward_model_judges_what_a_policy_samples(model, pairs, tmp_path, mon
     assert trained.ended.step == 2
     made["objective"]["rewards"] = [f"model:{tmp_path / 'nothing'}"]
     made["output"] = {"folder": str(tmp_path / "other")}
-    with pytest.raises((AdapterError, RecipeError), match="nothing"):
+    with pytest.raises(ModelError, match="nothing"):
         train(from_dict(made), quiet=True)
 
 
@@ -290,7 +293,8 @@ def test_a_long_text_is_cut_as_training_cut_it_and_that_is_said(model, texts, tm
     long = "win " * 40
     one = Classifier(session, max_length=12).classify([long, "win win"])
     assert said == ["1 text cut to the first 12 tokens"]
-    assert one[0].probabilities == pytest.approx(Classifier(session).classify([long[:12]])[0].probabilities, abs=1e-5)
+    first = session.tokenizer.decode(session.tokenizer(long)["input_ids"][:12])
+    assert one[0].probabilities == pytest.approx(Classifier(session).classify([first])[0].probabilities, abs=1e-5)
 
 
 def test_a_base_without_a_head_and_a_class_without_rows_are_refused(model, texts, tmp_path, capsys):
@@ -311,8 +315,7 @@ def test_what_the_head_cannot_go_on_from_is_refused(model, texts, tmp_path):
     with pytest.raises(RecipeError, match="other classes apart"):
         train(from_dict(on), quiet=True)
     del on["objective"]["labels"]
-    on["adapter"] = {}
-    going = train(from_dict(on, ["adapter="]), quiet=True)
+    going = train(from_dict(on), quiet=True)
     assert going.session.head.labels == ("ham", "spam")
 
 

@@ -21,9 +21,9 @@ def folder(tmp_path_factory):
     return made
 
 
-def values(folder, **changes):
-    made = studies.values(folder)
-    made["recipe"]["data"] = {"train": str(folder / "texts.jsonl"), "held_out": 6}
+def values(home, **changes):
+    made = studies.values(home)
+    made["recipe"]["data"] = {"train": str(home / "texts.jsonl"), "held_out": 6}
     made["recipe"]["objective"] = {"kind": "classify"}
     made["arms"] = {
         "lora": {},
@@ -33,9 +33,9 @@ def values(folder, **changes):
             "data.format": {"prompt": "{{ text }}", "answer": "{{ label }}"},
         },
     }
-    made["test"] = {"rows": str(folder / "test.jsonl"), "score": "label", "gold": "label", "max_new_tokens": 4}
+    made["test"] = {"rows": str(home / "test.jsonl"), "score": "label", "gold": "label", "max_new_tokens": 4}
     del made["forget"]
-    return {**made, "prompting": [0], "folder": str(folder / "study"), **changes}
+    return {**made, "prompting": [0], "folder": str(home / "study"), **changes}
 
 
 def test_a_head_and_words_are_compared_on_the_same_rows(folder, capsys):
@@ -67,7 +67,7 @@ def test_what_a_head_cannot_be_asked_is_refused(folder):
         ({"test": {**made["test"], "score": "f1"}}, "right or wrong"),
         ({"forget": {"text": str(folder / "text.txt")}}, "general text"),
         ({"arms": {"lora": {}}, "prompting": [0]}, "asked in words"),
-        ({"arms": {"lora": {}, "pairs": {"objective": {"kind": "preference"}}}}, "others are not measured"),
+        ({"arms": {"lora": {}, "pairs": {"objective.kind": "preference"}}, "prompting": []}, "not measured"),
     ):
         with pytest.raises(RecipeError, match=said):
             tunesmith.compare(values(folder, folder=str(folder / "never"), **wrong), runner=studies.here, quiet=True)

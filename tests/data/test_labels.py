@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tunesmith.data.formats import convert, recognise
-from tunesmith.data.types import Conversation, Document, Labelled, Origin
+from tunesmith.data.types import Conversation, Document, Judged, Labelled, Origin
 from tunesmith.errors import DataError
 
 
@@ -48,7 +48,7 @@ def test_rows_are_texts_or_turns_and_a_kto_file_stays_one():
         convert([(Origin("r", 1), {"text": "a", "label": 1})], "auto", {}, (Labelled,)).rows[0].text, Document
     )
     judged = [(Origin("rows", 1), {"prompt": "q", "completion": "a", "label": True})]
-    assert recognise(judged) == "unpaired"
+    assert recognise(judged, (Judged,)) == "unpaired"
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ def say_in_config(config: Any, head: ClassHead, pad_id: int | None) -> None:
     config.id2label = dict(enumerate(head.names))
     config.label2id = {name: index for index, name in enumerate(head.names)}
     config.problem_type = PROBLEMS[head.meaning]
+    note_in_config(config, head)
     if getattr(config, "pad_token_id", None) is None:  # transformers finds by it where a text ends
         config.pad_token_id = pad_id
 

@@ -129,14 +129,15 @@ class Policy(nn.Module):
             handle.remove()
 
     def scores(self, batch: Batch) -> Tensor:
-        """What a classification head gives each row of `batch` [n, K] in fp32, in the order of its leaves.
+        """What a classification head gives each row of `batch` [n, K] in fp32 or wider, in the order of its leaves.
 
         A decoder's is read from the state of a row's last token that is not padding, as transformers reads it.
         """
         if not self.flat and not hasattr(self.model, "score"):
             return self._scored_whole(batch)
         hidden = self.hidden(batch)[last_places(batch, self.model.config.pad_token_id)]
-        return nn.functional.linear(hidden.float(), self.score_weight().float())
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        return nn.functional.linear(hidden.to(wide), self.score_weight().to(wide))
 
     def features(self, batch: Batch) -> Tensor:
         """What the last matrix of a classification head is given for each row of `batch` [n, d]."""
@@ -173,7 +174,7 @@ class Policy(nn.Module):
         lengths = there.long().sum(1, keepdim=True).expand_as(ids)
         with self._known(batch), self._noised(lengths):
             logits: Tensor = self.model(input_ids=ids, attention_mask=there.long()).logits
-        return logits.float()
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def head(self) -> Head:
         """The output head with whatever adapter acts on it; differentiable in what is trained."""
