@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -106,9 +106,10 @@ def train(
         loaded, policy, adapter_set = model_of(recipe, tokenizer, trust_remote_code, saved, progress, objective.head)
         before = None if saved is None else bool(saved.state.get("frozen"))
         store_frozen(policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress)
+        base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
+        policy.write = writer(recipe, adapter_set, tokenizer, base)
         for line in _begin(objective, policy, budget, recipe.train.micro_batch_tokens, progress):
             progress.say(line)
-        base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
         everyone: list[Listener] = [progress, run, *sinks, *listeners]
         loop = _loop(recipe, policy, adapter_set, tokenizer, objective, prepared, base, run, signals, everyone)
         if saved is not None:
@@ -235,6 +236,20 @@ def _begin(objective: Objective, policy: Policy, budget: Budget, most: int | Non
             max_tokens //= 2
 
 
+def writer(
+    recipe: Recipe, adapter_set: AdapterSet, tokenizer: PreTrainedTokenizerBase, base: identity.BaseIdentity
+) -> Callable[[Path], None]:
+    """What writes the adapter into a folder, with a tokenizer where it has words of its own."""
+    is_own = has_own_words(recipe)
+
+    def write(folder: Path) -> None:
+        store.save(folder, adapter_set, base)
+        if is_own:
+            tokenizer.save_pretrained(folder)
+
+    return write
+
+
 def _loop(
     recipe: Recipe,
     policy: Policy,
@@ -247,13 +262,6 @@ def _loop(
     signals: Signals,
     listeners: Sequence[Listener],
 ) -> Loop:
-    is_own = has_own_words(recipe)
-
-    def write(folder: Path) -> None:
-        store.save(folder, adapter_set, base)
-        if is_own:
-            tokenizer.save_pretrained(folder)
-
     extra = {
         "data": prepared.fingerprint,
         "base": base.fingerprint,
@@ -266,7 +274,7 @@ def _loop(
     return Loop(
         policy,
         objective,
-        Job.of(adapter_set, write),
+        Job.of(adapter_set, writer(recipe, adapter_set, tokenizer, base)),
         recipe.train,
         Checkpoints(run.checkpoints, recipe.train.keep_checkpoints),
         signals,

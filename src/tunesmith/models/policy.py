@@ -7,9 +7,10 @@ the batch flat or padded is decided here once, at load, by trying it: two docume
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -71,6 +72,8 @@ class Policy(nn.Module):
         """Called with the embedded tokens [..., d] and the length of each one's document [...]."""
         self.stored: Stored | None = None
         """What stands in for the lower blocks, on rows that it knows."""
+        self.write: Callable[[Path], object] | None = None
+        """Writes the adapter that acts, as it is at the moment, into a folder."""
         self.reference_name: str | None = None
         """The adapter that acts in `reference()`; None: no adapter."""
         self.reference_digest: str | None = None

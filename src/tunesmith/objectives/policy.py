@@ -27,7 +27,7 @@ from tunesmith.data.pack import micro_batches
 from tunesmith.data.render import Renderer
 from tunesmith.data.types import Asked, Batch, Example, Prompt, Row, Sampled
 from tunesmith.errors import CheckpointError, ModelError
-from tunesmith.models.generate import Generated, generate
+from tunesmith.models.generate import Generated
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Loss, Stage, Step
 from tunesmith.objectives.environment import Played, alone, load_environment, play
@@ -36,6 +36,7 @@ from tunesmith.objectives.order import Order
 from tunesmith.objectives.policy_losses import PolicySettings, advantages, kl, overlong, ratios, token_losses
 from tunesmith.objectives.rewards import Completion, Judge, Told, judge, load, source_of, total
 from tunesmith.objectives.rollout import Rollout, as_json, from_json, joined, shown
+from tunesmith.objectives.samplers import Drawing, InProcess, Sampler, Server
 
 Settings = PolicySettings
 LEARNING_RATE = 1e-5
@@ -43,6 +44,8 @@ MOST_TRIES = 3
 """Of dynamic sampling: so many times the prompts of a step."""
 GAPS = 0.01, 0.2
 """Most that the sampler's log-probabilities may lie from the trainer's in the mean, in fp32 and in fewer bits."""
+CANARY = 64
+"""Tokens of the prompt by which a sampler outside the process is held against the trainer."""
 DEFAULT_TURNS = 8
 """Of an environment: answers in an episode."""
 SHOW_EVERY = 10
@@ -104,6 +107,7 @@ class PolicyGradient:
         self._renderer = renderer
         self._max_tokens = 4096
         self._rollout: Rollout | None = None
+        self._sampler: Sampler | None = None
         self._dtype = torch.float32
 
     def begin(
@@ -123,7 +127,10 @@ class PolicyGradient:
                 with stage("loading the reward model"):
                     judge_of.ready()
         n = self.settings.num_generations
-        return [f"{self.settings.preset}: {self.batch_size} prompts x {n} completions a step, judged by {names}"]
+        by = (
+            [] if self.settings.sampler is None else [f"written by {self.settings.sampler}; a resumed run draws others"]
+        )
+        return [*by, f"{self.settings.preset}: {self.batch_size} prompts x {n} completions a step, judged by {names}"]
 
     def steps(self, policy: Policy) -> Iterator[Step]:
         drawn = self._order.steps()
@@ -182,6 +189,7 @@ class PolicyGradient:
         """The mean reward of the likeliest completions of the held-out prompts; `loss` is less that."""
         if not self.held_out:
             return {}
+        self._known_sampler().sync(policy)
         made = self._played(policy, self.held_out, 1, temperature=0.0, seed=0)
         values = judge(self.rewards, self._completions(made), self.settings.reward_seconds)
         known = [value for value in self._totals(made, values) if not math.isnan(value)]
@@ -233,6 +241,7 @@ class PolicyGradient:
         """Completions of the next prompts; with dynamic sampling, of further ones until enough of them differ."""
         rows, epoch = next(drawn)
         number = self._order.done
+        self._known_sampler().sync(policy)
         rollout = self._sampled(policy, rows, epoch, number)
         if self.settings.dynamic_sampling:
             wanted, groups = len(rows), self._differing(rollout)
@@ -289,34 +298,19 @@ class PolicyGradient:
         """`n` completions of each prompt: answers, or episodes of the environment."""
         settings, renderer = self.settings, self._known_renderer()
 
-        def generated(prompts: Sequence[Sequence[int]], most: Sequence[int], seed: int, **more: Any) -> list[Generated]:
-            with policy.answering():
-                return generate(
-                    policy.model,
-                    prompts,
-                    max_new_tokens=most,
-                    eos_ids=renderer.end_ids,
-                    temperature=temperature,
-                    top_p=settings.top_p if temperature else 1.0,
-                    top_k=settings.top_k if temperature else None,
-                    seed=seed,
-                    want_logprobs=True,
-                    switch=policy.switch,
-                    adapters=[policy.switch.name] * len(prompts),
-                    **more,
-                )
-
         most = settings.max_completion_length
+        sampler = self._known_sampler()
+        drawing = Drawing(temperature, settings.top_p, settings.top_k, seed)
         if self._world is None:
             prompts = [one.token_ids.tolist() for one in asked]
-            answers = generated(prompts, [most] * len(prompts), seed, num_samples=n)
+            answers = sampler.generate(policy, prompts, [most] * len(prompts), drawing, num_samples=n)
             return alone(asked, n, answers, renderer)
 
         def turn(
             prompts: Sequence[Sequence[int]], room: Sequence[int], rows: Sequence[int], number: int
         ) -> list[Generated]:
             own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-            return generated(prompts, room, own, row_ids=rows)
+            return sampler.generate(policy, prompts, room, replace(drawing, seed=own), rows=rows)
 
         return play(self._world, asked, n, renderer, turn, most)
 
@@ -339,6 +333,22 @@ class PolicyGradient:
         pairs = zip(made, judged, strict=True)
         both = [[part for part in (one.earned, own) if not math.isnan(part)] for one, own in pairs]
         return [sum(parts) if parts else math.nan for parts in both]
+
+    def _known_sampler(self) -> Sampler:
+        if self._sampler is None:
+            self._sampler = self._made_sampler()
+        return self._sampler
+
+    def _made_sampler(self) -> Sampler:
+        end_ids = self._known_renderer().end_ids
+        if self.settings.sampler is None:
+            return InProcess(end_ids)
+        canary = max(self.train or self.held_out, key=lambda one: min(len(one), CANARY)).token_ids[:CANARY]
+        return Server(self.settings.sampler, end_ids, self._most_gap, canary.tolist())
+
+    @property
+    def _most_gap(self) -> float:
+        return self.settings.max_sampling_gap or (GAPS[0] if self._dtype.itemsize >= 4 else GAPS[1])
 
     def _known_renderer(self) -> Renderer:
         if self._renderer is None:
@@ -407,8 +417,7 @@ class PolicyGradient:
 
     def _hold_against(self, sampled: Tensor, found: TokenLogps) -> None:
         """The sampler must have computed what the trainer computes."""
-        wide = self._dtype.itemsize >= 4
-        most = self.settings.max_sampling_gap or (GAPS[0] if wide else GAPS[1])
+        most = self._most_gap
         gap = float((found.values.detach() - sampled).abs().mean()) if len(sampled) else 0.0
         if gap > most:  # a number that is not finite is the loop's to name
             raise ModelError(

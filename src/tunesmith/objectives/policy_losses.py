@@ -68,6 +68,9 @@ class PolicySettings(ObjectiveSettings):
     """One for each reward; null: 1."""
     gold: str = "answer"
     """The column of the right answer, for rewards that are scorers."""
+    sampler: str | None = None
+    """Address of a server of vLLM's API that writes the completions, on the same base; it is handed the adapter before
+    each step, and held against the trainer. None: the model itself, in this process."""
     reward_seconds: PositiveFloat = 60.0
     """How long a call of a reward may take."""
     preset: Preset = "grpo"
@@ -137,6 +140,8 @@ class PolicySettings(ObjectiveSettings):
     def _agree(self) -> Self:
         if not self.rewards and self.environment is None:
             raise Contradiction("rewards", "is missing", "name a reward, or objective.environment")
+        if self.sampler is not None and not self.sampler.startswith(("http://", "https://")):
+            raise Contradiction("sampler", f"is {self.sampler!r}", "give an address, such as http://localhost:8000")
         if self.max_turns is not None and self.environment is None:
             raise Contradiction(
                 "max_turns", "is of an environment alone", "give objective.environment, or leave it out"
