@@ -74,7 +74,7 @@ def rows_of(task: str, side: str, limit: int | None) -> list[dict[str, str]]:
 
 
 def empty_cache(folder: Path) -> None:
-    """A cache of its own for what follows, which knows the processor's faster dtype and the kernels, and no features."""
+    """A cache of its own for what follows: with the faster dtype and the kernels, and without features."""
     known, own = Path(os.environ.get("KNOWN_CACHE") or cache_folder()), folder.with_name(f"{folder.name}-cache")
     os.environ["KNOWN_CACHE"] = str(known)
     own.mkdir(parents=True)
