@@ -48,8 +48,40 @@ class Half:
         return None
 
 
+class Table:
+    # A database lives in the thread that opened it; the task is drawn by the seed.
+
+    def reset(self, seed, **row):
+        import random
+        import sqlite3
+
+        self.base = sqlite3.connect(":memory:")
+        self.base.execute("create table t (x int)")
+        self.base.execute("insert into t values (?)", (random.Random(seed).randrange(1000),))
+        return None
+
+    async def step(self, answer):
+        (x,) = self.base.execute("select x from t").fetchone()
+        return str(x), float(x), True
+
+
+class Slow(Echo):
+    def step(self, answer):
+        import time
+
+        time.sleep(5)
+
+
 def score(completions, **columns):
     return [0.5 for _ in completions]
+
+
+heard = []
+
+
+def listens(prompts, completions, **columns):
+    heard.extend(zip(prompts, completions))
+    return [0.0 for _ in completions]
 """
 
 
@@ -139,6 +171,8 @@ def test_an_episode_ends_where_there_is_no_room_or_no_turn_left(model, prompts):
     assert len(short.said) == 2
     (cut,) = play(world, row, 1, renderer, generate, 6)
     assert (len(cut.said), cut.is_cut, len(cut.token_ids)) == (1, True, 2)
+    with pytest.raises(DataError, match=r"(?s)rows, row 6.*more than the model has room for"):
+        play(world, row, 1, renderer, generate, 6, positions=10)
 
 
 def test_a_run_in_an_environment_is_resumed_bit_for_bit(model, prompts, tmp_path):
@@ -155,7 +189,7 @@ def test_a_run_in_an_environment_is_resumed_bit_for_bit(model, prompts, tmp_path
     assert whole.ended.best_metrics["rewards/world.py:Echo"] == pytest.approx(whole.ended.best_metrics["reward"])
     one, other = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in "ab")
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
-    assert any(metrics["sampling_gap"] < 1e-3 for _, metrics in told[0])
+    assert all(metrics["sampling_gap"] < 1e-3 for _, metrics in told[0])
 
 
 def test_what_a_reward_gives_is_added(model, prompts, tmp_path):
@@ -166,11 +200,12 @@ def test_what_a_reward_gives_is_added(model, prompts, tmp_path):
 
 @pytest.mark.parametrize(
     ("world", "said"),
-    [("Breaks", "the door is shut"), ("Nan", "no finite number")],
+    [("Breaks", "the door is shut"), ("Nan", "no finite number"), ("Slow", "did not answer within 0.2 s")],
 )
 def test_what_an_environment_does_wrong_is_said_with_its_row(model, prompts, tmp_path, world, said):
+    made = values(model, prompts, tmp_path / "a", world, **({"reward_seconds": 0.2} if world == "Slow" else {}))
     with pytest.raises(DataError, match=said) as caught:
-        train(from_dict(values(model, prompts, tmp_path / "a", world) | {"data": _one(prompts)}), quiet=True)
+        train(from_dict(made | {"data": _one(prompts)}), quiet=True)
     assert f"world.py:{world}" in str(caught.value)
     assert "prompts.jsonl, row" in str(caught.value)
 
@@ -187,3 +222,56 @@ def test_what_is_no_environment_is_refused_before_anything_is_loaded(model, prom
     del made["objective"]["environment"]
     with pytest.raises(RecipeError, match=r"max_turns is of an environment|rewards is missing"):
         from_dict(made)
+
+
+def test_a_database_is_used_where_it_was_opened_and_one_prompt_is_one_task(model, prompts):
+    renderer, end = Renderer(AutoTokenizer.from_pretrained(model)), 2
+    world = load_environment(f"{prompts.parent / 'world.py'}:Table", 5.0, 2)
+    generate = lambda given, room, rows, turn: [Generated([9, end], "eos", [-1.0, -1.0]) for _ in given]  # noqa: E731
+    played = play(world, [asked(renderer, 1), asked(renderer, 2)], 3, renderer, generate, 200, seed=4)
+    earned = [one.earned for one in played]
+    assert len(set(earned[:3])) == len(set(earned[3:])) == 1
+    assert earned[0] != earned[3]
+    again = play(world, [asked(renderer, 1)], 1, renderer, generate, 200, seed=4)
+    assert again[0].earned == earned[0]
+
+
+def test_a_reward_judges_the_last_answer_in_its_conversation(model, prompts, tmp_path):
+    from tunesmith.objectives.plugins import imported
+
+    name = f"{prompts.parent / 'world.py'}:listens"
+    train(from_dict(values(model, prompts, tmp_path / "a", rewards=[name])), quiet=True)
+    heard = imported(name, "x", "function").__globals__["heard"]
+    longer = [(prompt, said) for prompt, said in heard if any(turn["role"] == "assistant" for turn in prompt)]
+    assert longer
+    for prompt, said in longer:
+        assert [turn["role"] for turn in prompt[-2:]] == ["assistant", "user"]
+        assert prompt[-1]["content"] == f"you said {len(prompt[-2]['content'])}"
+        assert isinstance(said, list)
+
+
+def test_a_template_that_ends_no_answer_is_refused(model):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
+    with pytest.raises(DataError, match="does not end an answer with a token"):
+        Renderer(tokenizer).continuation_ids([Message("user", "more")])
+
+
+def test_what_follows_an_answer_is_written_as_the_whole_is():
+    from tiny_tokenizers import CHATML, byte_level
+
+    from tunesmith.data.types import Conversation
+
+    spaced = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+    )
+    for template in (CHATML, spaced):
+        renderer = Renderer(byte_level(template))
+        first = [Message("user", "a b"), Message("assistant", "it is")]
+        more = [Message("user", "and now")]
+        head = renderer.render(Conversation(tuple(first), Origin("x", 1))).token_ids.tolist()
+        while head[-1] not in renderer.end_ids:
+            head = head[:-1]
+        ids = head + renderer.continuation_ids(more)
+        assert ids == renderer.prompt_ids([*first, *more])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_run import make_model, recipe
 
+from tunesmith import inference
 from tunesmith.errors import MachineError, ModelError, RecipeError
 from tunesmith.models.generate import generate
 from tunesmith.models.policy import probe
@@ -21,6 +22,17 @@ from tunesmith.session import open_session
 REWARD = """
 def spread(completions, **kwargs):
     return [sum(map(ord, text)) % 11 / 11 for text in completions]
+"""
+
+
+WORLD = """
+class Twice:
+    def reset(self, **row):
+        self.turns = 0
+
+    def step(self, answer):
+        self.turns += 1
+        return "again", float(len(answer) % 3), self.turns > 1
 """
 
 
@@ -58,6 +70,10 @@ class FakeServer:
                 return 404, "not found"
             if self.fault == "stale" and self.names:
                 self.names[body["lora_name"]] = next(iter(self.names.values()))
+            elif self.fault == "another base" and not self.names:
+                with torch.no_grad():
+                    self.session.model.get_input_embeddings().weight.mul_(1.5)
+                self.names[body["lora_name"]] = None
             elif self.fault == "base":
                 self.names[body["lora_name"]] = None
             else:
@@ -82,14 +98,15 @@ class FakeServer:
             ]
             return {"choices": [{"index": 0, "token_ids": [1], "prompt_logprobs": rows, "finish_reason": "length"}]}
         made = generate(
-            self.session.model, body["prompt"], max_new_tokens=body["max_tokens"], eos_ids=body["stop_token_ids"],
+            self.session.model, [body["prompt"]], max_new_tokens=body["max_tokens"], eos_ids=body["stop_token_ids"],
             num_samples=body["n"], temperature=body["temperature"], seed=body["seed"], want_logprobs=True,
-            switch=self.session.switch, adapters=[name] * len(body["prompt"]),
+            switch=self.session.switch, adapters=[name],
         )  # fmt: skip
         for index, one in enumerate(made):
             ids = one.token_ids[:-1] if self.fault == "short" else one.token_ids
             logprobs = {"token_logprobs": one.logprobs}
-            choices.append({"index": index, "token_ids": ids, "logprobs": logprobs, "finish_reason": "stop"})
+            reason = "stop" if one.finish_reason == "eos" else "length"
+            choices.append({"index": index, "token_ids": ids, "logprobs": logprobs, "finish_reason": reason})
         return {"choices": choices[::-1]}
 
     def close(self):
@@ -131,29 +148,61 @@ def steps_of(folder):
     return [line for line in lines if line["event"] == "step"]
 
 
-def test_a_server_writes_what_is_learned_and_has_each_step_s_adapter(model, prompts, tmp_path):
+def test_a_server_writes_what_is_learned_and_has_each_step_s_adapter(model, prompts, tmp_path, capsys):
     server = FakeServer(model)
     train(from_dict(values(model, prompts, tmp_path / "a", server.url)), quiet=True)
     server.close()
     loads = [body for path, body in server.seen if path == "/v1/load_lora_adapter"]
     gone = [body for path, body in server.seen if path == "/v1/unload_lora_adapter"]
-    assert len(loads) == len(gone) + 1 >= 6  # four steps and two evaluations; one version is there at a time
+    assert len(loads) == len(gone) >= 6  # four steps and two evaluations; one version is there at a time
     assert len({body["lora_name"] for body in loads}) == len(loads)
     assert all(line["metrics"]["sampling_gap"] < 1e-4 for line in steps_of(tmp_path / "a"))
     sampled = [body for path, body in server.seen if path == "/v1/completions" and "n" in body]
-    assert all(body["return_token_ids"] and isinstance(body["prompt"][0], list) for body in sampled)
-    here = values(model, prompts, tmp_path / "b", None)
-    train(from_dict(here), quiet=True)
-    first = [steps_of(tmp_path / name)[0]["metrics"] for name in "ab"]
-    assert first[0]["completions/mean_length"] > 0
-    assert first[0].keys() == first[1].keys()
+    assert all(body["return_token_ids"] and isinstance(body["prompt"][0], int) for body in sampled)
+    assert all(body["repetition_penalty"] == 1.0 for body in sampled)
+    drawn = [body for body in sampled if body["temperature"] > 0]
+    assert len({body["seed"] for body in drawn}) == len(drawn) == 4 * 2  # each prompt has draws of its own
+    found = inference.evaluate(tmp_path / "a")  # with no server: the model is here
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    best = max(line["metrics"]["reward"] for line in lines if line["event"] == "evaluation")
+    assert found["reward"] == pytest.approx(best, abs=1e-5)
+    capsys.readouterr()
+
+
+def test_an_environment_goes_on_with_a_server(model, prompts, tmp_path):
+    (tmp_path / "world.py").write_text(WORLD)
+    server = FakeServer(model)
+    made = values(model, prompts, tmp_path / "a", server.url, environment=f"{tmp_path / 'world.py'}:Twice")
+    made["objective"] |= {"rewards": [], "max_completion_length": 60}
+    train(from_dict(made), quiet=True)
+    server.close()
+    assert all(line["metrics"]["sampling_gap"] < 1e-4 for line in steps_of(tmp_path / "a"))
+    assert max(line["metrics"]["turns"] for line in steps_of(tmp_path / "a")) > 1
+    drawn = [body for path, body in server.seen if path == "/v1/completions" and body.get("temperature", 0) > 0]
+    assert len({body["seed"] for body in drawn}) == len(drawn)  # each copy of a prompt too
+
+
+def test_what_a_server_cannot_do_is_refused_at_once(model, prompts, tmp_path):
+    made = values(model, prompts, tmp_path / "a", "http://localhost:1")
+    for wrong, said in {
+        "objective.top_p=0.9": "fewer tokens than the trainer reckons with",
+        "adapter.method=dora": "they take plain LoRA",
+        "adapter.method=ia3": "they take plain LoRA",
+        "adapter.train_in_full=[norms]": "not what servers load",
+    }.items():
+        values_of = json.loads(json.dumps(made))
+        if "ia3" in wrong:
+            values_of["adapter"] = {}
+        with pytest.raises(RecipeError, match=said):
+            from_dict(values_of, [wrong])
 
 
 @pytest.mark.parametrize(
     ("fault", "error", "said"),
     [
         ("stale", ModelError, "still answers with the adapter of before"),
-        ("base", ModelError, r"adapter of before|not the trainer"),
+        ("base", ModelError, "still answers with the adapter of before"),
+        ("another base", ModelError, "weights are not the trainer's"),
         ("no lora", MachineError, "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
         ("short", MachineError, "no token ids with their log-probabilities"),
     ],

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tunesmith.classifier import Classifier, Prediction
     from tunesmith.compare.main import Comparison, compare
     from tunesmith.errors import TunesmithError
     from tunesmith.inference import merge
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from tunesmith.session import Session, open_session
 
 _HOME = {
+    "Classifier": "classifier",
+    "Prediction": "classifier",
     "Comparison": "compare.main",
     "compare": "compare.main",
     "Found": "search.main",
@@ -45,7 +48,7 @@ _HOME = {
 }
 
 __all__ = [
-    "Comparison", "Found", "Params", "Recipe", "Session", "Trained", "TunesmithError",
+    "Classifier", "Comparison", "Found", "Params", "Prediction", "Recipe", "Session", "Trained", "TunesmithError",
     "check", "compare", "load", "merge", "open_session", "search", "train", "tune",
 ]  # fmt: skip
 

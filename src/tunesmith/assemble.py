@@ -14,10 +14,11 @@ from tunesmith.adapters.adapter_set import check as check_method
 from tunesmith.adapters.attach import Switch
 from tunesmith.adapters.heads import ClassHead
 from tunesmith.adapters.settings import NONE
+from tunesmith.adapters.targets import choose
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.data.problems import counted
 from tunesmith.errors import RecipeError
-from tunesmith.models.load import Loaded, has_tokenizer, load_model
+from tunesmith.models.load import Loaded, has_tokenizer, load_model, without_weights
 from tunesmith.models.policy import Policy, probe
 from tunesmith.models.stored import described
 from tunesmith.progress import Progress
@@ -78,6 +79,15 @@ def model_of(
     train_mode(policy, recipe.train.recompute)
     policy.refuse_lead()
     return loaded, policy, adapter_set
+
+
+def refuse_unknown_targets(recipe: Recipe, trust_remote_code: bool, head: ClassHead | None) -> None:
+    """Names of layers and modules that mean nothing in the model, said before any weight is read."""
+    if recipe.model.adapter is not None:
+        return
+    model = without_weights(recipe.model, trust_remote_code=trust_remote_code, head=head)
+    if model is not None:
+        choose(model, recipe.adapter)
 
 
 def _same_head(there: ClassHead | None, wanted: ClassHead | None) -> ClassHead | None:

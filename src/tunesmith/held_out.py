@@ -48,6 +48,8 @@ def held_out_loss(
         )
     if isinstance(record, ClassifySettings) and session.head is not None:
         record = record.model_copy(update={"labels": session.head.labels, "way": "all"})  # nothing is fitted here
+    if getattr(record, "sampler", None) is not None:
+        record = record.model_copy(update={"sampler": None})  # the model is here: nobody else is asked
     prepared = prepare(
         settings,
         session.words_of(session.adapter).tokenizer,

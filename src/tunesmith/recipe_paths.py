@@ -54,9 +54,9 @@ class Paths:
             data = data.model_copy(update={"held_out": data.held_out.model_copy(update=file)} if file else {})
         if self.errors:
             raise together(self.errors)
-        return {"model": model, "data": data, "objective": self._rewards(objective)}
+        return {"model": model, "data": data, "objective": self._of_objective(objective)}
 
-    def _rewards(self, objective: Settings) -> Settings:
+    def _of_objective(self, objective: Settings) -> Settings:
         """Of an objective with rewards, those that are functions in files; of one with a teacher, its folder."""
         teacher = getattr(objective, "teacher", None)
         if teacher is not None and (found := self._found(teacher)):

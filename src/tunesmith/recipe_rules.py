@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from tunesmith.adapters import METHODS
 from tunesmith.adapters.settings import KINDS, NONE
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.data.settings import DataSettings
 from tunesmith.errors import RecipeError
 from tunesmith.models.settings import ModelSettings
 from tunesmith.objectives.classify_losses import ClassifySettings
+from tunesmith.objectives.distill import DistillSettings
 from tunesmith.objectives.policy_losses import PolicySettings
 from tunesmith.objectives.reward import RewardSettings
 from tunesmith.objectives.sft import SFTSettings
@@ -47,8 +49,8 @@ def pairs_or_groups(recipe: Sections) -> None:
     if recipe.data.group_by is not None and not isinstance(recipe.objective, SFTSettings):
         raise Contradiction(
             "data.group_by",
-            "is for rows that are learned one by one",
-            "take it out: what the answers of a pair share is computed once anyway",
+            "is for supervised rows that begin alike (objective.kind sft)",
+            "take it out: of pairs, what both answers begin with is computed once anyway",
         )
 
 
@@ -61,6 +63,32 @@ def one_policy(recipe: Sections) -> None:
         if getattr(getattr(recipe, section), name, None):
             text = "would make the model that is trained another one than the model that answered"
             raise Contradiction(f"{section}.{name}", text, "leave it out with objective.kind policy")
+
+
+def a_sampler(recipe: Sections) -> None:
+    """What a server outside the process cannot do."""
+    if not isinstance(recipe.objective, PolicySettings) or recipe.objective.sampler is None:
+        return
+    for name in ("top_p", "top_k"):
+        if getattr(recipe.objective, name) not in (None, 1.0):
+            text = "has the server draw from fewer tokens than the trainer reckons with"
+            raise Contradiction(f"objective.{name}", text, "leave it out beside objective.sampler")
+    if recipe.model.adapter is not None:
+        return
+    written = METHODS[recipe.adapter.method].to_peft(recipe.adapter)  # type: ignore[attr-defined]
+    if written["peft_type"] != "LORA" or written.get("use_dora"):
+        text = f"{recipe.adapter.method} is not what servers load: they take plain LoRA"
+        raise Contradiction("adapter.method", text, "take lora, or leave objective.sampler out")
+    if recipe.adapter.train_in_full or recipe.model.add_tokens:
+        key = "adapter.train_in_full" if recipe.adapter.train_in_full else "model.add_tokens"
+        raise Contradiction(key, "is not what servers load beside a LoRA", "leave it out, or objective.sampler")
+
+
+def a_student(recipe: Sections) -> None:
+    """What a student that learns from its own answers has no use for."""
+    sampled = isinstance(recipe.objective, DistillSettings) and recipe.objective.answers == "sampled"
+    if sampled and recipe.train.cache_frozen:
+        raise Contradiction("train.cache_frozen", "has nothing to store: the rows are sampled", "leave it out")
 
 
 def a_head(recipe: Sections) -> None:
@@ -133,6 +161,8 @@ RULES: tuple[Callable[[Sections], None], ...] = (
     something_held_out,
     pairs_or_groups,
     one_policy,
+    a_sampler,
+    a_student,
     a_head,
     virtual_or_added_tokens,
     something_frozen,

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.adapters import identity, store
 from tunesmith.adapters.adapter_set import AdapterSet, refusal, unload
 from tunesmith.adapters.adapter_set import check as check_method
-from tunesmith.assemble import NAME, has_own_words, model_of, origin
+from tunesmith.assemble import NAME, has_own_words, model_of, origin, refuse_unknown_targets
 from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.report import summary
 from tunesmith.data.templates import install
@@ -101,17 +101,18 @@ def train(
             progress.say(line)
         objective = built(recipe, prepared)
         budget = Budget(recipe.train, objective.steps_per_epoch)  # what is wrong shows before any weight is loaded
+        refuse_unknown_targets(recipe, trust_remote_code, objective.head)
         if recipe.model.adapter is None:
             check_method(recipe.adapter, budget.num_steps, recipe.train.optimizer)
         loaded, policy, adapter_set = model_of(recipe, tokenizer, trust_remote_code, saved, progress, objective.head)
         before = None if saved is None else bool(saved.state.get("frozen"))
         store_frozen(policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress)
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
-        policy.write = writer(recipe, adapter_set, tokenizer, base)
+        write = policy.write = writer(recipe, adapter_set, tokenizer, base)
         for line in _begin(objective, policy, budget, recipe.train.micro_batch_tokens, progress):
             progress.say(line)
         everyone: list[Listener] = [progress, run, *sinks, *listeners]
-        loop = _loop(recipe, policy, adapter_set, tokenizer, objective, prepared, base, run, signals, everyone)
+        loop = _loop(recipe, policy, adapter_set, write, objective, prepared, base, run, signals, everyone)
         if saved is not None:
             _same_run(saved, prepared, base.fingerprint, policy.reference_digest)
             if saved.state["threads"] != torch.get_num_threads():
@@ -254,7 +255,7 @@ def _loop(
     recipe: Recipe,
     policy: Policy,
     adapter_set: AdapterSet,
-    tokenizer: PreTrainedTokenizerBase,
+    write: Callable[[Path], None],
     objective: Objective,
     prepared: Prepared,
     base: identity.BaseIdentity,
@@ -274,7 +275,7 @@ def _loop(
     return Loop(
         policy,
         objective,
-        Job.of(adapter_set, writer(recipe, adapter_set, tokenizer, base)),
+        Job.of(adapter_set, write),
         recipe.train,
         Checkpoints(run.checkpoints, recipe.train.keep_checkpoints),
         signals,

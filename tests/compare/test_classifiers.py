@@ -9,7 +9,7 @@ import studies
 
 import tunesmith
 from tunesmith import inference
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, TunesmithError
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,8 @@ def test_a_head_and_words_are_compared_on_the_same_rows(folder, capsys):
         assert row["figures"]["label"]["items"] == 12
     run = folder / "study" / arms["lora"]["folders"]["0"]
     told = inference.evaluate(run, data=str(folder / "test.jsonl"))
-    assert arms["lora"]["figures"]["label"]["by_seed"]["0"] == pytest.approx(told["accuracy"])
+    wanted = told.get("accuracy at the thresholds", told["accuracy"])
+    assert arms["lora"]["figures"]["label"]["by_seed"]["0"] == pytest.approx(wanted)
     measured = json.loads((run / "measures.json").read_text())
     assert sum(measured["loss"]["sum"]) / 12 == pytest.approx(told["loss"], abs=1e-5)
     capsys.readouterr()
@@ -71,3 +72,15 @@ def test_what_a_head_cannot_be_asked_is_refused(folder):
     ):
         with pytest.raises(RecipeError, match=said):
             tunesmith.compare(values(folder, folder=str(folder / "never"), **wrong), runner=studies.here, quiet=True)
+
+
+def test_an_arm_whose_rows_cannot_be_read_is_named_before_any_training(folder):
+    made = values(folder, folder=str(folder / "never"))
+    del made["arms"]["words"]["data.format"]
+    with pytest.raises(TunesmithError, match=r"(?s)words|labels"):
+        tunesmith.compare(made, runner=studies.here, quiet=True)
+    assert not list((folder / "never").rglob("metrics.jsonl"))
+    made = values(folder, folder=str(folder / "never"))
+    made["arms"]["words"]["adapter.targets"] = "no_such_layer"
+    with pytest.raises(TunesmithError, match="no_such_layer"):
+        tunesmith.compare(made, runner=studies.here, quiet=True)

@@ -188,8 +188,9 @@ def test_a_student_comes_nearer_to_its_teacher_and_resumes_bit_for_bit(models, t
     train(from_dict(values(models, tmp_path / "a", data, **more)), quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     held = [line["metrics"]["loss"] for line in lines if line["event"] == "evaluation"]
-    assert held[-1] < 0.97 * held[0] if answers == "given" else len(held) > 1
-    assert "agreement" in lines[-2].get("metrics", {}) or any("agreement" in line.get("metrics", {}) for line in lines)
+    if answers == "given":  # sampled answers are others each time
+        assert held[-1] < 0.97 * held[0]
+    assert all("agreement" in line["metrics"] for line in lines if line["event"] in ("step", "evaluation"))
     stopped = from_dict(values(models, tmp_path / "b", data, **more))
     train(stopped, quiet=True, listeners=[lambda e: "stop" if isinstance(e, StepDone) and e.step == 5 else None])
     train(stopped, resume=True, quiet=True)
@@ -215,6 +216,32 @@ def test_a_teacher_of_other_tokens_or_none_is_refused_before_loading(models, tmp
     made["objective"]["teacher"] = str(tmp_path / "odd")
     with pytest.raises(RecipeError, match=r"other tokens(.|\n)*<odd>"):
         train(from_dict(made), quiet=True)
+
+
+def test_another_teacher_is_noticed_at_resume_and_evaluation_asks_the_teacher(models, tmp_path, capsys):
+    import shutil
+
+    from small_run import make_rows
+    from transformers import AutoModelForCausalLM
+
+    from tunesmith import inference
+    from tunesmith.errors import CheckpointError
+    from tunesmith.events import StepDone
+
+    teacher = shutil.copytree(models[1], tmp_path / "teacher")
+    data = make_rows(tmp_path / "rows.jsonl", 12)
+    made = from_dict(values((models[0], teacher), tmp_path / "a", data))
+    ended = train(made, quiet=True).ended
+    found = inference.evaluate(tmp_path / "a")
+    assert found["loss"] == pytest.approx(ended.best_metrics["loss"], abs=1e-5)
+    stopped = from_dict(values((models[0], teacher), tmp_path / "b", data))
+    train(stopped, quiet=True, listeners=[lambda e: "stop" if isinstance(e, StepDone) and e.step == 3 else None])
+    other = AutoModelForCausalLM.from_pretrained(teacher)
+    randomise(other, 77)
+    other.save_pretrained(teacher)
+    with pytest.raises(CheckpointError, match="the teacher is not what the run began with"):
+        train(stopped, resume=True, quiet=True)
+    capsys.readouterr()
 
 
 def test_evaluation_needs_no_step(tmp_path):

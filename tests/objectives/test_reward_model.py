@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from preference_case import TARGETS, adapter_tensor, answers
+from reward_case import SETTINGS, case_classifier, head_tensor
 from test_classify import adapted, gradients
 
+from tunesmith.adapters.adapter_set import add
+from tunesmith.adapters.attach import Switch
 from tunesmith.adapters.heads import ClassHead
+from tunesmith.adapters.lora import Settings as LoRA
 from tunesmith.data.types import Answer, Origin
+from tunesmith.models import attention
+from tunesmith.models.policy import probe
 from tunesmith.objectives.reward import RewardModelling, RewardSettings, bradley_terry
 
 
@@ -106,3 +115,35 @@ def test_evaluation_gives_the_metrics_of_training():
     objective = RewardModelling(pairs(4), pairs(4), RewardSettings(), batch_size=4, seed=0, shuffle=False)
     total, metrics, _ = run(policy, objective, share=False)
     assert objective.evaluate(policy, 50) == pytest.approx({"loss": total, **metrics}, abs=1e-5)
+
+
+GOLDENS = json.loads((Path(__file__).parent / "goldens" / "reward_trl.json").read_text())["made"]
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_losses_and_gradients_are_trls(name, share):
+    model, switch = case_classifier(), Switch()
+    model.requires_grad_(False)
+    attention.register()
+    attention.install(model)
+    made = add(model, switch, LoRA(r=1, alpha=2, targets=TARGETS), name="a", seed=0)
+    with torch.no_grad():
+        for key, parameter in made.parameters().items():
+            path, _, letter = key.rpartition(".")
+            wanted = head_tensor(parameter.shape) if path == "score" else adapter_tensor(path, letter, parameter.shape)
+            parameter.copy_(wanted)
+    policy, _ = probe(model, switch)
+    switch.name = "a"
+    train = answers()
+    objective = RewardModelling(train, [], RewardSettings(**SETTINGS[name]), batch_size=len(train) // 2, seed=0)
+    loss, metrics, _ = run(policy, objective, share)
+    golden = GOLDENS[name]
+    assert loss == pytest.approx(golden["loss"], abs=1e-5)
+    assert metrics["rewards/accuracies"] == pytest.approx(golden["metrics"]["accuracy"])
+    assert metrics["rewards/margins"] == pytest.approx(golden["metrics"]["margin"], abs=1e-5)
+    found = gradients(made)
+    assert set(found) == set(golden["gradients"])
+    largest = max(max(map(abs, values)) for values in golden["gradients"].values())
+    for key, values in golden["gradients"].items():
+        assert (found[key].flatten() - torch.tensor(values)).abs().max() <= 1e-5 * largest, key

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tunesmith.adapters.heads import ClassHead
+from tunesmith.assemble import refuse_unknown_targets
 from tunesmith.atomic import write_file
 from tunesmith.compare.grid import Arm, arms_of, digest, resolve, taken_out
 from tunesmith.compare.measure import Wanted, has_answers, is_classified, shots_of, test_items
@@ -66,7 +68,8 @@ def plan(study: Study, *, trust_remote_code: bool = False, say: Say = lambda tex
         read(wanted.forget, limit=1)
     own: list[Change] = [] if train_rows is None else taken_out(study, train_rows)
     own.append(("train.seed", settings.seeds[0], f"{study.source}, seeds"))
-    _read_all([resolve(study, arm, own) for arm in arms], wanted, max(settings.prompting, default=0), trust_remote_code)
+    ready = {arm.name: resolve(study, arm, own) for arm in arms}
+    _read_all(ready, wanted, max(settings.prompting, default=0), trust_remote_code)
     if not has_answers(resolved[0].recipe, wanted):
         if not wanted.scores:
             raise RecipeError(
@@ -191,18 +194,31 @@ def _test_rows(study: Study, arms: Sequence[Arm], resolved: Sequence[Resolved]) 
     return files[0], files[1]
 
 
-def _read_all(resolved: Sequence[Resolved], wanted: Wanted, shots: int, trust_remote_code: bool) -> None:
+def _read_all(resolved: Mapping[str, Resolved], wanted: Wanted, shots: int, trust_remote_code: bool) -> None:
     """Reads training and test rows once for each way in which arms read them, and tries the scores on them."""
     num_rows: dict[str, int] = {}
-    for one in resolved:
+    shapes: set[str] = set()
+    for name, one in resolved.items():
         recipe = one.recipe
-        key = digest([recipe.model.model_dump(mode="json"), recipe.data.model_dump(mode="json")])
+        read_as = [recipe.model.model_dump(mode="json"), recipe.data.model_dump(mode="json"), is_classified(recipe)]
+        key = digest(read_as)
         if key not in num_rows:
             with Progress(quiet=True) as quiet:
                 _, prepared = read_rows(recipe, trust_remote_code, quiet)
             num_rows[key] = len(prepared.train)
             if wanted.scores:
-                test_items(recipe, wanted, lambda text: None)
+                try:
+                    test_items(recipe, wanted, lambda text: None)
+                except TunesmithError as error:
+                    raise error.noted("arm", name) from None
             if not is_classified(recipe):
                 shots_of(recipe, shots)
         Budget(recipe.train, math.ceil(num_rows[key] / recipe.train.batch_size))
+        shape = digest([recipe.model.model_dump(mode="json"), recipe.adapter.model_dump(mode="json")])
+        if shape not in shapes:
+            shapes.add(shape)
+            head = ClassHead("one", ("a", "b")) if is_classified(recipe) else None
+            try:
+                refuse_unknown_targets(recipe, trust_remote_code, head)
+            except TunesmithError as error:
+                raise error.noted("arm", name) from None

@@ -163,7 +163,7 @@ def classified(session: Session, policy: Policy, recipe: Recipe, wanted: Wanted,
     begun = time.perf_counter()
     with session.switch.set_to(session.adapter), policy.answering():
         rows, outputs = part.outputs(policy, prepared.train, default_micro_batch_tokens(policy.device))
-    losses, right = part.by_row(outputs, rows)
+    losses, right = part.by_row(outputs, rows, session.head)
     places = {row.origin.row: index for index, row in enumerate(rows)}
     numbers = sorted(places)
     every = [origin.row for origin, _ in read(data.train, limit=data.limit)]

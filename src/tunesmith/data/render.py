@@ -130,8 +130,8 @@ class Renderer:
         add_generation_prompt: bool = True,
     ) -> list[int]:
         """Ids to generate from: the very ids that training shows before the answer."""
-        messages, tools = self._fitted(messages, tools)
         try:
+            messages, tools = self._fitted(messages, tools)
             text = self.chat.render([as_turn(turn) for turn in messages], tools, open_answer=add_generation_prompt)
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -144,17 +144,23 @@ class Renderer:
 
     def continuation_ids(self, turns: Sequence[Message]) -> list[int]:
         """Ids of what follows an answer that has ended: `turns`, and what opens the next answer."""
-        around = [as_turn(Message("user", USER)), as_turn(Message("assistant", ANSWER))]
         try:
-            text = self.chat.render([*around, *map(as_turn, turns)], open_answer=True)
+            whole, _ = self._fitted([Message("user", USER), Message("assistant", ANSWER), *turns], ())
+            text = self.chat.render([as_turn(turn) for turn in whole], open_answer=True)
         except TemplateFailed as error:
             raise DataError(f"the chat template refuses what follows an answer: {error}") from error
         behind = text.partition(ANSWER)[2]
-        end = next((end for end in self.chat.traits.ends if behind.startswith(end)), None)
-        if end is None:
-            raise DataError("the chat template does not show where an answer ends", where="model.template")
-        ids: list[int] = self._encoder.encode(behind[len(end) :], add_special_tokens=False).ids
-        return ids
+        start = len(behind) - len(behind.lstrip())
+        end = next((end for end in self.chat.traits.ends if behind.startswith(end, start)), None)
+        if end is None or not self.chat.traits.stops:
+            raise DataError(
+                "the chat template does not end an answer with a token: what follows one cannot be told from it",
+                where="model.template",
+                fix="set model.template to one that does, such as chatml",
+            )
+        encoding = self._encoder.encode(behind, add_special_tokens=False)  # with the end, as tokens stand behind it
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return [int(token) for token, (first, _) in pairs if first >= start + len(end)]
 
     def classified_ids(self, text: Text) -> tuple[list[int], list[int]]:
         """(ids of what a classifier reads, those among them that close it): a document as the tokenizer writes one, a

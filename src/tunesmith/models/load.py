@@ -260,6 +260,29 @@ def settle(settings: ModelSettings, config: Any, *, trust_remote_code: bool = Fa
     return storage
 
 
+def without_weights(
+    settings: ModelSettings, *, trust_remote_code: bool = False, head: ClassHead | None = None
+) -> PreTrainedModel | None:
+    """The model's modules as its config has them, on no device: what a name means in it is known before any weight is
+    read. None where it cannot be built so."""
+    config = copy.deepcopy(load_config(settings, trust_remote_code=trust_remote_code))
+    auto: Any = AutoModelForCausalLM
+    if head is not None:
+        auto, config.num_labels = AutoModelForSequenceClassification, head.num_outputs
+    for holder in (config, config.get_text_config()):
+        vars(holder).pop("quantization_config", None)
+    said = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
+        return model
+    except Exception:
+        return None  # loading says what is wrong
+    finally:
+        hf_logging.set_verbosity(said)
+
+
 def load_model(
     settings: ModelSettings,
     tokenizer: PreTrainedTokenizerBase,

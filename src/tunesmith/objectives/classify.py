@@ -153,10 +153,11 @@ class Classification:
             rows += [cast(Classified, batch.examples[leaf]) for leaf in batch.leaves]
         return rows, torch.cat(found)
 
-    def by_row(self, outputs: Tensor, rows: Sequence[Classified]) -> tuple[list[float], list[float]]:
-        """(loss of each row, 1 where it is right and 0 where not)."""
+    def by_row(self, outputs: Tensor, rows: Sequence[Classified], head: ClassHead) -> tuple[list[float], list[float]]:
+        """(loss of each row, 1 where it is right and 0 where not, at the thresholds that `head` has)."""
         losses = self.meaning.loss(outputs, self._wanted(rows).to(outputs), torch.ones(len(self.labels)))
-        said = decided(self.meaning.probabilities(outputs).numpy(), self.settings.classes == "several")
+        several = self.settings.classes == "several"
+        said = decided(self.meaning.probabilities(outputs).numpy(), several, head.thresholds)
         return losses.tolist(), (said == self.truth(rows)).all(1).astype(float).tolist()
 
     def figures(self, outputs: Tensor, rows: Sequence[Classified]) -> dict[str, float]:

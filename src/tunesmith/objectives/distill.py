@@ -19,19 +19,20 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from tunesmith.adapters.attach import Switch
+from tunesmith.adapters.identity import fingerprint
 from tunesmith.data.formats import LEARNABLE
 from tunesmith.data.pack import micro_batches
 from tunesmith.data.render import Renderer
 from tunesmith.data.types import Asked, Batch, Example, Prompt, Row, Sampled
-from tunesmith.errors import RecipeError
-from tunesmith.models.generate import generate
-from tunesmith.models.load import load_config, load_model, load_tokenizer
+from tunesmith.errors import CheckpointError, ModelError, RecipeError
+from tunesmith.models.load import load_config, load_model, load_tokenizer, most_tokens
 from tunesmith.models.policy import Policy, probe
 from tunesmith.models.settings import ModelSettings
 from tunesmith.objectives.base import Loss, Stage, Step
 from tunesmith.objectives.divergences import Divergence, weighed
 from tunesmith.objectives.logprobs import targets_of
 from tunesmith.objectives.order import Order
+from tunesmith.objectives.samplers import Drawing, InProcess
 from tunesmith.objectives.settings import ObjectiveSettings
 from tunesmith.settings import Contradiction
 
@@ -41,6 +42,8 @@ class DistillSettings(ObjectiveSettings):
     """Learns what a teacher would say next, with all its doubt: the whole distribution, not one token."""
     teacher: Annotated[str, Field(min_length=1)]
     """Folder or hub id of the teacher, a causal language model of the same tokenizer."""
+    teacher_storage: Literal["auto", "plain", "nf4", "nf4-double", "int8"] = "auto"
+    """How the teacher's matrices are held, as model.storage says of the student's."""
     answers: Literal["given", "sampled"] = "given"
     """Where the two are compared: on the rows' answers, or on answers that the student writes to the rows' prompts."""
     divergence: Divergence | None = None
@@ -48,7 +51,7 @@ class DistillSettings(ObjectiveSettings):
     beta: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Of jsd: the teacher's share of the mixture that both are held against. None: a half."""
     temperature: PositiveFloat = 1.0
-    """Divides the logits of both."""
+    """Divides the logits of both; sampled answers are drawn at it too."""
     max_completion_length: PositiveInt | None = None
     """Of sampled answers: most new tokens. None: 256."""
 
@@ -105,7 +108,9 @@ class Distillation:
         self.train, self.held_out = train, held_out
         self.teacher: Policy | None = None
         self._renderer = renderer
-        self._order = Order([row.group for row in train], batch_size=batch_size, seed=seed, shuffle=shuffle)
+        self._order = Order([None] * len(train), batch_size=batch_size, seed=seed, shuffle=shuffle)
+        self._now = ""
+        """Fingerprint of the teacher."""
         self.steps_per_epoch = self._order.steps_per_epoch
 
     def begin(self, policy: Policy, *, num_steps: int | None, max_tokens: int, cache: Path, stage: Stage) -> list[str]:
@@ -117,6 +122,15 @@ class Distillation:
             loaded = load_model(model, load_tokenizer(model))
             self.teacher, reason = probe(loaded.model, Switch())
             self.teacher.eval()
+            self._now = fingerprint(loaded.model)
+        most = most_tokens(loaded.model.config)
+        longest = max((*map(len, self.train), *self.held_out_lengths()), default=0) + self._written_behind()
+        if most is not None and longest > most:
+            raise ModelError(
+                "the teacher has fewer positions than the rows have tokens",
+                found=f"{most:,} positions, rows of up to {longest:,} tokens",
+                fix="lower data.max_length, or take a teacher with more",
+            )
         numbers = sum(parameter.numel() for parameter in loaded.model.parameters())
         how = "without padding" if self.teacher.flat else f"padded, since {reason}"
         what = f"the teacher: {type(loaded.model).__name__} of {numbers:,} numbers, {how}"
@@ -125,7 +139,12 @@ class Distillation:
     def _settings_of(self, policy: Policy) -> ModelSettings:
         dtype = str(policy.model.dtype).removeprefix("torch.")
         return ModelSettings.model_validate(
-            {"name": self.settings.teacher, "dtype": dtype, "device": str(policy.device)}
+            {
+                "name": self.settings.teacher,
+                "dtype": dtype,
+                "device": str(policy.device),
+                "storage": self.settings.teacher_storage,
+            }
         )
 
     def steps(self, policy: Policy) -> Iterator[Step]:
@@ -176,18 +195,30 @@ class Distillation:
         return totals
 
     def held_out_lengths(self) -> list[int]:
-        return [len(example) + self.settings.answer_tokens for example in self.held_out]
+        return [len(example) + self._written_behind() for example in self.held_out]
 
     def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps_done": self._order.done}
+        return {"steps_done": self._order.done, "teacher": self._now}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        then = state.get("teacher", self._now)
+        if then != self._now:
+            raise CheckpointError(
+                "the teacher is not what the run began with",
+                found=self._now,
+                expected=then,
+                fix="put the old one back, or start a run in another folder",
+            )
         self._order.done = int(state["steps_done"])
 
     # ---- inside -------------------------------------------------------------------------------------------------
+
+    def _written_behind(self) -> int:
+        """Tokens that the student may write behind a row."""
+        return self.settings.answer_tokens
 
     def _known_teacher(self) -> Policy:
         if self.teacher is None:
@@ -199,17 +230,9 @@ class Distillation:
         if self._renderer is None:
             raise ValueError("sampling needs the renderer of the tokenizer")
         asked = cast(Sequence[Asked], examples)
-        with policy.answering():
-            made = generate(
-                policy.model,
-                [one.token_ids.tolist() for one in asked],
-                max_new_tokens=self.settings.most_new,
-                eos_ids=self._renderer.end_ids,
-                temperature=temperature,
-                seed=seed,
-                switch=policy.switch,
-                adapters=[policy.switch.name] * len(asked),
-            )
+        sampler, drawing = InProcess(self._renderer.end_ids), Drawing(temperature, 1.0, None, seed)
+        prompts = [one.token_ids.tolist() for one in asked]
+        made = sampler.generate(policy, prompts, [self.settings.most_new] * len(asked), drawing)
         return [
             Sampled(
                 np.concatenate([one.token_ids, np.array(answer.token_ids, dtype=np.int64)]),

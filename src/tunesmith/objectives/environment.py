@@ -1,8 +1,8 @@
 """Environments: what a policy answers to, turn after turn, and what it earns.
 
     class Guess:
-        def reset(self, **row): ...     the row's columns, `prompt` among them. None: the prompt stands; text, or
-                                        messages, take its place
+        def reset(self, **row): ...     the row's columns, `prompt` and a `seed` among them. None: the prompt stands;
+                                        text, or messages, take its place
         def step(self, answer): ...     (what the world says, text or messages; what was earned; whether it is over)
 
 One object plays one episode. Tokens stay what they were: what was sampled is kept, what the world says is written as
@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+
+import numpy as np
 
 from tunesmith.data.messages import Unreadable, read_messages
 from tunesmith.data.render import Renderer
-from tunesmith.data.types import Asked, Message, Origin
+from tunesmith.data.types import Asked, Message, Prompt
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.models.generate import Generated
-from tunesmith.objectives.plugins import imported, short_name, within
+from tunesmith.objectives.plugins import Worker, imported, is_number, short_name
 
 Generate = Callable[[Sequence[Sequence[int]], Sequence[int], Sequence[int], int], list[Generated]]
 """(prompts, most new tokens of each, a number of each that decides its draws, turn) -> an answer to each."""
@@ -39,6 +41,8 @@ class Played:
 
     asked: Asked
     prompt_ids: list[int]
+    turns: list[Message] = field(default_factory=list)
+    """What was said before the last answer, where a world said any of it."""
     token_ids: list[int] = field(default_factory=list)
     learned: list[bool] = field(default_factory=list)
     """Which of these tokens were sampled."""
@@ -49,26 +53,109 @@ class Played:
     earned: float = math.nan
     """From the environment; NaN where there is none."""
     is_cut: bool = False
+    last: int = 0
+    """Tokens of the last answer."""
 
     @property
-    def text(self) -> str:
-        return "\n".join(self.said)
+    def num_sampled(self) -> int:
+        return sum(self.learned)
 
     def take(self, answer: Generated, text: str) -> None:
         self.token_ids += answer.token_ids
         self.learned += [True] * len(answer.token_ids)
         self.logprobs += answer.logprobs or []
         self.said.append(text)
+        self.last = len(answer.token_ids)
         self.is_cut = answer.finish_reason == "length"
 
-    def hear(self, token_ids: Sequence[int]) -> None:
+    def hear(self, turns: Sequence[Message], token_ids: Sequence[int]) -> None:
+        self.turns += [Message("assistant", self.said[-1]), *turns]
         self.token_ids += token_ids
         self.learned += [False] * len(token_ids)
+
+    def as_prompt(self) -> Prompt:
+        """What the last answer is to: the row's prompt, or all that was said before in the world."""
+        prompt = self.asked.prompt
+        if not self.turns:
+            return prompt
+        given = [{"role": turn.role, "content": turn.content} for turn in self.turns]
+        return replace(prompt, messages=tuple(self.turns), given=given)
+
+
+@dataclass
+class Episode:
+    """One object of the user's class, asked in a thread of its own within a limit of time; what goes wrong in it is
+    said with its row."""
+
+    world: World
+    asked: Asked
+    worker: Worker
+    environment: Any = None
+
+    def begin(self, renderer: Renderer, seed: int, most_tokens: int | None) -> tuple[list[Message], list[int]]:
+        """The turns and ids that it begins with."""
+        prompt = self.asked.prompt
+        row = {**prompt.columns, "prompt": prompt.given, "seed": seed}
+        self.environment = self._called(self.world.make, "cannot be made")
+        first = self._called(lambda: self.environment.reset(**row), "failed in reset")
+        turns = list(prompt.messages) if first is None else self.heard(first)
+        try:
+            ids = self.asked.token_ids.tolist() if first is None else renderer.prompt_ids(turns, prompt.tools)
+        except DataError as error:
+            raise error.at(str(self.asked.origin)).noted("environment", self.world.name) from error
+        if most_tokens is not None and len(ids) > most_tokens:
+            raise DataError(
+                f"the environment {self.world.name} begins with more than the model has room for",
+                where=str(self.asked.origin),
+                found=f"{len(ids)} tokens",
+                expected=f"at most {most_tokens}, with objective.max_completion_length behind them",
+            )
+        return turns, ids
+
+    def step(self, answer: str) -> tuple[Any, float, bool]:
+        found = self._called(lambda: self.environment.step(answer), "failed in step")
+        name, where = self.world.name, str(self.asked.origin)
+        if not isinstance(found, tuple) or len(found) != 3:
+            what = f"the environment {name} gave no (what the world says, what was earned, whether it is over)"
+            raise DataError(what, where=where, found=f"{found!r:.80}")
+        says, earned, is_over = found
+        if not is_number(earned) or not math.isfinite(float(earned)):
+            raise DataError(f"the environment {name} gave no finite number", where=where, found=f"{earned!r:.60}")
+        return says, float(earned), bool(is_over)
+
+    def heard(self, said: Any) -> list[Message]:
+        """What the world says, as turns."""
+        if isinstance(said, str):
+            return [Message("user", said)]
+        try:
+            return list(read_messages(said, "what the world says"))
+        except Unreadable as error:
+            what = f"the environment {self.world.name}: {error.what}"
+            raise DataError(what, where=str(self.asked.origin), found=error.found) from None
+
+    def follow(self, renderer: Renderer, turns: Sequence[Message]) -> list[int]:
+        """Ids of what the world says behind an answer."""
+        try:
+            return renderer.continuation_ids(turns)
+        except DataError as error:
+            raise error.at(str(self.asked.origin)).noted("environment", self.world.name) from error
+
+    def _called(self, call: Callable[[], Any], what: str) -> Any:
+        try:
+            return self.worker.ask(self.world.seconds, call, [str(self.asked.origin)])
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"the environment {self.world.name} {what}: {type(error).__name__}: {error}",
+                where=str(self.asked.origin),
+                fix="mend it; --resume goes on after the last whole step",
+            ) from error
 
 
 @dataclass(frozen=True)
 class World:
-    """How environments are made and asked; what goes wrong in one is said with its row."""
+    """How environments are made and asked."""
 
     name: str
     make: Callable[[], Environment]
@@ -79,51 +166,8 @@ class World:
     def short(self) -> str:
         return short_name(self.name)
 
-    def begin(self, asked: Asked, renderer: Renderer) -> tuple[Environment, list[int]]:
-        """An episode, and the ids that it begins with."""
-        row = {**asked.prompt.columns, "prompt": asked.prompt.given}
-        environment = self._asked(self.make, asked.origin, "cannot be made")
-        first = self._asked(lambda: environment.reset(**row), asked.origin, "failed in reset")
-        if first is None:
-            return environment, asked.token_ids.tolist()
-        return environment, renderer.prompt_ids(self._turns(first, asked.origin), asked.prompt.tools)
-
-    def step(self, environment: Environment, answer: str, origin: Origin) -> tuple[list[Message], float, bool]:
-        found = self._asked(lambda: environment.step(answer), origin, "failed in step")
-        if not isinstance(found, tuple) or len(found) != 3:
-            raise DataError(
-                f"the environment {self.name} gave no (what the world says, what was earned, whether it is over)",
-                where=str(origin),
-                found=f"{found!r:.80}",
-            )
-        says, earned, is_over = found
-        if isinstance(earned, str) or earned is None or not math.isfinite(float(earned)):
-            raise DataError(
-                f"the environment {self.name} gave no finite number", where=str(origin), found=f"{earned!r:.60}"
-            )
-        return ([] if is_over else self._turns(says, origin)), float(earned), bool(is_over)
-
-    def _asked(self, call: Callable[[], Any], origin: Origin, what: str) -> Any:
-        try:
-            return within(self.seconds, call, f"the environment {self.name}", [str(origin)])
-        except DataError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"the environment {self.name} {what}: {type(error).__name__}: {error}",
-                where=str(origin),
-                fix="mend it; --resume goes on after the last whole step",
-            ) from error
-
-    def _turns(self, said: Any, origin: Origin) -> list[Message]:
-        if isinstance(said, str):
-            return [Message("user", said)]
-        try:
-            return list(read_messages(said, "what the world says"))
-        except Unreadable as error:
-            raise DataError(
-                f"the environment {self.name}: {error.what}", where=str(origin), found=error.found
-            ) from None
+    def episode(self, asked: Asked) -> Episode:
+        return Episode(self, asked, Worker(f"the environment {self.name}"))
 
 
 def load_environment(name: str, seconds: float, max_turns: int) -> World:
@@ -145,37 +189,50 @@ def play(
     renderer: Renderer,
     generate: Generate,
     most_tokens: int,
+    seed: int = 0,
+    positions: int | None = None,
 ) -> list[Played]:
-    """`num_each` episodes of each prompt, side by side, of at most `most_tokens` behind the prompt."""
+    """`num_each` episodes of each prompt, side by side, of at most `most_tokens` behind the prompt.
+
+    Episodes of one prompt are reset with one seed, so that they play the same task. `positions`: the model has no more.
+    """
     decode = renderer.tokenizer.decode
-    episodes = [world.begin(one, renderer) for one in asked for _ in range(num_each)]
-    played = [Played(asked[place // num_each], ids) for place, (_, ids) in enumerate(episodes)]
-    for one in played:
-        one.earned = 0.0
-    going = list(range(len(played)))
-    for turn in range(world.max_turns):
-        prompts = [played[place].prompt_ids + played[place].token_ids for place in going]
-        room = [most_tokens - len(played[place].token_ids) for place in going]
-        answers = generate(prompts, room, going, turn)
-        left = []
-        for place, answer in zip(going, answers, strict=True):
-            one, environment = played[place], episodes[place][0]
-            text = decode(answer.content_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            one.take(answer, text)
-            says, earned, is_over = world.step(environment, text, one.asked.origin)
-            one.earned += earned
-            if is_over or one.is_cut or turn == world.max_turns - 1:
-                continue
-            heard = renderer.continuation_ids(says)
-            if len(one.token_ids) + len(heard) >= most_tokens:
-                one.is_cut = True
-                continue
-            one.hear(heard)
-            left.append(place)
-        going = left
-        if not going:
-            break
-    return played
+    episodes = [world.episode(one) for one in asked for _ in range(num_each)]
+    try:
+        room = None if positions is None else positions - most_tokens
+        played = []
+        for place, episode in enumerate(episodes):
+            own = int(np.random.SeedSequence([seed, place // num_each]).generate_state(1)[0])
+            turns, ids = episode.begin(renderer, own, room)
+            played.append(Played(episode.asked, ids, turns, earned=0.0))
+        going = list(range(len(played)))
+        for turn in range(world.max_turns):
+            prompts = [played[place].prompt_ids + played[place].token_ids for place in going]
+            most = [most_tokens - len(played[place].token_ids) for place in going]
+            answers = generate(prompts, most, going, turn)
+            left = []
+            for place, answer in zip(going, answers, strict=True):
+                one, episode = played[place], episodes[place]
+                text = decode(answer.content_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                one.take(answer, text)
+                says, earned, is_over = episode.step(text)
+                one.earned += earned
+                if is_over or one.is_cut or turn == world.max_turns - 1:
+                    continue
+                heard = episode.heard(says)
+                ids = episode.follow(renderer, heard)
+                if len(one.token_ids) + len(ids) >= most_tokens:
+                    one.is_cut = True
+                    continue
+                one.hear(heard, ids)
+                left.append(place)
+            going = left
+            if not going:
+                break
+        return played
+    finally:
+        for episode in episodes:
+            episode.worker.close()
 
 
 def alone(asked: Sequence[Asked], num_each: int, answers: Sequence[Generated], renderer: Renderer) -> list[Played]:

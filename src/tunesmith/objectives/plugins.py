@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import queue
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ from tunesmith.errors import DataError, RecipeError
 
 
 class TimedOut(DataError):
-    """A reward took longer than it may."""
+    """Code of the user's took longer than it may."""
 
 
 def short_name(name: str) -> str:
@@ -44,15 +46,22 @@ def _module(head: str, name: str, setting: str) -> Any:
         path = Path(head)
         if not path.is_file():
             raise RecipeError(f"{setting}: there is no file {head}", where=name)
-        called = f"tunesmith_reward_{path.stem}_{abs(hash(str(path.resolve()))):x}"
+        mark = hashlib.blake2b(str(path.resolve()).encode() + path.read_bytes(), digest_size=8).hexdigest()
+        called = f"tunesmith_user_{path.stem}_{mark}"
+        if called in sys.modules:  # one file is one module, whoever names it
+            return sys.modules[called]
         spec = importlib.util.spec_from_file_location(called, path)
         if spec is None or spec.loader is None:
             raise RecipeError(f"{setting}: {head} is no Python file", where=name)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[called] = module
         if str(path.parent.resolve()) not in sys.path:
             sys.path.append(str(path.parent.resolve()))  # for files beside it
-        spec.loader.exec_module(module)
+        sys.modules[called] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[called]
+            raise
         return module
     except RecipeError:
         raise
@@ -60,31 +69,64 @@ def _module(head: str, name: str, setting: str) -> Any:
         raise RecipeError(f"{setting}: {head} cannot be imported", found=f"{type(error).__name__}: {error}") from error
 
 
+class Worker:
+    """A thread with a loop of its own in which calls run one after another: what is opened in one (a database, a
+    client) can be used in the next. A call that takes too long is left behind, and the worker with it."""
+
+    def __init__(self, called: str) -> None:
+        self.called = called
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], dict[str, Any], threading.Event] | None]
+        self._calls = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True, name=called).start()
+
+    def ask(self, seconds: float, call: Callable[[], Any], rows: Sequence[str]) -> Any:
+        """What `call` gives, awaited where it must be; `TimedOut` where it takes longer. `rows`: those it is about."""
+        outcome: dict[str, Any] = {}
+        done = threading.Event()
+        self._calls.put((call, outcome, done))
+        if not done.wait(seconds):
+            first = ", ".join(dict.fromkeys(rows[:3]))
+            raise TimedOut(
+                f"{self.called} did not answer within {seconds:g} s",
+                where=f"{first}, …" if len(rows) > 3 else first,
+                fix="make it faster, or raise objective.reward_seconds",
+            )
+        if "error" in outcome:
+            raise outcome["error"]
+        return outcome["value"]
+
+    def close(self) -> None:
+        """No further call comes."""
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        with asyncio.Runner() as runner:
+            while (asked := self._calls.get()) is not None:
+                call, outcome, done = asked
+                try:
+                    made = call()
+                    outcome["value"] = runner.run(_awaited(made)) if inspect.isawaitable(made) else made
+                except BaseException as error:
+                    outcome["error"] = error
+                done.set()
+
+
 def within(seconds: float, call: Callable[[], Any], called: str, rows: Sequence[str]) -> Any:
-    """What `call` gives, awaited where it must be; `TimedOut` where it takes longer. `rows` are those it is about."""
-    outcome: dict[str, Any] = {}
-
-    def work() -> None:
-        try:
-            made = call()
-            outcome["value"] = asyncio.run(_awaited(made)) if inspect.isawaitable(made) else made
-        except BaseException as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=work, daemon=True, name=called)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        first = ", ".join(dict.fromkeys(rows[:3]))
-        raise TimedOut(
-            f"{called} did not answer within {seconds:g} s",
-            where=f"{first}, …" if len(rows) > 3 else first,
-            fix="make it faster, or raise objective.reward_seconds",
-        )
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["value"]
+    """One call in a worker of its own."""
+    worker = Worker(called)
+    try:
+        return worker.ask(seconds, call, rows)
+    finally:
+        worker.close()
 
 
 async def _awaited(made: Any) -> Any:
     return await made
+
+
+def is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True

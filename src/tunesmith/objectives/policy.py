@@ -28,6 +28,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.types import Asked, Batch, Example, Prompt, Row, Sampled
 from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.models.generate import Generated
+from tunesmith.models.load import most_tokens
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Loss, Stage, Step
 from tunesmith.objectives.environment import Played, alone, load_environment, play
@@ -199,6 +200,8 @@ class PolicyGradient:
         return {"loss": -reward, "reward": reward, **self._parts(made, values), **self._lengths(made)}
 
     def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
+        if self._sampler is not None:
+            self._sampler.close()
         return []
 
     def held_out_lengths(self) -> list[int]:
@@ -264,7 +267,7 @@ class PolicyGradient:
         said = Told(number)
         values = judge(self.rewards, completions, settings.reward_seconds, said)
         rewards = torch.tensor(self._totals(made, values), dtype=torch.float64)
-        lengths = torch.tensor([len(one.token_ids) for one in made], dtype=torch.float64)
+        lengths = torch.tensor([one.num_sampled for one in made], dtype=torch.float64)
         told = {} if bool(rewards.isnan().all()) else {"reward": float(rewards.nanmean())}
         if settings.overlong_buffer is not None:
             rewards = rewards + overlong(lengths, settings.max_completion_length, settings.overlong_buffer)
@@ -312,20 +315,17 @@ class PolicyGradient:
             own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
             return sampler.generate(policy, prompts, room, replace(drawing, seed=own), rows=rows)
 
-        return play(self._world, asked, n, renderer, turn, most)
+        positions = most_tokens(policy.model.config)
+        return play(self._world, asked, n, renderer, turn, most, seed, positions)
 
     def _completions(self, made: Sequence[Played]) -> list[Completion]:
-        return [
-            Completion(
-                one.asked.prompt.given,
-                one.text,
-                one.token_ids,
-                one.asked.prompt.columns,
-                one.asked.origin,
-                one.asked.prompt,
-            )
-            for one in made
-        ]
+        """The last answer of each, and what it is to."""
+        completions = []
+        for one in made:
+            prompt = one.as_prompt()
+            ids = one.token_ids[len(one.token_ids) - one.last :]
+            completions.append(Completion(prompt.given, one.said[-1], ids, prompt.columns, prompt.origin, prompt))
+        return completions
 
     def _totals(self, made: Sequence[Played], values: Sequence[Sequence[float]]) -> list[float]:
         """What each earned in all; NaN where nothing judged it."""
@@ -343,8 +343,8 @@ class PolicyGradient:
         end_ids = self._known_renderer().end_ids
         if self.settings.sampler is None:
             return InProcess(end_ids)
-        canary = max(self.train or self.held_out, key=lambda one: min(len(one), CANARY)).token_ids[:CANARY]
-        return Server(self.settings.sampler, end_ids, self._most_gap, canary.tolist())
+        canary = max(self.train or self.held_out, key=lambda one: min(len(one), CANARY)).token_ids[:CANARY].tolist()
+        return Server(self.settings.sampler, end_ids, self._most_gap, canary if len(canary) > 1 else 2 * canary)
 
     @property
     def _most_gap(self) -> float:
@@ -424,7 +424,9 @@ class PolicyGradient:
                 "the sampler's log-probabilities are not the trainer's: what was sampled came from another policy",
                 found=f"{gap:.3g} apart in the mean over tokens",
                 expected=f"at most {most:g} (objective.max_sampling_gap)",
-                fix="model.dtype=float32 where rounding is the cause",
+                fix="model.dtype=float32 where rounding is the cause"
+                if self.settings.sampler is None
+                else "start the server on the same base and dtype, with --logprobs-mode processed_logprobs",
             )
 
     def _parts(self, made: Sequence[Played], values: Sequence[Sequence[float]]) -> dict[str, float]:
@@ -440,6 +442,6 @@ class PolicyGradient:
 
     def _lengths(self, made: Sequence[Played]) -> dict[str, float]:
         return {
-            "completions/mean_length": sum(len(one.token_ids) for one in made) / len(made),
+            "completions/mean_length": sum(one.num_sampled for one in made) / len(made),
             "completions/clipped_ratio": sum(one.is_cut for one in made) / len(made),
         }

@@ -28,7 +28,7 @@ from typing import Any
 
 from tunesmith.data.types import Origin, Prompt
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.objectives.plugins import TimedOut, imported, short_name, within
+from tunesmith.objectives.plugins import TimedOut, imported, is_number, short_name, within
 from tunesmith.objectives.rewards_built_in import OTHERS, PLAIN, WITH_ARGUMENT, Function, scorer
 from tunesmith.score import SCORERS
 
@@ -188,7 +188,7 @@ def _judged(reward: Reward, completions: Sequence[Completion], seconds: float, t
         if value is None:
             made.append(math.nan)
             continue
-        if isinstance(value, str) or not _is_number(value) or not math.isfinite(float(value)):
+        if isinstance(value, str) or not is_number(value) or not math.isfinite(float(value)):
             raise DataError(
                 f"the reward {reward.name} gave no finite number",
                 where=str(completion.origin),
@@ -197,14 +197,6 @@ def _judged(reward: Reward, completions: Sequence[Completion], seconds: float, t
             )
         made.append(float(value))
     return made
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _called(reward: Reward, completions: Sequence[Completion], seconds: float, told: Told) -> Any:

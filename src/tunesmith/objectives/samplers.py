@@ -14,12 +14,15 @@ policy, and nothing else shows it.
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +36,18 @@ from tunesmith.errors import MachineError, ModelError
 from tunesmith.models.generate import Generated, generate
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.logprobs import token_logps
+
+AT_ONCE = 64
+"""Requests that a server is sent at a time."""
+UNCHANGED = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_p": 0.0,
+    "top_k": -1,
+    "top_p": 1.0,
+}
+"""What a server would else take from the base's own settings of generation: the policy is the model alone."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,10 @@ class Sampler(Protocol):
 
     def sync(self, policy: Policy) -> None:
         """The sampler's adapter becomes that of `policy`."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will be asked."""
         ...
 
 
@@ -106,6 +125,9 @@ class InProcess:
     def sync(self, policy: Policy) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 @dataclass
 class Server:
@@ -119,8 +141,8 @@ class Server:
     """Token ids of the canary."""
     seconds: float = 600.0
     version: int = 0
-    before: np.ndarray | None = None
-    """What the trainer said of the canary at the last sync."""
+    before: tuple[np.ndarray, np.ndarray] | None = None
+    """What the trainer and the server said of the canary at the last sync."""
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="tunesmith-sampler-")))
 
     @property
@@ -142,7 +164,14 @@ class Server:
             shutil.rmtree(old_folder, ignore_errors=True)
         self._canary(policy)
 
+    def __post_init__(self) -> None:
+        self.folder.chmod(0o755)  # the server may be another user
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
+
     def close(self) -> None:
+        if self.version:
+            with suppress(MachineError):
+                self._asked("/v1/unload_lora_adapter", {"lora_name": self.name}, is_json=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def generate(
@@ -155,27 +184,29 @@ class Server:
         num_samples: int = 1,
         rows: Sequence[int] | None = None,
     ) -> list[Generated]:
-        made: dict[int, list[Generated]] = {}
-        for limit in dict.fromkeys(most):  # one request for all that may be as long
-            places = [place for place, own in enumerate(most) if own == limit]
+        """A request for each prompt, many at a time, each with a seed of its own: in one request all prompts would be
+        given the same draws."""
+        numbers = range(len(prompts)) if rows is None else rows
+
+        def ask(place: int) -> list[Generated]:
+            own = np.random.SeedSequence([drawing.seed, numbers[place]]).generate_state(1)[0]
             body = {
                 "model": self.name,
-                "prompt": [list(prompts[place]) for place in places],
-                "max_tokens": limit,
+                "prompt": list(prompts[place]),
+                "max_tokens": most[place],
                 "n": num_samples,
                 "temperature": drawing.temperature,
-                "seed": drawing.seed % 2**31,
-                "top_p": drawing.plain["top_p"],
-                "top_k": drawing.plain["top_k"] or -1,
+                "seed": int(own) % 2**31,
                 "stop_token_ids": sorted(self.end_ids),
                 "logprobs": 0,
                 "return_token_ids": True,
                 "skip_special_tokens": False,
+                **UNCHANGED,
             }
-            choices = self._choices(self._asked("/v1/completions", body), len(places) * num_samples)
-            for place, start in zip(places, range(0, len(choices), num_samples), strict=True):
-                made[place] = [self._answer(choice) for choice in choices[start : start + num_samples]]
-        return [one for place in range(len(prompts)) for one in made[place]]
+            return [self._answer(choice) for choice in self._choices(self._asked("/v1/completions", body), num_samples)]
+
+        with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+            return [one for answers in pool.map(ask, range(len(prompts))) for one in answers]
 
     def _answer(self, choice: dict[str, Any]) -> Generated:
         ids = choice.get("token_ids")
@@ -187,7 +218,7 @@ class Server:
                 found=", ".join(choice),
                 fix="a server that knows return_token_ids and logprobs: vLLM 0.10.2 or newer",
             )
-        ended = bool(ids) and ids[-1] in set(self.end_ids)
+        ended = choice.get("finish_reason") == "stop"
         return Generated(list(ids), "eos" if ended else "length", [float(value) for value in values])
 
     def _choices(self, found: Any, count: int) -> list[dict[str, Any]]:
@@ -217,11 +248,14 @@ class Server:
             raise MachineError("the sampler does not say how likely a prompt's tokens are", where=self.url)
         pairs = zip(given[1:], self.probe[1:], strict=True)
         theirs = np.array([one[str(token)]["logprob"] for one, token in pairs])
-        ours, before = said_of(policy, self.probe), self.before
-        self.before = ours
+        ours = said_of(policy, self.probe)
         apart = float(np.abs(theirs - ours).mean())
-        moved = 0.0 if before is None else float(np.abs(ours - before).mean())
-        stale = before is not None and moved > 0 and float(np.abs(theirs - before).mean()) < 0.1 * moved
+        stale = False
+        if self.before is not None:
+            ours_before, theirs_before = self.before
+            moved, followed = (float(np.abs(a - b).mean()) for a, b in ((ours, ours_before), (theirs, theirs_before)))
+            stale = moved > 0 and followed < 0.1 * moved
+        self.before = ours, theirs
         if stale or apart > self.most_apart:
             raise ModelError(
                 "the sampler still answers with the adapter of before"
@@ -229,9 +263,8 @@ class Server:
                 else "the sampler's weights are not the trainer's",
                 where=self.url,
                 found=f"log-probabilities of one prompt {apart:.3g} apart in the mean",
-                expected=f"at most {self.most_apart:g}, and not those of the step before",
-                fix="start the server on the same base and dtype, with --enable-lora, a --max-lora-rank that fits, and "
-                "--logprobs-mode processed_logprobs; or take objective.sampler out",
+                expected=f"at most {self.most_apart:g}, and others than before the step",
+                fix="start the server on the same base and dtype, with --enable-lora and a --max-lora-rank that fits",
             )
 
     def _asked(self, path: str, body: dict[str, Any], *, is_json: bool = True) -> Any:
@@ -248,7 +281,9 @@ class Server:
             said = error.read().decode(errors="replace")[:300]
             fix = None
             if path.endswith("lora_adapter"):
-                fix = "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
+                fix = (
+                    "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, --enable-lora and a --max-lora-rank that fits"
+                )
             raise MachineError(
                 f"the sampler refused {path}", where=self.url, found=f"{error.code}: {said}", fix=fix
             ) from error
