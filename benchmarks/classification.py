@@ -183,30 +183,36 @@ def by_words(rows: list[dict[str, str]], tests: list[dict[str, str]]) -> dict[st
 
 
 def draw(path: Path, task: str, found: dict[str, dict[str, Any]], majority: float) -> None:
+    """Each way as a number, named in a list beside the axes: names at the points would cover one another."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 4.8), dpi=150, layout="constrained", facecolor="white")
-    axes = figure.subplots()
-    for name, one in found.items():
-        value, low, high = (100 * one["accuracy"][key] for key in ("value", "low", "high"))
+    figure = Figure(figsize=(10.4, 4.8), dpi=150, layout="constrained", facecolor="white")
+    axes, names = figure.subplots(1, 2, width_ratios=[2.1, 1])
+    order = sorted(found, key=lambda name: found[name]["seconds"])
+    low = min(one["accuracy"]["low"] for one in found.values())
+    shows_majority = majority > low - 0.1
+    for number, name in enumerate(order, 1):
+        one = found[name]
+        value, least, most = (100 * one["accuracy"][key] for key in ("value", "low", "high"))
         colour = "#2b8a57" if "TF-IDF" in name else "#d9730d" if "encoder" in name else "#2f6fbb"
-        axes.errorbar(
-            one["seconds"], value, [[value - low], [high - value]], fmt="o", color=colour, alpha=0.85, capsize=2
-        )
-        axes.annotate(
-            name, (one["seconds"], value), textcoords="offset points", xytext=(6, 5), fontsize=8, color="#22272e"
-        )
-    axes.axhline(100 * majority, color="#8b949e", linestyle="--", linewidth=1)
-    axes.annotate("always the commonest class", (0.99, 100 * majority), xycoords=("axes fraction", "data"),
-                  ha="right", va="bottom", fontsize=8, color="#6b747e")  # fmt: skip
+        axes.plot([one["seconds"]] * 2, [least, most], color=colour, linewidth=1.4, alpha=0.45)
+        axes.plot(one["seconds"], value, "o", color=colour, markersize=13)
+        axes.annotate(str(number), (one["seconds"], value), ha="center", va="center", fontsize=7.5, color="white")
+        text = f"{number:>2}  {name}: {value:.1f} %, {one['seconds']:.0f} s"
+        names.text(0, 1 - (number - 0.5) / len(order), text, fontsize=8.5, color=colour, va="center")
+    if shows_majority:
+        axes.axhline(100 * majority, color="#8b949e", linestyle="--", linewidth=1)
+    names.set_axis_off()
+    names.set_ylim(0, 1)
     axes.set_xscale("log")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e9ed", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_xlabel("seconds of training (log scale)", fontsize=9)
-    axes.set_ylabel("accuracy on the validation rows, %, with 95 % intervals", fontsize=9)
-    axes.set_title(f"{task}: accuracy against seconds", loc="left", fontsize=11, fontweight="bold")
+    axes.set_xlabel("seconds of the run without evaluation (log scale)", fontsize=9)
+    axes.set_ylabel("accuracy on the validation rows, %, 95 % intervals", fontsize=9)
+    share = f"always the commonest class: {majority:.1%}" + (" (dashed)" if shows_majority else "")
+    axes.set_title(f"{task}; {share}", loc="left", fontsize=10, fontweight="bold")
     FigureCanvasAgg(figure)
     figure.savefig(path, format="png")
 
@@ -219,7 +225,13 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=None, help="validation rows (default: all)")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--no-write", action="store_true", help="print only")
+    parser.add_argument("--draw", type=Path, default=None, help="only draw the picture of a result file")
     options = parser.parse_args()
+    if options.draw is not None:
+        told = json.loads(options.draw.read_text())
+        out = PICTURE / f"classification-{told['subject']}.png"
+        draw(out, told["subject"], told["contenders"], told["measures"]["commonest_class"])
+        return
     before = warn_if_busy()
     model, encoder = make_model(), make_encoder()
     rows, tests = rows_of(options.task, "train", options.rows), rows_of(options.task, "validation", options.tests)
