@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tunesmith.adapters.heads import ClassHead
 from tunesmith.adapters.settings import NONE
+from tunesmith.adapters.targets import anatomy
 from tunesmith.data.pack import micro_batches
 from tunesmith.data.problems import Problems, listed
 from tunesmith.data.render import Renderer
@@ -103,7 +104,9 @@ class Classification:
         take_over(policy, found)
         kept = ["the features were in the cache"] if was_there else []
         fit = "the head was fitted at once: what the train section says of steps and their size has no effect"
-        return [*kept, *found.notes, fit]
+        before = anatomy(policy.model).scorer[:-1]
+        stays = [f"before the fitted matrix stand {', '.join(before)}, as they were loaded or drawn"] if before else []
+        return [*kept, *found.notes, *stays, fit]
 
     def steps(self, policy: Policy) -> Iterator[Step]:
         for rows, epoch in self._order.steps():
