@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small_run import make_model, make_rows, recipe
 from transformers import AutoModelForCausalLM
 
-from tunesmith import inference, run
+from tunesmith import assemble, inference, run
 from tunesmith.adapters import METHODS
 from tunesmith.errors import AdapterError, RecipeError
 from tunesmith.events import StepDone
@@ -165,7 +165,7 @@ def test_training_goes_on_from_an_adapter_of_another_storage_with_a_note(bases, 
 
 def test_a_pair_that_does_not_go_is_refused_before_the_model_loads(bases, tmp_path, monkeypatch):
     monkeypatch.setattr(METHODS["lora"], "PLAIN_ONLY", "it changes the base itself", raising=False)
-    monkeypatch.setattr(run, "load_model", lambda *arguments, **options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(assemble, "load_model", lambda *arguments, **options: pytest.fail("the model was loaded"))
     with pytest.raises(RecipeError, match=r"lora does not go with a base in nf4: it changes the base itself"):
         trained(values(bases, tmp_path / "run", "nf4"))
     with pytest.raises(RecipeError, match="in gptq"):

@@ -64,7 +64,7 @@ def broken_then_resumed(server, place, folder, strike, wanted_status, **train):
 MOMENTS = {
     "loading the tokenizer": ("tunesmith.run:load_tokenizer", 1),
     "reading the data": ("tunesmith.run:prepare", 1),
-    "loading the model": ("tunesmith.run:load_model", 1),
+    "loading the model": ("tunesmith.assemble:load_model", 1),
     "probing": ("tunesmith.run:probe", 1),
     "the first step": ("tunesmith.objectives.sft:SFT.loss", 1),
     "a step of epoch 0": ("tunesmith.train.loop:Loop._accumulate", 3),
@@ -119,7 +119,7 @@ def test_a_closed_terminal_is_an_interruption(server, place, unbroken, tmp_path)
 
 def test_interrupted_before_anything_is_trained_it_says_so(server, place, tmp_path):
     log = tmp_path / "log"
-    strike = {"target": "tunesmith.run:load_model", "call": 1, "signal": int(signal.SIGINT)}
+    strike = {"target": "tunesmith.assemble:load_model", "call": 1, "signal": int(signal.SIGINT)}
     assert server.run(values_in(place, tmp_path / "run"), strike=strike, log=log) == 130
     assert "nothing was saved yet: start again" in log.read_text()
 

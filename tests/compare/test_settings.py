@@ -98,7 +98,7 @@ def test_a_rate_of_an_arm_s_own_beside_the_grid(folder):
 
 
 def test_a_score_that_the_rows_do_not_fit_is_said_before_any_model_loads(folder, monkeypatch):
-    monkeypatch.setattr("tunesmith.run.load_model", None)
+    monkeypatch.setattr("tunesmith.assemble.load_model", None)
     (folder / "words.jsonl").write_text(json.dumps({"prompt": "how many", "completion": "many"}) + "\n")
     assert "no number to compare with" in fault(
         folder, "  rows: 10", "  rows: words.jsonl\n  score: number", kind=DataError
