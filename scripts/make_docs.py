@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from dialects_page import dialects_page
 from memory_section import memory_section
 from methods_page import methods_page
 from page_parts import DOCS, MADE, cell, line_of, read
@@ -21,7 +22,7 @@ from tunesmith.adapters.adapter_set import refusal
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.compare.settings import ForgetSettings, StudySettings, TestSettings
-from tunesmith.data.settings import HeldOut, TemplateFormat
+from tunesmith.data.settings import HeldOut, SourceSettings, TemplateFormat
 from tunesmith.objectives import OBJECTIVES
 from tunesmith.quant import QUANTISED
 from tunesmith.recipe import SECTIONS
@@ -32,6 +33,7 @@ from tunesmith.settings import Settings
 RECORDS = {"TestSettings": "[test](#test)", "ForgetSettings": "[forget](#forget)"}
 RECORDS |= {"Range": "[{low, high, log}](#space-a-range)"}
 RECORDS |= {"TemplateFormat": "{prompt, answer, system, …}", "HeldOut": "{share, count, file, key}"}
+RECORDS |= {"SourceSettings": "{path, format, weight, …}"}
 """Records inside a setting, as their keys."""
 MEASURED = {"lora-fa": memory_section}
 """What was measured of a single method, for its page."""
@@ -41,6 +43,7 @@ def pages() -> dict[str, str]:
     """The text of every made page, by file name."""
     methods = {f"{name}.md": method_page(name, module) for name, module in METHODS.items()}
     made = {"settings.md": settings_page(), "storages.md": storages_page(), "methods.md": methods_page()}
+    made["dialects.md"] = dialects_page()
     return made | methods
 
 
@@ -61,6 +64,7 @@ def settings_page() -> str:
         else:
             parts.append(f"## {section}\n\n{table(record)}")
         if section == "data":
+            parts.append(f"### data.train, a source of several\n\n{table(SourceSettings)}")
             parts.append(f"### data.format, over any columns\n\n{table(TemplateFormat)}")
             parts.append(f"### data.held_out, written out\n\n{table(HeldOut)}")
     parts.append(f"## A study\n\nOf `tunesmith compare`: [comparing](compare.md).\n\n{table(StudySettings)}")

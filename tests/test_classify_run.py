@@ -77,6 +77,18 @@ def test_a_run_stopped_and_resumed_is_the_unbroken_run(model, texts, tmp_path, w
     assert (tmp_path / "a" / "classes.png").stat().st_size > 10_000
 
 
+def test_special_tokens_of_the_recipe_s_own_go_with_the_classifier(model, texts, tmp_path):
+    made = values(model, texts, tmp_path / "a")
+    made["model"]["special_tokens"] = {"pad": "<|end|>", "eos": "<|user|>"}
+    trained = train(from_dict(made), quiet=True)
+    asked = ["win win number 3", "number 77"]
+    again = open_session(str(tmp_path / "a"))
+    assert (again.tokenizer.pad_token, again.tokenizer.eos_token) == ("<|end|>", "<|user|>")
+    assert again.model.config.pad_token_id == again.tokenizer.pad_token_id
+    for one, other in zip(Classifier(trained.session).classify(asked), Classifier(again).classify(asked), strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
 @pytest.mark.parametrize("way", [*WAYS, "features"])
 def test_the_head_survives_saving_merging_and_a_fresh_process(model, texts, tmp_path, way, capsys):
     objective, adapter = WAYS.get(way, ({"way": "features"}, {}))

@@ -48,7 +48,7 @@ def test_an_error_is_a_sentence_on_stderr_with_its_exit_code(error, code, monkey
     def fails(*arguments):
         raise error
 
-    monkeypatch.setattr("tunesmith.recipe.load", fails)
+    monkeypatch.setattr("tunesmith.dialects.read.load", fails)
     done = CliRunner().invoke(cli.app, ["train", "r.yaml"])
     assert done.exit_code == code
     assert done.stderr == f"{type(error).__name__}: {error}\n"
@@ -67,7 +67,7 @@ def test_a_lack_of_memory_or_disk_is_a_sentence_wherever_it_shows(error, said, m
     def fails(*arguments):
         raise error
 
-    monkeypatch.setattr("tunesmith.recipe.load", fails)
+    monkeypatch.setattr("tunesmith.dialects.read.load", fails)
     done = CliRunner().invoke(cli.app, ["train", "r.yaml"])
     assert done.exit_code == 4
     assert done.stderr.startswith(f"MachineError: {said}\n")
@@ -78,7 +78,7 @@ def test_other_errors_keep_their_traceback(error, monkeypatch):
     def fails(*arguments):
         raise error
 
-    monkeypatch.setattr("tunesmith.recipe.load", fails)
+    monkeypatch.setattr("tunesmith.dialects.read.load", fails)
     assert CliRunner().invoke(cli.app, ["train", "r.yaml"]).exception is error
 
 
@@ -86,7 +86,7 @@ def test_an_interrupt_is_130(monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tunesmith.recipe.load", interrupted)
+    monkeypatch.setattr("tunesmith.dialects.read.load", interrupted)
     assert CliRunner().invoke(cli.app, ["train", "r.yaml"]).exit_code == 130
 
 
@@ -108,7 +108,7 @@ def test_debug_shows_the_traceback(how):
 
 def test_overrides_reach_the_recipe(monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr("tunesmith.recipe.load", lambda path, overrides: seen.update(path=path, overrides=overrides))
+    monkeypatch.setattr("tunesmith.dialects.read.load", lambda path, overrides, strict: seen.update(path=path, overrides=overrides))
     stand_in = type(sys)("tunesmith.run")
     stand_in.train = lambda resolved, **options: seen.update(options)
     monkeypatch.setitem(sys.modules, "tunesmith.run", stand_in)

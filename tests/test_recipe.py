@@ -164,6 +164,9 @@ WRONG = [
     ("train.betas", [0.9], "a list of 2"),
     ("train.betas[1]", [0.9, 1.0], "a number at least 0 and below 1"),
     ("train.batch_size", [8], "a whole number above 0"),
+    ("train.batch_tokens", 1.5, "a whole number above 0, or null"),
+    ("train.evaluate_every", 0, "a whole number above 0, text, or null"),
+    ("model.special_tokens.eos", {"eos": 2}, "text"),
     ("adapter.r", 0, "a whole number above 0"),
     ("adapter.dropout", 1.0, "a number at least 0 and below 1"),
     ("adapter.targets[1]", ["q_proj", 3], "text"),
@@ -197,7 +200,6 @@ def test_a_value_of_the_wrong_kind_is_refused_with_what_would_do(key, value, exp
         ({"train": {"steps": 5, "epochs": 1}}, "train.epochs stands beside steps"),
         ({"train": {"minutes": 5, "epochs": 1}}, "train.minutes stands beside epochs"),
         ({"train": {"warmup": 1.5}}, "train.warmup from 1 on counts whole steps"),
-        ({"train": {"warmup": 50, "steps": 20}}, "train.warmup of 50 steps is longer"),
         ({"train": {"min_learning_rate": 1}}, "train.min_learning_rate is above learning_rate"),
         ({"adapter": {"targets": "re:(("}}, "adapter.targets holds a broken regular expression"),
         ({"adapter": {"targets": []}}, "adapter.targets is empty"),
@@ -208,6 +210,15 @@ def test_a_value_of_the_wrong_kind_is_refused_with_what_would_do(key, value, exp
         ({"data": {"train": "a/b", "held_out": {"count": 3, "key": "q"}}}, "data.held_out gives count and key"),
         ({"data": {"train": "a/b"}, "train": {"stop_after_no_gain": 3}}, "train.stop_after_no_gain has nothing"),
         ({"data": {"train": "a/b"}, "train": {"evaluate_every": 3}}, "train.evaluate_every has nothing"),
+        ({"data": {"train": "a/b"}, "train": {"evaluate_every": "1 epoch"}}, "train.evaluate_every has nothing"),
+        ({"train": {"evaluate_every": "often"}}, "train.evaluate_every is 'often'"),
+        ({"train": {"save_every": "0 epochs"}}, "train.save_every is '0 epochs'"),
+        ({"train": {"batch_size": 8, "batch_tokens": 4096}}, "train.batch_tokens stands beside batch_size"),
+        ({"train": {"batch_tokens": 64}, "objective": {"kind": "preference"}}, "train.batch_size how many"),
+        (
+            {"train": {"batch_tokens": 64}, "objective": {"kind": "distill", "teacher": "a/b", "answers": "sampled"}},
+            "train.batch_tokens is for rows that are learned as they stand",
+        ),
         ({"adapter": {"method": "lorra"}}, "there is no method 'lorra'"),
         ({"objective": {"kind": "stf"}}, "there is no objective 'stf'"),
         ({"model": None}, "model.name is missing"),
@@ -218,6 +229,24 @@ def test_contradictions(changes, said):
     with pytest.raises(RecipeError) as caught:
         from_dict({**SMALLEST, **changes})
     assert said in str(caught.value)
+
+
+def test_a_batch_in_tokens_takes_the_place_of_one_in_rows():
+    loaded = from_dict({**SMALLEST, "train": {"batch_tokens": 4096}})
+    assert (loaded.recipe.train.batch_size, loaded.recipe.train.batch_tokens) == (None, 4096)
+    assert from_dict(loaded.plain).recipe.train == loaded.recipe.train
+    assert loaded.recipe.with_changes({"train.seed": 3}).train.batch_size is None
+    unset = from_dict({**SMALLEST, "train": {"batch_size": 4}}, ["train.batch_tokens=4096", "train.batch_size="])
+    assert unset.recipe.train == loaded.recipe.train
+    assert from_dict({**SMALLEST, "train": {"batch_size": None}}).recipe.train.batch_size == 8
+
+
+@pytest.mark.parametrize(("key", "meant"), [("boss", "bos"), ("eos_token", "eos"), ("padd", "pad")])
+def test_a_special_token_of_another_name_is_refused(key, meant):
+    model = {**SMALLEST["model"], "special_tokens": {key: "</s>", "unk": "<unk>"}}
+    with pytest.raises(RecipeError, match=rf"model\.special_tokens\.{key} is not a setting") as caught:
+        from_dict({**SMALLEST, "model": model})
+    assert caught.value.notes == {"settings": "bos, eos, unk, pad", "did you mean": meant}
 
 
 def test_all_problems_at_once_and_each_once(tmp_path):
@@ -410,7 +439,7 @@ def test_the_schema_knows_every_setting_with_its_help():
     lora = next(record for record in schema["$defs"].values() if "rank_stabilised" in record["properties"])
     assert lora["additionalProperties"] is False
     assert "Rank" in lora["properties"]["r"]["description"]
-    assert schema["$defs"]["TrainSettings"]["properties"]["batch_size"]["exclusiveMinimum"] == 0
+    assert schema["$defs"]["TrainSettings"]["properties"]["keep_checkpoints"]["exclusiveMinimum"] == 0
 
 
 plain_values = st.recursive(

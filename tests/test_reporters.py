@@ -141,3 +141,12 @@ def test_a_service_that_fails_is_named_once_and_the_run_goes_on(service, tmp_pat
         for event in EVENTS * 2:
             reporter(event)
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
+def test_a_project_is_handed_on(name, service, tmp_path):
+    reporters([name], "trial", tmp_path, project="team/mine" if name == "wandb" else "mine")
+    said = [str(arguments) + str(options) for _, arguments, options in service.calls]
+    assert any("'mine'" in text for text in said)
+    if name == "wandb":
+        assert any("'entity': 'team'" in text for text in said)

@@ -37,7 +37,7 @@ _HOME = {
     "TunesmithError": "errors",
     "Params": "models.session",
     "Recipe": "recipe",
-    "load": "recipe",
+    "load": "dialects.read",
     "Trained": "run",
     "check": "run",
     "merge": "inference",

@@ -18,7 +18,7 @@ from tunesmith.atomic import write_file
 from tunesmith.data.files import READERS, ending, read_file
 from tunesmith.data.formats import alpaca
 from tunesmith.data.formats import messages as messages_format
-from tunesmith.data.messages import Unreadable, read_messages, read_tools
+from tunesmith.data.messages import Names, Unreadable, read_messages, read_tools
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.template_rows import prompt_template
 from tunesmith.data.types import Message, Origin
@@ -80,6 +80,7 @@ def _read_prompts(path: Path, system: str | None, data: DataSettings | None) -> 
             expected=", ".join(READERS),
         )
     columns = {} if data is None else data.columns
+    names = Names() if data is None else Names(data.message_keys, data.roles)
     fill = None
     if data is not None and isinstance(data.format, TemplateFormat):
         fill = prompt_template(data.format.model_copy(update={"system": system} if system else {}))
@@ -87,7 +88,7 @@ def _read_prompts(path: Path, system: str | None, data: DataSettings | None) -> 
     for origin, row in read_file(path, None):
         row |= {wanted: row[yours] for wanted, yours in columns.items() if yours in row and wanted not in row}
         try:
-            messages = _messages_of(row, origin, fill)
+            messages = _messages_of(row, origin, names, fill)
             if messages[0].role != "system":
                 messages = (*before, *messages)
             tools = read_tools(row["tools"]) if row.get("tools") else ()
@@ -102,7 +103,7 @@ def _read_prompts(path: Path, system: str | None, data: DataSettings | None) -> 
 Fill = Callable[[Mapping[str, Any]], tuple[Message, ...]]
 
 
-def _messages_of(row: Mapping[str, Any], origin: Origin, fill: Fill | None) -> tuple[Message, ...]:
+def _messages_of(row: Mapping[str, Any], origin: Origin, names: Names, fill: Fill | None) -> tuple[Message, ...]:
     """The turns to answer; an answer that the row holds already is left off."""
     if fill is not None:
         try:
@@ -112,7 +113,8 @@ def _messages_of(row: Mapping[str, Any], origin: Origin, fill: Fill | None) -> t
                 raise
     for key in ("messages", "conversations", "prompt"):
         if isinstance(row.get(key), list):
-            turns = read_messages(row[key], key) if key == "prompt" else messages_format(row, origin).messages
+            is_prompt = key == "prompt"
+            turns = read_messages(row[key], key, names) if is_prompt else messages_format(row, origin, names).messages
             turns = turns[:-1] if turns and turns[-1].role == "assistant" else turns
             if not turns:
                 raise Unreadable(f"the column {key!r} holds no turn to answer")

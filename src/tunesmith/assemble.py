@@ -18,7 +18,7 @@ from tunesmith.adapters.targets import choose
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.data.problems import counted
 from tunesmith.errors import RecipeError
-from tunesmith.models.load import Loaded, has_tokenizer, load_model, without_weights
+from tunesmith.models.load import Loaded, has_other_special_tokens, has_tokenizer, load_model, without_weights
 from tunesmith.models.policy import Policy, probe
 from tunesmith.models.stored import described
 from tunesmith.progress import Progress
@@ -129,10 +129,12 @@ def origin(recipe: Recipe) -> Path | None:
     return None if recipe.model.adapter is None else adapter_folder(Path(recipe.model.adapter).expanduser())
 
 
-def has_own_words(recipe: Recipe) -> bool:
-    """Whether the adapter has a template or tokens that the base has not."""
+def has_own_words(recipe: Recipe, trust_remote_code: bool) -> bool:
+    """Whether the adapter has a template, tokens or special tokens that the base has not."""
     folder = origin(recipe)
-    return bool(recipe.model.add_tokens or recipe.model.template or (folder and has_tokenizer(folder)))
+    if recipe.model.add_tokens or recipe.model.template or (folder is not None and has_tokenizer(folder)):
+        return True
+    return has_other_special_tokens(recipe.model, trust_remote_code=trust_remote_code)
 
 
 def _adapter(

@@ -13,6 +13,7 @@ Made from the run folder alone. The names of `summary.json` that it knows beside
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def _training(recipe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]
     )
     budget = next(f"{train[kind]:g} {kind}" for kind in ("steps", "minutes", "epochs") if train.get(kind) is not None)
     trained, total = summary.get("trained_parameters"), summary.get("total_parameters")
+    batch = f"{train['batch_size']} rows" if train["batch_size"] else f"about {train['batch_tokens']:,} tokens"
     share = f"{trained:,} of {total:,} ({trained / total:.2%})" if trained and total else None
     return {
         "method": f"{adapter['method']} ({letters})",
@@ -89,7 +91,7 @@ def _training(recipe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]
         "objective": recipe["objective"]["kind"],
         "weights trained": share,
         "budget": f"{budget}; {summary['step']} steps done, ended: {summary['reason']}",
-        "batch": f"{train['batch_size']} rows a step",
+        "batch": f"{batch} a step",
         "optimizer": f"{train['optimizer']}, learning rate {train['learning_rate']:g}, {train['schedule']}",
         "seed": train["seed"],
     }
@@ -97,16 +99,26 @@ def _training(recipe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]
 
 def _data(recipe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     data = recipe["data"]
-    shape = data["format"] if isinstance(data["format"], str) else "template over its columns"
+    train = data["train"]
+    sources = [{"path": train}] if isinstance(train, str) else train
     return {
-        "source": public(data["train"]),
-        "format": shape,
+        "source": ", ".join(_source(source) for source in sources),
+        "format": ", ".join(dict.fromkeys(_shape(source.get("format") or data["format"]) for source in sources)),
         "rows": summary.get("rows"),
         "held out": summary.get("held_out_rows"),
         "dropped": summary.get("dropped_rows"),
         "truncated": summary.get("truncated_rows"),
         "digest": summary.get("data_digest"),
     }
+
+
+def _source(source: dict[str, Any]) -> str:
+    weight = source.get("weight", 1)
+    return public(source["path"]) + (f" (weight {weight:g})" if weight != 1 else "")
+
+
+def _shape(form: str | dict[str, Any]) -> str:
+    return form if isinstance(form, str) else "template over its columns"
 
 
 def _results(summary: dict[str, Any]) -> dict[str, Any]:
@@ -137,11 +149,16 @@ def _made_with(environment: dict[str, Any], summary: dict[str, Any]) -> dict[str
     }
 
 
+_PATH_WITHIN = re.compile(r"""(?<![\w.}])/[^\s,\]}"']+""")
+
+
 def public(text: str) -> str:
     """Hub ids and flags as they are; of an absolute path its last part: a card is read by strangers."""
     head, equals, value = text.partition("=")
     if equals and value.startswith("/"):
         return f"{head}={Path(value).name}"
+    if equals and value.startswith(("[", "{")):  # a list of sources
+        return f"{head}={_PATH_WITHIN.sub(lambda path: Path(path.group()).name, value)}"
     return Path(text).name if text.startswith("/") else text
 
 

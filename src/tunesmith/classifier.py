@@ -19,7 +19,7 @@ from torch import Tensor
 from tunesmith.adapters.heads import ClassHead
 from tunesmith.atomic import write_file
 from tunesmith.data.files import read_file
-from tunesmith.data.messages import Unreadable, read_messages
+from tunesmith.data.messages import Names, Unreadable, read_messages
 from tunesmith.data.pack import micro_batches
 from tunesmith.data.problems import counted
 from tunesmith.data.settings import DataSettings, TemplateFormat
@@ -141,12 +141,13 @@ def texts_of(path: Path, data: DataSettings | None) -> list[Text]:
         return [Document(line, Origin(str(path), n)) for n, line in enumerate(lines, 1) if line.strip()]
     fill = None if data is None or not isinstance(data.format, TemplateFormat) else text_template(data.format)
     columns = {} if data is None else data.columns
+    names = Names() if data is None else Names(data.message_keys, data.roles)
     texts: list[Text] = []
     errors: list[Exception] = []
     for origin, row in read_file(path, None):
         row |= {wanted: row[yours] for wanted, yours in columns.items() if yours in row and wanted not in row}
         try:
-            texts.append(_of_row(row, origin) if fill is None else fill(row, origin))
+            texts.append(_of_row(row, origin, names) if fill is None else fill(row, origin))
         except Unreadable as error:
             errors.append(DataError(error.what, where=str(origin), found=error.found))
     if errors:
@@ -154,7 +155,7 @@ def texts_of(path: Path, data: DataSettings | None) -> list[Text]:
     return texts
 
 
-def _of_row(row: Mapping[str, Any], origin: Origin) -> Text:
+def _of_row(row: Mapping[str, Any], origin: Origin, names: Names) -> Text:
     answer = next(
         (key for key in ("completion", "chosen", "response", "answer") if isinstance(row.get(key), str)), None
     )
@@ -162,7 +163,7 @@ def _of_row(row: Mapping[str, Any], origin: Origin) -> Text:
         return Conversation((Message("user", row["prompt"]), Message("assistant", row[answer])), origin)
     for key in ("messages", "conversations"):
         if row.get(key) is not None:
-            return Conversation(read_messages(row[key], key), origin)
+            return Conversation(read_messages(row[key], key, names), origin)
     for key in ("text", "prompt"):
         if isinstance(row.get(key), str) and row[key].strip():
             return Document(row[key], origin)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from tunesmith.errors import TunesmithError
+from tunesmith.guard import guarded
 
 app = typer.Typer(
     name="tunesmith",
@@ -23,7 +22,10 @@ app = typer.Typer(
 )
 
 RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run folder.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="A YAML recipe, another tool's YAML file, or a run folder.", show_default=False
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -35,6 +37,7 @@ Source = Annotated[
         metavar="SOURCE", help="A run folder, an adapter folder, a model folder, or a hub id.", show_default=False
     ),
 ]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse another tool's keys that have no effect here.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above, it is drawn.")]
@@ -58,68 +61,17 @@ Template = Annotated[
 System = Annotated[str | None, typer.Option(help="A system turn in front.", show_default=False)]
 
 
+def verb(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Registers a verb."""
+    return app.command()(guarded(function))
+
+
 def main() -> None:
     """The `tunesmith` command."""
     if "--debug" in sys.argv[1:]:
         sys.argv.remove("--debug")
         os.environ["TUNESMITH_DEBUG"] = "1"
     app()
-
-
-def verb(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Registers a verb whose errors are sentences on stderr with their own exit code, not tracebacks."""
-
-    @functools.wraps(function)
-    def guarded(*arguments: Any, **options: Any) -> None:
-        debug = os.environ.get("TUNESMITH_DEBUG", "") not in ("", "0")
-        try:
-            function(*arguments, **options)
-        except TunesmithError as error:
-            if debug:
-                raise
-            _fail(error)
-        except KeyboardInterrupt:
-            if debug:
-                raise
-            print("\ninterrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
-        except Exception as error:
-            meant = None if debug else _of_the_machine(error)
-            if meant is None:
-                raise
-            _fail(meant)
-
-    return app.command()(guarded)
-
-
-def _of_the_machine(error: Exception) -> TunesmithError | None:
-    """A lack of memory or disk that nobody nearer had a sentence for; None for all other errors."""
-    from tunesmith.atomic import no_room
-    from tunesmith.errors import MachineError
-
-    if no_room(error):
-        return MachineError(
-            "the disk is full", where=getattr(error, "filename", None), found=str(error), fix="make room"
-        )
-    if not isinstance(error, RuntimeError | MemoryError):
-        return None
-    from tunesmith.train.memory import is_out_of_memory
-
-    if not is_out_of_memory(error):
-        return None
-    return MachineError(
-        "out of memory",
-        found=str(error).partition("\n")[0] or None,
-        fix="close something, take a smaller model or --batch-size, or model.dtype=bfloat16",
-    )
-
-
-def _fail(error: TunesmithError) -> NoReturn:
-    name = type(error).__name__
-    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
-        name = f"\033[1;31m{name}\033[0m"
-    print(f"{name}: {error}", file=sys.stderr)
-    raise typer.Exit(error.exit_code) from None
 
 
 def _version(wanted: bool) -> None:
@@ -145,12 +97,13 @@ def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in this folder stopped.")] = False,
+    strict: Strict = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Train an adapter by a recipe."""
-    from tunesmith.recipe import load
+    from tunesmith.dialects.read import load
 
-    resolved = load(recipe, overrides or [])
+    resolved = load(recipe, overrides or [], strict=strict)
     from tunesmith import run
 
     run.train(resolved, resume=resume, trust_remote_code=trust_remote_code)
@@ -162,15 +115,67 @@ def check(
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=0, help="How many rows to print.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page, with learned tokens in colour.", show_default=False),
+    ] = None,
+    strict: Strict = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Show rows as the model will see them, with counts; train nothing."""
-    from tunesmith.recipe import load
+    """Show rows as the model will see them, with counts and what is odd; train nothing."""
+    from tunesmith.dialects.read import load
 
-    resolved = load(recipe, overrides or [])
+    resolved = load(recipe, overrides or [], strict=strict)
     from tunesmith import run
 
-    run.check(resolved, rows=rows, as_json=as_json, trust_remote_code=trust_remote_code)
+    run.check(resolved, rows=rows, as_json=as_json, html=html, trust_remote_code=trust_remote_code)
+
+
+@verb
+def rehearse(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    strict: Strict = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Run the whole path on the longest rows, to be killed and resumed, merged and asked; keep nothing."""
+    from tunesmith.dialects.read import load
+    from tunesmith.errors import MachineError
+
+    resolved = load(recipe, overrides or [], strict=strict)
+    from tunesmith.rehearse import rehearse as run
+
+    made = run(resolved, trust_remote_code=trust_remote_code, say=(lambda line: None) if as_json else print)
+    if as_json:
+        import json
+
+        print(json.dumps(made.as_json, indent=2, ensure_ascii=False))
+    if not made.ok:
+        raise MachineError("the rehearsal failed: the run would have, too", fix="mend what stands above")
+
+
+@verb
+def convert(
+    file: Annotated[Path, typer.Argument(help="Another tool's YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="Settings on top of the file's, in its words or ours.", show_default=False
+        ),
+    ] = None,
+    strict: Strict = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Write the recipe alone, without what became of each key.")
+    ] = False,
+) -> None:
+    """Write a recipe from another tool's file, and say what became of each of its keys."""
+    from tunesmith.dialects.read import converted
+
+    recipe, table = converted(file, overrides or [], strict=strict)
+    print(recipe, end="")
+    if not quiet:
+        print("\n".join(table), file=sys.stderr)
 
 
 @verb

@@ -21,8 +21,8 @@ from tunesmith.atomic import no_room
 from tunesmith.chat import run_chat
 from tunesmith.classifier import Classifier, as_text, classify_file, texts_of
 from tunesmith.data.formats import LEARNABLE
+from tunesmith.data.mixture import read_parts
 from tunesmith.data.settings import DataSettings, TemplateFormat
-from tunesmith.data.sources import read
 from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, DataError, Interrupted, MachineError, RecipeError
 from tunesmith.evaluate import Evaluation, Item, Mean, scorers_named, write_answers
@@ -122,7 +122,7 @@ def generate(
             system = _own_system(source, progress.say)
     if file is not None:
         recipe = recipe_of(source) or (recipe_of(adapter) if adapter and adapter != NO_ADAPTER else None)
-        prompts = read_prompts(file, system, None if recipe is None else recipe.data)
+        prompts = read_prompts(file, system, None if recipe is None else recipe.data.of_other_files)
     else:
         before = (Message("system", system),) if system else ()
         prompts = [Prompt(1, (*before, Message("user", prompt or "")))]
@@ -171,7 +171,7 @@ def _classify(
 ) -> None:
     """What `generate` means of a model that ends in a head: the class of each text, printed or into a file."""
     recipe = recipe_of(source)
-    data = None if recipe is None else recipe.data
+    data = None if recipe is None else recipe.data.of_other_files
     cuts = data is not None and data.overlong == "truncate"
     classifier = Classifier(session, data.max_length if data is not None and cuts else None)
     if file is not None:
@@ -221,7 +221,7 @@ def _refuse_impossible(params: Params) -> None:
 def _own_system(source: str | Path, say: Callable[[str], object]) -> str | None:
     """The system turn that a run's template put before every row, if it was the same for all: asked as trained."""
     recipe = recipe_of(source)
-    form = None if recipe is None else recipe.data.format
+    form = None if recipe is None else recipe.data.of_other_files.format
     text = form.system if isinstance(form, TemplateFormat) else None
     if not text or any(mark in text for mark in ("{{", "{%", "{#")):
         return None
@@ -288,11 +288,11 @@ def evaluate(
     own = load(recipe).recipe if recipe is not None else recipe_of(source)
     all_rows = data is not None
     if "loss" in wanted:  # whether there are rows at all is known before any weight is loaded
-        read(settings.train, split=settings.split, subset=settings.subset, limit=1)
+        read_parts(settings, limit=1)
     items: list[Item] = []
     if of_answers:
         items = questions(settings, seed, all_rows, limit, gold, turns, aloud, LEARNABLE if own is None else own.takes)
-        refuse_unscorable(items, of_answers, settings.train)
+        refuse_unscorable(items, of_answers, settings.named)
         items = calls_apart(items) if "tool_call" in of_answers else items
     with Progress(quiet=as_json) as progress:
         session = _open(
@@ -345,7 +345,7 @@ def _rows_of(
     if recipe is None:
         return DataSettings(train=data, limit=limit), 0
     changes = {"train": data, "held_out": None, "limit": limit}
-    return recipe.data.model_copy(update=changes), recipe.train.seed
+    return recipe.data.of_other_files.model_copy(update=changes), recipe.train.seed
 
 
 def _asked_as(source: str | Path, recipe_file: Path | None) -> dict[str, Any]:
@@ -412,15 +412,17 @@ def merge(
     base: str | None = None,
     dtype: str = "auto",
     trust_remote_code: bool = False,
-) -> None:
-    """The base with the adapter worked in, as plain transformers weights, proved by comparing logits."""
+    quiet: bool = False,
+) -> str:
+    """The base with the adapter worked in, as plain transformers weights, proved by comparing logits: by how much they
+    differ is what it gives back."""
     from tunesmith.adapters.merge import merge_to_folder
     from tunesmith.models.fuse import unfuse
 
     store.refuse_unmergeable(adapter_folder(Path(source)))
     if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
         raise AdapterError("there is something already", where=str(out), fix="choose another folder")
-    with Progress() as progress:
+    with Progress(quiet=quiet) as progress:
         wanted = "stored" if dtype == "auto" else dtype
         session = _open(progress, source, base=base, dtype=wanted, trust_remote_code=trust_remote_code)
         if session.adapter is None:
@@ -442,3 +444,4 @@ def merge(
                     fix="free space or choose another disk",
                 ) from error
         progress.say(str(report))
+    return str(report)

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.mixture import FROM_PYTHON
 from tunesmith.errors import DataError
 from tunesmith.events import Listener
 from tunesmith.recipe import from_dict
-from tunesmith.run import FROM_PYTHON, Trained, train
+from tunesmith.run import Trained, train
 
 
 def tune(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tunesmith.data.formats import LEARNABLE, convert
+from tunesmith.data.formats import LEARNABLE
+from tunesmith.data.mixture import part_rows, read_parts
 from tunesmith.data.prepare import answered, is_empty
 from tunesmith.data.problems import counted
 from tunesmith.data.settings import DataSettings
-from tunesmith.data.sources import read
-from tunesmith.data.split import split
 from tunesmith.data.types import Conversation, Row
 from tunesmith.errors import DataError
 from tunesmith.evaluate import Item, item_of, items_of
@@ -35,10 +34,11 @@ def questions(
 
     `takes`: what the recipe learns from; of a pair, the chosen answer is the right one.
     """
-    raw = read(settings.train, split=settings.split, subset=settings.subset, limit=settings.limit)
+    parts = read_parts(settings)
     if not all_rows:
-        raw = split(raw, settings, seed=seed).held_out
-    rows = [answered(row) for row in convert(raw, settings.format, settings.columns, takes, LEARNABLE).rows]
+        parts = part_rows(parts, settings, seed=seed).held_out
+    raw = [row for part in parts for row in part.raw]
+    rows = [answered(row) for part in parts if part.raw for row in part.converted(takes, LEARNABLE).rows]
     by_row: list[list[Item]] = []
     for row, (origin, values) in zip(rows, raw, strict=True):
         if gold is not None and gold not in values:
@@ -51,7 +51,7 @@ def questions(
             by_row.append([item_of(row, dict(values), None if gold is None else values[gold])])
     by_row = [items for items in by_row if items]
     if not by_row:
-        raise DataError("no row has an answer to compare with", where=settings.train)
+        raise DataError("no row has an answer to compare with", where=settings.named)
     if left_out := len(rows) - len(by_row):
         say(f"{counted(left_out, 'row')} without an answer, left out")
     return [item for items in by_row[:limit] for item in items]

@@ -22,7 +22,7 @@ from tunesmith.data.settings import DataSettings
 from tunesmith.data.types import Row
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.models.settings import ModelSettings
-from tunesmith.notation import Path, read, read_scalar, write_inline
+from tunesmith.notation import Lined, Path, read, read_scalar, write_inline
 from tunesmith.objectives import OBJECTIVES
 from tunesmith.objectives.policy_losses import PRESETS
 from tunesmith.objectives.settings import ObjectiveSettings
@@ -113,6 +113,8 @@ class Resolved:
     provenance: dict[str, str]
     name: str
     source: str
+    notes: tuple[str, ...] = ()
+    """What to say before the run: of another tool's file, what became of its keys."""
 
     @property
     def folder(self) -> FilePath:
@@ -129,8 +131,21 @@ class Resolved:
     @property
     def yaml(self) -> str:
         """`plain` as YAML, each line with where its value came from."""
-        lines = [f"# resolved from {self.source}"]
-        for section, settings in self.plain.items():
+        return self._written(f"# resolved from {self.source}", self.plain)
+
+    @property
+    def given(self) -> str:
+        """The settings that are not at their defaults, as YAML, each line with where its value came from."""
+        plain = self.recipe.model_dump(mode="json")
+        given = {
+            section: {key: value for key, value in settings.items() if self.provenance[f"{section}.{key}"] != "default"}
+            for section, settings in plain.items()
+        }
+        return self._written(f"# from {self.source}", {section: keys for section, keys in given.items() if keys})
+
+    def _written(self, header: str, sections: Mapping[str, Mapping[str, Any]]) -> str:
+        lines = [header]
+        for section, settings in sections.items():
             lines += ["", f"{section}:"]
             written = {key: f"  {key}: {write_inline(value)}" for key, value in settings.items()}
             column = min(max(map(len, written.values())), 56)
@@ -150,6 +165,11 @@ def load(
 
     `past`: of a run that was, whose files may be gone or elsewhere by now; they are not looked for.
     """
+    return load_lined(*read_file(path), overrides, past=past, changes=changes)
+
+
+def read_file(path: str | os.PathLike[str]) -> tuple[FilePath, Lined]:
+    """A YAML file, or that of a run folder, with the lines of its values."""
     file = FilePath(path)
     if file.is_dir():
         file = file / "recipe.yaml"
@@ -161,7 +181,13 @@ def load(
         raise RecipeError("is not text in UTF-8", where=str(file), found=str(error)) from None
     except OSError as error:
         raise RecipeError(f"cannot be read: {error.strerror}", where=str(file)) from None
-    lined = read(text, str(file))
+    return file, read(text, str(file))
+
+
+def load_lined(
+    file: FilePath, lined: Lined, overrides: Sequence[str] = (), *, past: bool = False, changes: Sequence[Change] = ()
+) -> Resolved:
+    """`load`, of a file that was read."""
     if lined.value is not None and not isinstance(lined.value, dict):
         lined.errors.append(RecipeError(f"a recipe is a mapping of {', '.join(SECTIONS)}", where=str(file)))
         lined.value = None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
-from tunesmith.data.settings import DataSettings, HeldOut, name_and_split
+from tunesmith.data.settings import ONCE, DataSettings, HeldOut, name_and_split
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.models.settings import ModelSettings
 from tunesmith.notation import Path as KeyPath
@@ -31,7 +30,7 @@ class Paths:
 
     def absolute(self, model: ModelSettings, data: DataSettings, objective: Settings) -> dict[str, Settings]:
         """The sections with absolute paths, by their names; what is named and not there is an error."""
-        named = self._changed("model", "name", model.name, (".gguf",))
+        named = self._changed(("model", "name"), model.name, (".gguf",))
         if model.revision is not None and named:
             self.errors.append(
                 RecipeError(
@@ -43,18 +42,38 @@ class Paths:
             )
         model = model.model_copy(
             update=named
-            | self._changed("model", "adapter", model.adapter, ())
-            | self._changed("model", "template", model.template, (".jinja", ".j2", ".txt"))
+            | self._changed(("model", "adapter"), model.adapter, ())
+            | self._changed(("model", "template"), model.template, (".jinja", ".j2", ".txt"))
         )
-        data = data.model_copy(update=self._changed("data", "train", data.train, DATA_SUFFIXES))
+        data = self._sources(data)
         if isinstance(data.held_out, str):
-            data = data.model_copy(update=self._of_its_own("held_out", data.held_out))
+            data = data.model_copy(update=self._of_its_own(("data", "held_out"), data.held_out))
         elif isinstance(data.held_out, HeldOut):
-            file = self._of_its_own("file", data.held_out.file)
+            file = self._of_its_own(("data", "held_out", "file"), data.held_out.file)
             data = data.model_copy(update={"held_out": data.held_out.model_copy(update=file)} if file else {})
         if self.errors:
             raise together(self.errors)
         return {"model": model, "data": data, "objective": self._of_objective(objective)}
+
+    def _sources(self, data: DataSettings) -> DataSettings:
+        """The rows to train on, of one source or of several."""
+        if isinstance(data.train, str):
+            return data.model_copy(update=self._changed(("data", "train"), data.train, DATA_SUFFIXES))
+        places: list[KeyPath] = [("data", "train", number, "path") for number in range(len(data.train))]
+        sources = tuple(
+            source.model_copy(update=self._changed(place, source.path, DATA_SUFFIXES))
+            for place, source in zip(places, data.train, strict=True)
+        )
+        data = data.model_copy(update={"train": sources})
+        if (twice := data.repeated_source) is not None:
+            self.errors.append(
+                RecipeError(
+                    f"{dotted(places[twice])} names {sources[twice].path}, which stands in the list already",
+                    where=self.where(places[twice]),
+                    fix=ONCE,
+                )
+            )
+        return data
 
     def _of_objective(self, objective: Settings) -> Settings:
         """Of an objective with rewards, those that are functions in files; of one with a teacher, its folder."""
@@ -84,10 +103,10 @@ class Paths:
             return objective
         return objective.model_copy(update={"environment": f"{os.path.normpath(found)}:{name}"})
 
-    def _of_its_own(self, key: str, text: str | None) -> dict[str, str]:
+    def _of_its_own(self, place: KeyPath, text: str | None) -> dict[str, str]:
         """The same for held-out rows, `path` or `path:split`."""
         name, split = (text, None) if text is None or self._found(text) else name_and_split(text)
-        changed = self._changed("data", key, name, DATA_SUFFIXES)
+        changed = self._changed(place, name, DATA_SUFFIXES)
         return {key: path if split is None else f"{path}:{split}" for key, path in changed.items()}
 
     def _tried(self, text: str) -> list[Path]:
@@ -96,20 +115,18 @@ class Paths:
     def _found(self, text: str) -> Path | None:
         return next((path for path in self._tried(text) if path.exists()), None)
 
-    def _changed(
-        self, section: Literal["model", "data"], key: str, text: str | None, suffixes: tuple[str, ...]
-    ) -> dict[str, str]:
-        """{key: absolute path} where `text` is a file or folder; {} where it is a hub id, a name or inline text."""
+    def _changed(self, place: KeyPath, text: str | None, suffixes: tuple[str, ...]) -> dict[str, str]:
+        """{last key of `place`: absolute path} where `text` is a file or folder; {} where it is a hub id, a name or
+        inline text."""
         if text is None or "://" in text or "\n" in text or "{" in text:
             return {}
         if found := self._found(text):
-            return {key: os.path.normpath(found)}
+            return {str(place[-1]): os.path.normpath(found)}
         if text.startswith((".", "/", "~")) or text.lower().endswith(suffixes or ("/",)) or text.count("/") > 1:
-            full: KeyPath = (section, "held_out", "file") if key == "file" else (section, key)
             self.errors.append(
                 RecipeError(
-                    f"{dotted(full)}: there is no {text}",
-                    where=self.where(full),
+                    f"{dotted(place)}: there is no {text}",
+                    where=self.where(place),
                     notes={"looked for": " and ".join(dict.fromkeys(map(os.path.normpath, self._tried(text))))},
                 )
             )

@@ -54,6 +54,18 @@ def pairs_or_groups(recipe: Sections) -> None:
         )
 
 
+def whole_rows(recipe: Sections) -> None:
+    """Steps that are counted in tokens need rows of which all tokens are known."""
+    objective = recipe.objective
+    given = isinstance(objective, DistillSettings) and objective.answers == "given"
+    if recipe.train.batch_tokens is not None and not isinstance(objective, SFTSettings) and not given:
+        raise Contradiction(
+            "train.batch_tokens",
+            "is for rows that are learned as they stand (objective.kind sft, or distill of given answers)",
+            f"say with train.batch_size how many a step of objective.kind {objective.kind} takes",
+        )
+
+
 def one_policy(recipe: Sections) -> None:
     if not isinstance(recipe.objective, PolicySettings):
         return
@@ -160,6 +172,7 @@ def refuse_dropout(objective: Any, adapter: Any) -> None:
 RULES: tuple[Callable[[Sections], None], ...] = (
     something_held_out,
     pairs_or_groups,
+    whole_rows,
     one_policy,
     a_sampler,
     a_student,

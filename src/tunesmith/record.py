@@ -51,6 +51,8 @@ class OutputSettings(Settings):
     """What the run is called; null: as the recipe's file."""
     report_to: tuple[Literal["wandb", "trackio", "tensorboard", "mlflow"], ...] = ()
     """Services that get the numbers too; each needs its extra: pip install 'tunesmith[wandb]'."""
+    project: str | None = None
+    """What these services call the runs that belong together; of wandb also team/project. null: tunesmith."""
     licence: str | None = None
     """Licence of what is trained, as the model card states it (apache-2.0, cc-by-4.0 …)."""
 

@@ -24,11 +24,15 @@ PROJECT = "tunesmith"
 
 
 def reporters(
-    names: Iterable[str], run_name: str, folder: Path, earlier: Mapping[str, str] | None = None
+    names: Iterable[str],
+    run_name: str,
+    folder: Path,
+    earlier: Mapping[str, str] | None = None,
+    project: str | None = None,
 ) -> list[Reporter]:
     """A listener for each of `names`, started; one that is not installed, or does not start, is an error.
 
-    `earlier`: by service, the `run_id` of the run that goes on.
+    `earlier`: by service, the `run_id` of the run that goes on. `project`: the services' name for related runs.
     """
     wanted = [REPORTERS[name] for name in dict.fromkeys(names)]
     known = earlier or {}
@@ -50,7 +54,7 @@ def reporters(
     started: list[Reporter] = []
     for reporter in wanted:
         try:
-            started.append(reporter(run_name, folder, known.get(reporter.name)))
+            started.append(reporter(run_name, folder, known.get(reporter.name), project or PROJECT))
         except Exception as error:
             for other in started:
                 other.close()
@@ -93,7 +97,7 @@ class Reporter:
     """By which the service knows the run again; None where it needs none."""
     _done = False
 
-    def __init__(self, run_name: str, folder: Path, earlier: str | None = None) -> None:
+    def __init__(self, run_name: str, folder: Path, earlier: str | None = None, project: str = PROJECT) -> None:
         """`earlier`: the `run_id` of a run that goes on."""
         raise NotImplementedError
 
@@ -136,7 +140,7 @@ class Reporter:
 class Wandb(Reporter):
     name, modules = "wandb", ("wandb",)
 
-    def __init__(self, run_name: str, folder: Path, earlier: str | None = None) -> None:
+    def __init__(self, run_name: str, folder: Path, earlier: str | None = None, project: str = PROJECT) -> None:
         wandb = importlib.import_module("wandb")
         silent = _known(
             wandb.Settings,
@@ -156,7 +160,9 @@ class Wandb(Reporter):
         )
         settings = wandb.Settings(**silent)
         same: dict[str, str] = {"id": earlier, "resume": "allow"} if earlier else {}
-        self._run = wandb.init(project=PROJECT, name=run_name, dir=str(folder), settings=settings, **same)
+        team, _, project = project.rpartition("/")
+        same |= {"entity": team} if team else {}
+        self._run = wandb.init(project=project, name=run_name, dir=str(folder), settings=settings, **same)
         self.run_id = str(self._run.id)
 
     def send(self, values: dict[str, float], step: int) -> None:
@@ -169,11 +175,11 @@ class Wandb(Reporter):
 class Trackio(Reporter):
     name, modules = "trackio", ("trackio",)
 
-    def __init__(self, run_name: str, folder: Path, earlier: str | None = None) -> None:
+    def __init__(self, run_name: str, folder: Path, earlier: str | None = None, project: str = PROJECT) -> None:
         init = importlib.import_module("trackio").init
         same = {"resume": "allow"} if earlier else {}
         silent = _known(init, auto_log_gpu=False, auto_log_cpu=False)
-        self._run = init(project=PROJECT, name=earlier or run_name, **silent, **same)
+        self._run = init(project=project, name=earlier or run_name, **silent, **same)
         self.run_id = str(self._run.name)  # it knows runs again by name
 
     def send(self, values: dict[str, float], step: int) -> None:
@@ -186,7 +192,7 @@ class Trackio(Reporter):
 class TensorBoard(Reporter):
     name, modules = "tensorboard", ("tensorboard", "torch.utils.tensorboard")
 
-    def __init__(self, run_name: str, folder: Path, earlier: str | None = None) -> None:
+    def __init__(self, run_name: str, folder: Path, earlier: str | None = None, project: str = PROJECT) -> None:
         self._folder = str(folder / "tensorboard")  # a folder is a run there, so the same folder is the same run
         self._writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(self._folder)
 
@@ -206,9 +212,9 @@ class TensorBoard(Reporter):
 class Mlflow(Reporter):
     name, modules = "mlflow", ("mlflow",)
 
-    def __init__(self, run_name: str, folder: Path, earlier: str | None = None) -> None:
+    def __init__(self, run_name: str, folder: Path, earlier: str | None = None, project: str = PROJECT) -> None:
         self._mlflow = importlib.import_module("mlflow")
-        self._mlflow.set_experiment(PROJECT)
+        self._mlflow.set_experiment(project)
         self._there: dict[str, int] = {}
         self._goes_on = earlier is not None
         told = ("user", "source.name", "source.git.commit", "source.git.branch", "source.git.repoURL")

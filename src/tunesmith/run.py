@@ -17,6 +17,7 @@ from tunesmith.adapters import identity, store
 from tunesmith.adapters.adapter_set import AdapterSet, refusal, unload
 from tunesmith.adapters.adapter_set import check as check_method
 from tunesmith.assemble import NAME, has_own_words, model_of, origin, refuse_unknown_targets
+from tunesmith.data.mixture import FROM_PYTHON
 from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.report import summary
 from tunesmith.data.templates import install
@@ -48,8 +49,6 @@ from tunesmith.train.publish import Publisher, published_step, take
 from tunesmith.train.signals import Signals, watched
 
 offer()
-FROM_PYTHON = "rows"
-"""What stands for the file where rows came from Python."""
 
 
 @dataclass
@@ -73,8 +72,12 @@ def train(
     listeners: Sequence[Listener] = (),
     rows: Iterable[Mapping[str, Any]] | None = None,
     quiet: bool = False,
+    choose: Callable[[Prepared], Prepared] | None = None,
 ) -> Trained:
-    """Train by a recipe; `rows` stand in for the recipe's file. Returns when the budget is spent."""
+    """Train by a recipe; `rows` stand in for the recipe's file. Returns when the budget is spent.
+
+    `choose` takes some of the prepared rows, for a rehearsal.
+    """
     recipe = resolved.recipe
     if rows is None and recipe.data.train == FROM_PYTHON and not Path(FROM_PYTHON).exists():
         raise RecipeError(
@@ -89,9 +92,12 @@ def train(
         ExitStack() as on_exit,
         _told_how_to_go_on(run.folder, rows is not None),
     ):
+        for line in resolved.notes:
+            progress.say(line)
         check_optimizer(recipe.train)
         earlier = run.trackers() if resume else {}
-        sinks = reporters(recipe.output.report_to, recipe.output.name or resolved.name, run.folder, earlier)
+        output = recipe.output
+        sinks = reporters(output.report_to, output.name or resolved.name, run.folder, earlier, output.project)
         for sink in sinks:
             on_exit.enter_context(closing(sink))
         run.remember_trackers(earlier | {sink.name: sink.run_id for sink in sinks if sink.run_id is not None})
@@ -99,8 +105,11 @@ def train(
         tokenizer, prepared = read_rows(recipe, trust_remote_code, progress, rows)
         for line in summary(prepared):
             progress.say(line)
+        prepared = prepared if choose is None else choose(prepared)
         objective = built(recipe, prepared)
         budget = Budget(recipe.train, objective.steps_per_epoch)  # what is wrong shows before any weight is loaded
+        if budget.note is not None:
+            progress.say(budget.note)
         refuse_unknown_targets(recipe, trust_remote_code, objective.head)
         if recipe.model.adapter is None:
             check_method(recipe.adapter, budget.num_steps, recipe.train.optimizer)
@@ -108,7 +117,8 @@ def train(
         before = None if saved is None else bool(saved.state.get("frozen"))
         store_frozen(policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress)
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
-        write = policy.write = writer(recipe, adapter_set, tokenizer, base)
+        is_own = has_own_words(recipe, trust_remote_code)
+        write = policy.write = writer(adapter_set, tokenizer if is_own else None, base)
         for line in _begin(objective, policy, budget, recipe.train.micro_batch_tokens, progress):
             progress.say(line)
         everyone: list[Listener] = [progress, run, *sinks, *listeners]
@@ -131,9 +141,8 @@ def train(
             adapter_set.head = objective.head
         progress.say(f"adapter: {run.folder / 'adapter'}")
     session = Session(loaded.model, tokenizer, prepared.renderer, policy.switch, name=recipe.model.name, adapter=NAME)
-    if has_own_words(recipe):
-        bare = recipe.model.model_copy(update={"template": None, "add_tokens": ()})
-        session.base_tokenizer = partial(load_tokenizer, bare, trust_remote_code=trust_remote_code)
+    if is_own:
+        session.base_tokenizer = partial(load_tokenizer, recipe.model.bare, trust_remote_code=trust_remote_code)
     session.stand(adapter_set)
     policy.switch.name = None
     if policy.reference_name is not None:
@@ -207,6 +216,8 @@ def _refuse_pair(recipe: Recipe, storage: str) -> None:
 
 def built(recipe: Recipe, prepared: Prepared) -> Objective:
     """The objective of a recipe over its rows; what it cannot be built of is an error before any weight is loaded."""
+    tokens = recipe.train.batch_tokens
+    in_tokens = {} if tokens is None else {"batch_tokens": tokens}  # known to those that recipe_rules lets have it
     objective: Objective = recipe.offered.build(
         recipe.objective,
         prepared.train,
@@ -215,6 +226,7 @@ def built(recipe: Recipe, prepared: Prepared) -> Objective:
         seed=recipe.train.seed,
         shuffle=recipe.data.shuffle,
         renderer=prepared.renderer,
+        **in_tokens,
     )
     return objective
 
@@ -238,14 +250,13 @@ def _begin(objective: Objective, policy: Policy, budget: Budget, most: int | Non
 
 
 def writer(
-    recipe: Recipe, adapter_set: AdapterSet, tokenizer: PreTrainedTokenizerBase, base: identity.BaseIdentity
+    adapter_set: AdapterSet, tokenizer: PreTrainedTokenizerBase | None, base: identity.BaseIdentity
 ) -> Callable[[Path], None]:
-    """What writes the adapter into a folder, with a tokenizer where it has words of its own."""
-    is_own = has_own_words(recipe)
+    """What writes the adapter into a folder, with the tokenizer where it has words of its own."""
 
     def write(folder: Path) -> None:
         store.save(folder, adapter_set, base)
-        if is_own:
+        if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 
     return write
@@ -318,8 +329,18 @@ def _facts(recipe: Recipe, base: identity.BaseIdentity, prepared: Prepared, adap
     }
 
 
-def check(resolved: Resolved, *, rows: int = 3, as_json: bool = False, trust_remote_code: bool = False) -> None:
-    """What the model will see: counts, lengths and rows with their learned tokens. Loads no weight."""
+def check(
+    resolved: Resolved,
+    *,
+    rows: int = 3,
+    as_json: bool = False,
+    html: Path | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """What the model will see: counts, lengths, what is odd, and rows with their learned tokens. Loads no weight.
+
+    `html`: a page of it, in place of the terminal.
+    """
     import json
 
     from rich.console import Console
@@ -328,8 +349,16 @@ def check(resolved: Resolved, *, rows: int = 3, as_json: bool = False, trust_rem
     from tunesmith.data.report import print_report
 
     with Progress(quiet=as_json) as progress:
+        for line in resolved.notes:
+            progress.say(line)
         tokenizer, prepared = read_rows(resolved.recipe, trust_remote_code, progress)
-    if as_json:
+    if html is not None:
+        from tunesmith.atomic import write_file
+        from tunesmith.data.check_page import check_page
+
+        write_file(html, check_page(f"Rows of {resolved.name}", prepared, tokenizer, rows).encode())
+        print(f"page: {html}")
+    elif as_json:
         print(json.dumps(as_dict(prepared), indent=2, ensure_ascii=False))
     else:
         print_report(prepared, tokenizer, Console(), rows)

@@ -22,6 +22,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.templates import install
 from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, ModelError
+from tunesmith.models.expected import own_special_token
 from tunesmith.models.load import has_tokenizer, load_config, load_model, load_tokenizer, stored_dtype
 from tunesmith.models.session import Params, Words
 from tunesmith.models.session import Session as BaseSession
@@ -91,8 +92,7 @@ class Session(BaseSession):
             return None
         if not tokenizer.chat_template:  # trained on plain text, or by a program that wrote none
             tokenizer.chat_template = self.tokenizer.chat_template
-        same = tokenizer.chat_template == self.tokenizer.chat_template
-        if same and tokenizer.get_added_vocab() == self.tokenizer.get_added_vocab():
+        if _words_of(tokenizer) == _words_of(self.tokenizer):
             return None
         recipe = recipe_of(path)
         return Words(tokenizer, Renderer(tokenizer, system_turn="keep" if recipe is None else recipe.data.system_turn))
@@ -147,6 +147,12 @@ class Session(BaseSession):
         return [self.text(item, params, chosen[i // each]) for i, item in enumerate(made)]
 
 
+def _words_of(tokenizer: Any) -> list[Any]:
+    """What says how text is written and where it ends."""
+    added: dict[str, int] = tokenizer.get_added_vocab()
+    return [tokenizer.chat_template, added, *(own_special_token(tokenizer, name) for name in ("bos", "eos"))]
+
+
 def adapter_folder(path: Path) -> Path:
     """The adapter in `path`: the folder itself, or that of a run."""
     for place in (path, path / "adapter"):
@@ -192,6 +198,10 @@ def unused_name(path: Path, taken: Any) -> str:
     return name
 
 
+_OF_TRAINING: dict[str, Any] = {"adapter": None, "architecture": None, "tokenizer_class": None}
+"""What a run's recipe says of its model for the training alone."""
+
+
 @dataclass(frozen=True)
 class Source:
     """What a user named: a base, the adapter on it (if any), and how the run that made it treated system turns."""
@@ -227,7 +237,7 @@ def find_source(source: str, base: str | None = None, say: Callable[[str], objec
         settings = ModelSettings.model_validate({"name": _base_in_config(adapter), "storage": _storage_noted(adapter)})
     settings = _still_there(settings, adapter)
     system_turn = "keep" if recipe is None else recipe.data.system_turn
-    return Source(settings.model_copy(update={"adapter": None}), adapter, system_turn)
+    return Source(settings.model_copy(update=_OF_TRAINING), adapter, system_turn)
 
 
 def _on_another(settings: ModelSettings, base: str) -> ModelSettings:
@@ -342,5 +352,4 @@ def head_of(source: str, adapter: str | None, base: str | None, trust_remote_cod
 
 def _base_tokenizer(settings: ModelSettings, trust_remote_code: bool) -> Any:
     """The base's own tokenizer, as adapters without one were trained with it."""
-    bare = settings.model_copy(update={"template": None, "add_tokens": ()})
-    return load_tokenizer(bare, trust_remote_code=trust_remote_code)
+    return load_tokenizer(settings.bare, trust_remote_code=trust_remote_code)

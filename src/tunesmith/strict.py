@@ -54,10 +54,16 @@ def parse(
         details = [
             detail
             for detail in error.errors(include_url=False)
-            if not (detail["type"] == "missing" and detail["loc"][-1] in meant) and _place(known, detail) not in lacking
+            if not (detail["type"] == "missing" and detail["loc"][-1] in meant)
+            and not _leads_to(_place(known, detail), lacking)
         ]
         return None, errors + _told(record, known, path, where, details)
     return (None if errors else parsed), errors
+
+
+def _leads_to(place: Path, others: set[Path]) -> bool:
+    """Whether `place` is one of `others`, or stands above one, as a union does whose other members were tried too."""
+    return place in others or any(place == other[: len(place)] for other in others if place)
 
 
 def _as_text(value: Any) -> str:
@@ -110,6 +116,9 @@ def near(key: str, settings: list[str], elsewhere: Mapping[str, str]) -> str | N
     for name, full in everything.items():
         if len(name) > 3 and (name in wanted or (len(wanted) > 3 and wanted in name)):
             return full
+    for name, full in everything.items():
+        if len(name) > 1 and name in wanted.split("_"):
+            return full
     match = difflib.get_close_matches(wanted, list(elsewhere), n=1, cutoff=0.75)
     return elsewhere[match[0]] if match else None
 
@@ -138,11 +147,36 @@ def _without_unknown(
             names = setting_names(record)
             unknown[here] = unknown_key(key, here, where(here), called=called, settings=names, elsewhere=meant)
             continue
-        nested = next((kind for kind in _members(record.model_fields[key].annotation) if _is_record(kind)), None)
+        members = list(_members(record.model_fields[key].annotation))
+        nested = next((kind for kind in members if _is_record(kind)), None)
         if nested is not None and isinstance(inner, dict):
             inner = _without_unknown(nested, inner, here, where, key, {}, unknown)
+        elif (nested := _record_of_items(members)) is not None and isinstance(inner, list):
+            inner = [
+                _without_unknown(nested, item, (*here, i), where, f"{key}[{i}]", {}, unknown)
+                if isinstance(item, dict)
+                else item
+                for i, item in enumerate(inner)
+            ]
+        elif (names := _keys_of(members)) and isinstance(inner, dict):
+            for odd in [name for name in inner if name not in names]:
+                place = (*here, odd)
+                unknown[place] = unknown_key(odd, place, where(place), called=key, settings=names, elsewhere={})
+            inner = {name: value for name, value in inner.items() if name in names}
         known[key] = inner
     return known
+
+
+def _record_of_items(members: list[Any]) -> type[Settings] | None:
+    """The record that each item of a list is; None where it is none, or no list."""
+    items = [get_args(kind)[0] for kind in members if get_origin(kind) is tuple]
+    return next((kind for kind in items if _is_record(kind)), None)
+
+
+def _keys_of(members: list[Any]) -> list[str]:
+    """The keys of a mapping that has no others; empty where it takes any."""
+    mappings = [get_args(kind)[0] for kind in members if get_origin(kind) is dict]
+    return [name for keys in mappings if get_origin(keys) is Literal for name in get_args(keys)]
 
 
 def _told(
@@ -203,7 +237,7 @@ def _sentence(
             fix = "take the quotes off"
         elif float in members and re.fullmatch(r"[-+]?\d+,\d+", value):
             fix = f"write {value.replace(',', '.')}"
-    elif str in members and isinstance(value, int | float):
+    elif str in members and not {int, float} & set(members) and isinstance(value, int | float):
         fix = "put it in quotes, to say that it is text"
     elif int in members and isinstance(value, float) and value.is_integer():
         fix = f"write {value:.0f}"

@@ -163,11 +163,34 @@ def test_a_cell_is_known_by_what_decides_its_weights(folder):
     assert cell(study, lora, 0).fingerprint == first
 
 
+def test_a_budget_of_steps_in_tokens_is_known_before_any_model_loads(folder):
+    values = studies.values(folder)
+    values["recipe"]["train"] = {"epochs": 2, "batch_tokens": 100000, "evaluate_every": "1 epoch"}
+    assert plan(settings.from_dict(values)).baseline == "lora"
+
+
 def test_the_test_s_rows_are_taken_out_of_the_training(folder):
     planned = plan(settings.from_dict(studies.values(folder)))
     train, test = (Path(path).read_text().splitlines() for path in (planned.train_rows, planned.wanted.test))
     assert len(test) == 10
     assert sorted(train + test) == sorted((folder / "rows.jsonl").read_text().splitlines())
+
+
+def test_a_study_of_several_sources_knows_them_all_and_wants_a_test_of_its_own(folder):
+    values, more = studies.values(folder), folder / "more.jsonl"
+    more.write_text(json.dumps({"prompt": "and", "completion": "so"}) + "\n")
+    values["recipe"]["data"]["train"] = [{"path": str(folder / "rows.jsonl")}, {"path": str(more), "weight": 2}]
+    study = settings.from_dict(values)
+    with pytest.raises(
+        RecipeError, match=r"test\.rows takes rows away from the recipe's file, and data\.train is a list"
+    ):
+        plan(study)
+    lora = arms_of(study)[0]
+    first = cell(study, lora, 0).fingerprint
+    more.write_text(json.dumps({"prompt": "and", "completion": "other"}) + "\n")
+    assert cell(study, lora, 0).fingerprint != first
+    values["test"]["rows"] = str(more)
+    assert plan(settings.from_dict(values)).train_rows is None
 
 
 def test_the_schema_knows_every_setting_and_the_recipe():

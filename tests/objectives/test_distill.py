@@ -199,6 +199,14 @@ def test_a_student_comes_nearer_to_its_teacher_and_resumes_bit_for_bit(models, t
     assert losses(lines) == losses(again)
 
 
+def test_given_answers_may_be_counted_in_tokens():
+    given = rows(9)
+    made = Distillation(given, [], DistillSettings(teacher="x"), batch_size=None, seed=0, batch_tokens=40)
+    steps = [next(stream) for stream in [made.steps(None)] for _ in range(made.steps_per_epoch)]
+    assert made.steps_per_epoch == math.ceil(sum(map(len, given)) / 40)
+    assert sorted(row.origin.row for step in steps for row in step.examples) == list(range(1, 10))
+
+
 def test_a_teacher_of_other_tokens_or_none_is_refused_before_loading(models, tmp_path):
     from small_run import make_rows
     from transformers import AutoTokenizer

@@ -214,6 +214,17 @@ def test_what_is_wrong_is_said_before_any_work(home, changes, said):
     assert runner.orders == []
 
 
+@pytest.mark.parametrize(("batch", "steps", "first"), [("batch_size=9", 4, 2), ("batch_tokens=100000", 1, 1)])
+def test_a_search_knows_when_shares_of_a_pass_are_evaluated_first(home, batch, steps, first):
+    """Of 34 rows."""
+    from tunesmith.search import checks, settings
+
+    given = values(home, "passes", budget=4)
+    given["recipe"]["train"] = {"epochs": 3, "learning_rate": 0.01, "evaluate_every": "0.4 epochs"}
+    planned = checks.plan(settings.from_dict(given, [f"recipe.train.{batch}"]))
+    assert (planned.num_steps, planned.first_evaluation) == (3 * steps, first)
+
+
 @pytest.mark.slow
 def test_a_recipe_alone_searches_its_rate_and_ratio(home, monkeypatch, capsys):
     """From the command line, in processes of its own; the second time there is nothing to do."""

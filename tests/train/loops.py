@@ -89,7 +89,8 @@ def bench(
     policy, _ = probe(model, switch)
     policy.flat = policy.flat and flat
     switch.name = "a"
-    options = TrainSettings(**{"learning_rate": 1e-2, "batch_size": 4, "warmup": 0.0, **settings})
+    batch = {} if "batch_tokens" in settings else {"batch_size": 4}
+    options = TrainSettings(**{"learning_rate": 1e-2, **batch, "warmup": 0.0, **settings})
     if options.neftune_alpha is not None:
         policy.noise = NEFTune(options.neftune_alpha)
     if options.recompute:
@@ -103,7 +104,8 @@ def bench(
         )
 
     chosen = rows(8) if train is None else train
-    made = objective(chosen, held_out, batch_size=options.batch_size, seed=options.seed, shuffle=shuffle)
+    in_tokens = {} if options.batch_tokens is None else {"batch_tokens": options.batch_tokens}
+    made = objective(chosen, held_out, batch_size=options.batch_size, seed=options.seed, shuffle=shuffle, **in_tokens)
     loop = Loop(
         policy,
         made,

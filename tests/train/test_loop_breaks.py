@@ -10,7 +10,7 @@ import pytest
 import torch
 from loops import Clock, bench, rows
 
-from tunesmith.errors import Interrupted, MachineError, NonFiniteError, RecipeError
+from tunesmith.errors import Interrupted, MachineError, NonFiniteError
 from tunesmith.events import BrokenOff, Ended, Evaluated, Noted, Saved, StepDone
 from tunesmith.train import checkpoint, memory
 from tunesmith.train.budget import Budget
@@ -246,10 +246,13 @@ def test_training_evaluating_and_saving_are_counted_apart(tmp_path, monkeypatch)
 # ---- warm-up and budget
 
 
-def test_a_warm_up_longer_than_the_budget_is_refused_whatever_the_unit(tmp_path):
-    with pytest.raises(RecipeError, match=r"warmup of 50 steps is longer than the budget of 4 steps"):
-        bench(tmp_path, epochs=2.0, warmup=50.0)
-    assert Budget(TrainSettings(epochs=2.0, warmup=4.0), 2).num_steps == 4
+def test_a_warm_up_longer_than_the_budget_rises_as_far_as_it_gets_and_says_so(tmp_path):
+    made = bench(tmp_path, epochs=2.0, warmup=50.0)
+    made.loop.run()
+    rates = [event.learning_rate for event in made.kinds(StepDone)]
+    assert rates == pytest.approx([made.loop.settings.learning_rate * step / 50 for step in (1, 2, 3, 4)])
+    assert "longer than the budget of 4 steps: the learning rate rises to 8%" in made.loop.budget.note
+    assert Budget(TrainSettings(epochs=2.0, warmup=4.0), 2).note is None
 
 
 def test_minutes_that_end_within_the_warm_up_say_so(tmp_path, monkeypatch):

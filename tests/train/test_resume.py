@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from loops import Clock, bench, rates, rows
+from loops import Clock, bench, rates, rows, whole_and_resumed
 
 from tunesmith.errors import Interrupted
 from tunesmith.events import BrokenOff, Evaluated, StepDone
@@ -95,6 +95,15 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path, cut, shuffle):
     assert all(torch.equal(value, again.weights()[name]) for name, value in whole.weights().items())
     wanted = [(e.step, e.loss, e.grad_norm, e.learning_rate) for e in whole.kinds(StepDone)][cut:]
     assert [(e.step, e.loss, e.grad_norm, e.learning_rate) for e in again.kinds(StepDone)] == wanted
+
+
+@pytest.mark.parametrize("cut", [1, 4, 6])
+def test_steps_that_are_counted_in_tokens_go_on_bit_for_bit(tmp_path, cut):
+    options = {"train": rows(11), "batch_tokens": 45, "steps": 9, "dropout": 0.3}
+    whole, again = whole_and_resumed(tmp_path, cut, **options)
+    assert 1 < whole.loop.objective.steps_per_epoch < 9
+    losses = [event.loss for event in whole.kinds(StepDone)]
+    assert [event.loss for event in again.kinds(StepDone)] == losses[cut:]
 
 
 @pytest.mark.parametrize("what", STATES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from tunesmith.data.sources import read
 from tunesmith.data.split import as_held_out, split
 from tunesmith.errors import DataError, RecipeError, TunesmithError, together
 from tunesmith.evaluate import scorers_named
+from tunesmith.objectives.order import steps_per_epoch
 from tunesmith.progress import Progress
 from tunesmith.recipe import Change, Resolved
 from tunesmith.recipe_paths import DATA_SUFFIXES
@@ -169,15 +169,21 @@ def _test_rows(study: Study, arms: Sequence[Arm], resolved: Sequence[Resolved]) 
     assert wanted is not None
     if wanted.file is not None:
         return None, located(study, wanted.file, "test", "rows")
+    if any(not isinstance(one.recipe.data.train, str) for one in resolved):
+        raise RecipeError(
+            "test.rows takes rows away from the recipe's file, and data.train is a list of sources",
+            where=study.where("test", "rows"),
+            fix="give the test a file of its own",
+        )
     sources = {digest(one.recipe.data.model_dump(mode="json")) for one in resolved}
     data = resolved[0].recipe.data
-    if len(sources) > 1 and len({one.recipe.data.train for one in resolved}) > 1:
+    if len(sources) > 1 and len({one.recipe.data.named for one in resolved}) > 1:
         raise RecipeError(
             "test.rows takes rows away from the recipe's file, and the arms have different ones",
             where=study.where("test", "rows"),
             fix="give the test a file of its own",
         )
-    raw = read(data.train, split=data.split, subset=data.subset, limit=data.limit)
+    raw = read(data.named, split=data.split, subset=data.subset, limit=data.limit)
     try:
         parted = split(raw, data.model_copy(update={"held_out": wanted}), seed=0)
     except DataError as error:
@@ -196,16 +202,16 @@ def _test_rows(study: Study, arms: Sequence[Arm], resolved: Sequence[Resolved]) 
 
 def _read_all(resolved: Mapping[str, Resolved], wanted: Wanted, shots: int, trust_remote_code: bool) -> None:
     """Reads training and test rows once for each way in which arms read them, and tries the scores on them."""
-    num_rows: dict[str, int] = {}
+    lengths: dict[str, list[int]] = {}
     shapes: set[str] = set()
     for name, one in resolved.items():
         recipe = one.recipe
         read_as = [recipe.model.model_dump(mode="json"), recipe.data.model_dump(mode="json"), is_classified(recipe)]
         key = digest(read_as)
-        if key not in num_rows:
+        if key not in lengths:
             with Progress(quiet=True) as quiet:
                 _, prepared = read_rows(recipe, trust_remote_code, quiet)
-            num_rows[key] = len(prepared.train)
+            lengths[key] = [len(example) for example in prepared.train]
             if wanted.scores:
                 try:
                     test_items(recipe, wanted, lambda text: None)
@@ -213,7 +219,7 @@ def _read_all(resolved: Mapping[str, Resolved], wanted: Wanted, shots: int, trus
                     raise error.noted("arm", name) from None
             if not is_classified(recipe):
                 shots_of(recipe, shots)
-        Budget(recipe.train, math.ceil(num_rows[key] / recipe.train.batch_size))
+        Budget(recipe.train, steps_per_epoch(lengths[key], recipe.train.batch_size, recipe.train.batch_tokens))
         shape = digest([recipe.model.model_dump(mode="json"), recipe.adapter.model_dump(mode="json")])
         if shape not in shapes:
             shapes.add(shape)

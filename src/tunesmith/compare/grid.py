@@ -18,9 +18,10 @@ from typing import Any
 
 from tunesmith.compare.settings import Planned, Study
 from tunesmith.data.settings import HeldOut
+from tunesmith.dialects.read import load
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.notation import write_inline
-from tunesmith.recipe import Change, Resolved, from_dict, load
+from tunesmith.recipe import Change, Resolved, from_dict
 from tunesmith.record import FREE_TO_CHANGE
 
 LEFT_TO_THE_STUDY = {
@@ -198,7 +199,8 @@ def fingerprint(resolved: Resolved) -> str:
     }
     held_out = resolved.recipe.data.held_out
     file = held_out if isinstance(held_out, str) else held_out.file if isinstance(held_out, HeldOut) else None
-    files = [content(name) for name in (resolved.recipe.data.train, file) if name is not None]
+    paths = [source.named for source in resolved.recipe.data.sources]
+    files = [content(name) for name in (*paths, file) if name is not None]
     model = [stamp(name) for name in (resolved.recipe.model.name, resolved.recipe.model.adapter) if name is not None]
     return digest([plain, files, model])
 

@@ -18,11 +18,9 @@ import torch
 
 from tunesmith.atomic import write_json
 from tunesmith.compare.grid import content, digest, stamp
-from tunesmith.data.formats import convert
+from tunesmith.data.mixture import part_rows, read_parts
 from tunesmith.data.prepare import prepare
 from tunesmith.data.settings import DataSettings
-from tunesmith.data.sources import read
-from tunesmith.data.split import split
 from tunesmith.data.types import Conversation, Example, Message
 from tunesmith.errors import DataError
 from tunesmith.evaluate import Item, evaluate, scorers_named, write_answers
@@ -85,14 +83,14 @@ def test_items(recipe: Recipe, wanted: Wanted, say: Say) -> list[Item]:
 def has_answers(recipe: Recipe, wanted: Wanted) -> bool:
     """Whether any row of the test holds an answer that a loss could be taken of."""
     data = test_data(recipe, wanted)
-    rows = convert(read(data.train, limit=data.limit), data.format, data.columns, recipe.takes).rows
+    rows = [row for part in read_parts(data) for row in part.converted(recipe.takes, learn=data.learn).rows]
     return any(not isinstance(row, Conversation) or any(turn.is_learned for turn in row.messages) for row in rows)
 
 
 def test_data(recipe: Recipe, wanted: Wanted) -> DataSettings:
     """The test's rows, read as the recipe reads its own."""
     changes = {"train": wanted.test, "held_out": None, "limit": wanted.limit, "group_by": None}
-    return recipe.data.model_copy(update=changes)
+    return recipe.data.of_other_files.model_copy(update=changes)
 
 
 def measure(
@@ -166,7 +164,7 @@ def classified(session: Session, policy: Policy, recipe: Recipe, wanted: Wanted,
     losses, right = part.by_row(outputs, rows, session.head)
     places = {row.origin.row: index for index, row in enumerate(rows)}
     numbers = sorted(places)
-    every = [origin.row for origin, _ in read(data.train, limit=data.limit)]
+    every = [origin.row for part in read_parts(data) for origin, _ in part.raw]
     return {
         "loss": {
             "rows": [float(number) for number in numbers],
@@ -236,20 +234,20 @@ def shots_of(recipe: Recipe, count: int) -> list[Message]:
     if not count:
         return []
     data = recipe.data
-    raw = read(data.train, split=data.split, subset=data.subset, limit=data.limit)
-    raw = split(raw, data, seed=recipe.train.seed).train
-    chosen = np.random.default_rng((recipe.train.seed, count)).permutation(len(raw))
+    parts = part_rows(read_parts(data), data, seed=recipe.train.seed).train
+    rows = [replace(part, raw=[row]) for part in parts for row in part.raw]
+    chosen = np.random.default_rng((recipe.train.seed, count)).permutation(len(rows))
     turns: list[Message] = []
     for index in chosen:
         if len(turns) >= 2 * count:
             break
-        row = convert([raw[index]], data.format, data.columns).rows[0]
+        row = rows[index].converted().rows[0]
         if isinstance(row, Conversation):
             turns += _first_exchange(row)
     if len(turns) < 2 * count:
         raise DataError(
             f"there are no {count} rows of training to show as examples",
-            where=data.train,
+            where=data.named,
             found=f"{len(turns) // 2} with a question and an answer",
             fix="ask for fewer: prompting",
         )

@@ -12,30 +12,10 @@ from typing import Any
 from tunesmith.compare.pictures import primary
 from tunesmith.compare.table import columns, legend, made_on, shown, statements
 from tunesmith.notation import write
+from tunesmith.pages import bullets, document, table
 
 NUM_SAMPLES, NUM_ROWS = 6, 8
 LONGEST = 700
-
-STYLE = """
-:root { --ink: #22272e; --faint: #57606a; --line: #d8dee4; --soft: #f6f8fa; --good: #1a7f37; --bad: #b3261e; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff; margin: 0 auto; max-width: 1150px;
-  padding: 1.5rem 1.2rem 4rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p.small, .small { color: var(--faint); font-size: .87rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .65rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-thead th { color: var(--faint); font-weight: 600; border-bottom: 2px solid var(--line); }
-table.text td { white-space: pre-wrap; overflow-wrap: anywhere; text-align: left; vertical-align: top;
-  min-width: 9rem; }
-table.text th { text-align: left; }
-ul.say li { margin: .25rem 0; }
-img { max-width: 100%; height: auto; display: block; margin: .4rem 0; }
-pre { background: var(--soft); padding: .8rem 1rem; overflow-x: auto; font-size: .82rem; border-radius: 6px; }
-.good { color: var(--good); } .bad { color: var(--bad); }
-details { margin: .6rem 0; } summary { cursor: pointer; }
-"""
 
 
 def page(found: Mapping[str, Any], folder: Path, pictures: Mapping[str, bytes], titles: Mapping[str, str]) -> str:
@@ -44,10 +24,10 @@ def page(found: Mapping[str, Any], folder: Path, pictures: Mapping[str, bytes], 
         f"<h1>{escape(found['study'])}</h1>",
         f"<p class='small'>{escape(found['made'][:16].replace('T', ' '))}, baseline {escape(found['baseline'])}</p>",
         "<h2>What can be said</h2>",
-        _list(statements(found)),
+        bullets(statements(found)),
         "<h2>Table</h2>",
         f"<p class='small'>{escape(legend(found))}</p>",
-        _table(*columns(found)),
+        table(*columns(found)),
     ]
     for name, picture in pictures.items():
         data = base64.b64encode(picture).decode()
@@ -55,22 +35,7 @@ def page(found: Mapping[str, Any], folder: Path, pictures: Mapping[str, bytes], 
         sections += [f"<h2>{title}</h2>", f"<img alt='{title}' src='data:image/png;base64,{data}'>"]
     sections += [_comparisons(found), _items(found, folder), _samples(found, folder), _trials(found), _settings(found)]
     body = "\n".join(section for section in sections if section)
-    return (
-        "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        f"<title>{escape(found['study'])}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
-
-
-def _list(texts: Sequence[str]) -> str:
-    return "<ul class='say'>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    opening = f"<table class='{kind}'>" if kind else "<table>"
-    return f"<div class='wide'>{opening}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return document(found["study"], body)
 
 
 def _comparisons(found: Mapping[str, Any]) -> str:
@@ -86,7 +51,7 @@ def _comparisons(found: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     text = f"Each less {found['baseline']}, on the same rows and seeds."
-    return f"<h2>Differences to the baseline</h2><p class='small'>{escape(text)}</p>" + _table(titles, rows)
+    return f"<h2>Differences to the baseline</h2><p class='small'>{escape(text)}</p>" + table(titles, rows)
 
 
 def _answers(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -115,7 +80,7 @@ def _items(found: Mapping[str, Any], folder: Path) -> str:
             ]
             if rows:
                 said = f"{one['arm']}: rows it answers {title} than {found['baseline']}"
-                inner = _table([measure.title, "row"], rows, "text")
+                inner = table([measure.title, "row"], rows, "text")
                 parts.append(f"<details><summary>{escape(said)}</summary>{inner}</details>")
     return "<h2>Rows won and lost</h2>" + "".join(parts) if parts else ""
 
@@ -150,7 +115,7 @@ def _samples(found: Mapping[str, Any], folder: Path) -> str:
             cells.append(f"{_cut(own[index]['answer'])}\n({scores})")
         rows.append(cells)
     note = "<p class='small'>Of each arm's first seed. Rows on which scores differ come first.</p>"
-    return "<h2>Answers side by side</h2>" + note + _table(["question", "right answer", *answers], rows, "text")
+    return "<h2>Answers side by side</h2>" + note + table(["question", "right answer", *answers], rows, "text")
 
 
 def _trials(found: Mapping[str, Any]) -> str:
@@ -162,21 +127,21 @@ def _trials(found: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     titles = ["", "round", "learning rate", "share of the budget", "held-out loss"]
-    return "<h2>Learning rates tried</h2>" + _table(titles, rows)
+    return "<h2>Learning rates tried</h2>" + table(titles, rows)
 
 
 def _settings(found: Mapping[str, Any]) -> str:
     names = [name for name, row in found["arms"].items() if row["tuned"]]
     rows = [[key, *(shown(values.get(name)) for name in names)] for key, values in found["differences"].items()]
     parts = ["<h2>Settings that differ</h2>"]
-    parts.append(_table(["", *names], rows) if rows else "<p>None.</p>")
+    parts.append(table(["", *names], rows) if rows else "<p>None.</p>")
     recipe = {section: values for section, values in found["recipe"].items() if section != "output"}
     said = f"the whole recipe of {found['baseline']}"
     parts.append(f"<details><summary>{escape(said)}</summary><pre>{escape(write(recipe))}</pre></details>")
     study = escape(write(found["settings"]))
     parts.append(f"<details><summary>the study's settings</summary><pre>{study}</pre></details>")
     folders = [[name, seed, Path(f).name] for name, row in found["arms"].items() for seed, f in row["folders"].items()]
-    inner = _table(["", "seed", "folder"], folders)
+    inner = table(["", "seed", "folder"], folders)
     parts.append(f"<details><summary>the folder of every run</summary>{inner}</details>")
     parts.append(f"<p class='small'>{escape(made_on(found))}</p>")
     return "\n".join(parts)

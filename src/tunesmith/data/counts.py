@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tunesmith.data.problems import counted
@@ -46,10 +47,12 @@ KINDS = {
 
 @dataclass
 class Counts:
-    """One side, training or held out. `tokens` and `learned` are of the rows that are left."""
+    """One side, training or held out. `visited`: rows of one pass over those that are kept, as often as the weight of
+    their source says. `tokens` and `learned` are of one pass."""
 
     read: int = 0
     kept: int = 0
+    visited: int = 0
     tokens: int = 0
     learned: int = 0
     kinds: dict[str, Tally] = field(default_factory=lambda: {kind: Tally() for kind in KINDS})
@@ -59,6 +62,31 @@ class Counts:
 
     def __getitem__(self, kind: str) -> int:
         return self.kinds[kind].count
+
+
+@dataclass
+class OfSource:
+    """What became of the rows of one of several sources."""
+
+    path: str
+    format: str
+    weight: float
+    train: Counts
+    held_out: Counts
+    first: int
+    """Where its examples begin among those of training."""
+
+
+def total(parts: Iterable[Counts]) -> Counts:
+    """The counts of several sources as one."""
+    made = Counts()
+    for counts in parts:
+        for name in ("read", "kept", "visited", "tokens", "learned"):
+            setattr(made, name, getattr(made, name) + getattr(counts, name))
+        for kind, tally in counts.kinds.items():
+            known = made.kinds[kind]
+            made.kinds[kind] = Tally(known.count + tally.count, (known.first + tally.first)[:FIRST])
+    return made
 
 
 def told(counts: Counts) -> list[str]:

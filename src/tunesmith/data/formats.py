@@ -1,6 +1,7 @@
 """What a row means: a table of functions from one raw row to what an objective takes.
 
-To add a format, write one function that returns a row (or raises `Unreadable`), and one line in `FORMATS`.
+To add a format, write one function that returns a row (or raises `Unreadable`), and one line in `FORMATS`. It is given
+the row's columns, where the row came from, and what the rows call the keys and roles of messages.
 
     text                {"text": …}
     messages            {"messages": [{"role", "content", …}], "tools": […]},
@@ -20,10 +21,12 @@ from typing import Any
 
 from tunesmith.data.files import RawRow
 from tunesmith.data.labels import labelled
-from tunesmith.data.messages import KNOWN_KEYS, Unreadable, need, parsed, read_messages, read_tools, text_of
+from tunesmith.data.learned import learned
+from tunesmith.data.messages import KNOWN_KEYS, Names, Unreadable, need, parsed, read_messages, read_tools, text_of
+from tunesmith.data.pieces import segments, tokens
 from tunesmith.data.preferences import openai_preference, passed_over, preference, unpaired
 from tunesmith.data.problems import Problems, listed, shown
-from tunesmith.data.settings import TemplateFormat
+from tunesmith.data.settings import Learn, MessageKey, TemplateFormat
 from tunesmith.data.template_rows import makes, template
 from tunesmith.data.types import (
     Conversation,
@@ -35,7 +38,6 @@ from tunesmith.data.types import (
     Preference,
     Prompt,
     Row,
-    continued,
     turns_of,
 )
 from tunesmith.errors import DataError
@@ -47,11 +49,11 @@ def text(row: RawColumns, origin: Origin) -> Document:
     return Document(text_of(row, "text"), origin)
 
 
-def messages(row: RawColumns, origin: Origin) -> Conversation:
+def messages(row: RawColumns, origin: Origin, names: Names | None = None) -> Conversation:
     keys = [key for key in ("messages", "conversations") if row.get(key) is not None]
     if len(keys) != 1:
         raise Unreadable("the row has both messages and conversations" if keys else "the column 'messages' is missing")
-    turns = read_messages(row[keys[0]], keys[0])
+    turns = read_messages(row[keys[0]], keys[0], names)
     if _has(row, "system") and turns:
         system = Message("system", text_of(row, "system"))
         if turns[0].role != "system":
@@ -61,7 +63,7 @@ def messages(row: RawColumns, origin: Origin) -> Conversation:
     return Conversation(turns, origin, read_tools(row.get("tools")))
 
 
-def prompt_completion(row: RawColumns, origin: Origin) -> Conversation:
+def prompt_completion(row: RawColumns, origin: Origin, names: Names | None = None) -> Conversation:
     prompt, completion = need(row, "prompt"), need(row, "completion")
     for key, value in (("prompt", prompt), ("completion", completion)):
         if not isinstance(value, (str, list, tuple)):
@@ -72,7 +74,8 @@ def prompt_completion(row: RawColumns, origin: Origin) -> Conversation:
         return Conversation((Message("user", prompt), Message("assistant", completion)), origin, tools)
     if isinstance(prompt, str) or isinstance(completion, str):
         raise Unreadable("prompt and completion must both be text or both be message lists")
-    return continued(read_messages(prompt, "prompt"), read_messages(completion, "completion"), origin, tools)
+    asked, answer = read_messages(prompt, "prompt", names), read_messages(completion, "completion", names)
+    return Conversation(asked + answer, origin, tools, num_asked=len(asked))
 
 
 def _has(row: RawColumns, key: str) -> bool:
@@ -96,12 +99,12 @@ def alpaca(row: RawColumns, origin: Origin) -> Conversation:
     return Conversation(tuple(turns), origin)
 
 
-def prompt(row: RawColumns, origin: Origin) -> Prompt:
+def prompt(row: RawColumns, origin: Origin, names: Names | None = None) -> Prompt:
     """A question alone: text or messages, of which an answer at the end is left off."""
     keys = [key for key in ("prompt", "messages", "conversations", "question") if row.get(key) is not None]
     key = keys[0] if keys else "prompt"
     given = need(row, key)
-    turns = (Message("user", given),) if isinstance(given, str) else read_messages(given, key)
+    turns = (Message("user", given),) if isinstance(given, str) else read_messages(given, key, names)
     if turns and turns[-1].role == "assistant":
         turns = turns[:-1]
     if not isinstance(given, str):
@@ -111,11 +114,14 @@ def prompt(row: RawColumns, origin: Origin) -> Prompt:
     return Prompt(turns, given, {k: v for k, v in row.items() if k != key}, origin, read_tools(row.get("tools")))
 
 
+Reader = Callable[[RawColumns, Origin, Names], Row]
+
+
 @dataclass(frozen=True)
 class Format:
     """`needs`: any one of these sets of columns makes a row of this format; `reads`: all columns it looks at."""
 
-    read: Callable[[RawColumns, Origin], Row]
+    read: Reader
     makes: type[Row]
     needs: tuple[frozenset[str], ...]
     reads: frozenset[str]
@@ -128,7 +134,7 @@ def _nothing(_: RawColumns) -> set[str]:
 
 
 def _format(
-    read: Callable[[RawColumns, Origin], Row],
+    read: Reader,
     makes: type[Row],
     needs: str,
     also: str = "",
@@ -140,10 +146,12 @@ def _format(
 
 
 FORMATS: dict[str, Format] = {
-    "text": _format(text, Document, "text"),
+    "text": _format(lambda row, origin, _: text(row, origin), Document, "text"),
     "messages": _format(messages, Conversation, "messages | conversations", "tools system"),
     "prompt-completion": _format(prompt_completion, Conversation, "prompt completion", "tools"),
-    "alpaca": _format(alpaca, Conversation, "instruction output", "input system history"),
+    "alpaca": _format(
+        lambda row, origin, _: alpaca(row, origin), Conversation, "instruction output", "input system history"
+    ),
     "preference": _format(
         preference,
         Preference,
@@ -159,6 +167,8 @@ FORMATS: dict[str, Format] = {
         "text label | text labels | messages label | messages labels | conversations label | conversations labels",
         "system tools",
     ),
+    "segments": _format(segments, Document, "segments"),
+    "tokens": _format(tokens, Document, "input_ids", "labels attention_mask token_type_ids position_ids length"),
     "unpaired": _format(
         unpaired,
         Judged,
@@ -185,6 +195,8 @@ class Reading:
     rows: list[Row]
     format: str
     notes: tuple[str, ...] = ()
+    message_keys: frozenset[str] = frozenset()
+    """All keys that stood in a message, where some are renamed."""
 
 
 def convert(
@@ -193,32 +205,42 @@ def convert(
     columns: Mapping[str, str],
     takes: tuple[type[Row], ...] = LEARNABLE,
     or_else: tuple[type[Row], ...] = (),
+    *,
+    message_keys: Mapping[MessageKey, str] | None = None,
+    roles: Mapping[str, str] | None = None,
+    learn: Learn = "answers",
 ) -> Reading:
     """Every raw row by its meaning. `columns` renames first: {wanted: yours}.
 
     `takes`: what the objective learns from; rows that can be read so are, and others must be of `or_else`.
+    `message_keys` {ours: theirs} and `roles` {theirs: ours} are the rows' own names; `learn`: whose turns are learned.
     """
+    names = Names(message_keys or {}, roles or {})
     if columns:
         raw = _renamed(raw, columns)
     notes: list[str] = []
     source = raw[0][0].source if raw else None
-    reader: Callable[[RawColumns, Origin], Row]
+    reader: Reader
     if isinstance(format, TemplateFormat):
-        name, reader = "template", template(format)
+        fill = template(format)
+        name, reader = "template", lambda row, origin, _: fill(row, origin)
         _refuse_others(name, makes(format), takes + or_else, source)
     else:
         name = recognise(raw, takes, or_else) if format == "auto" else format
         _refuse_others(name, FORMATS[name].makes, takes + or_else, source)
         reader = FORMATS[name].read
         if FORMATS[name].makes is not Prompt:  # of a prompt, every column is for the rewards
-            notes += _unused(raw, name)
+            notes += _unused(raw, name, names)
+    own: Learn = learn
+    if learn == "completions":
+        own = "answers" if name == "prompt-completion" else "everything"
     problems = Problems(f"rows cannot be read as {name}")
     rows: list[Row] = []
     for origin, row in raw:
         try:
-            result = reader(row, origin)
+            result = reader(row, origin, names)
             _refuse_surrogates(result)
-            rows.append(result)
+            rows.append(learned(result, own) if isinstance(result, Conversation) else result)
         except Unreadable as error:
             problems.add(
                 DataError(
@@ -226,11 +248,11 @@ def convert(
                     where=str(origin),
                     found=error.found or f"columns {listed(row)}",
                     expected=_expectation(name, row),
-                    fix="mend the rows, or set data.format or data.columns",
+                    fix=error.fix or "mend the rows, or set data.format or data.columns",
                 )
             )
     problems.raise_if_any()
-    return Reading(rows, name, tuple(notes))
+    return Reading(rows, name, tuple(notes), frozenset(names.seen))
 
 
 def _expectation(name: str, row: RawColumns) -> str | None:
@@ -342,7 +364,7 @@ def _renamed(raw: Sequence[RawRow], columns: Mapping[str, str]) -> list[RawRow]:
     return renamed
 
 
-def _unused(raw: Sequence[RawRow], name: str) -> list[str]:
+def _unused(raw: Sequence[RawRow], name: str, names: Names) -> list[str]:
     """What the rows hold and the format does not look at: said, never dropped in silence. Null is nothing."""
     notes = []
     reads, passed_over = FORMATS[name].reads, FORMATS[name].passed_over
@@ -350,12 +372,9 @@ def _unused(raw: Sequence[RawRow], name: str) -> list[str]:
     extra |= dict.fromkeys(key for _, row in raw for key in sorted(passed_over(row)))
     if extra:
         notes.append(f"columns not used: {listed(extra)}")
-    turns = [
-        turn for _, row in raw for key in reads for turn in _dicts(row.get(key)) if "role" in turn or "from" in turn
-    ]
-    odd = dict.fromkeys(
-        key for turn in turns for key, value in turn.items() if key not in KNOWN_KEYS and value is not None
-    )
+    speakers, known = {"role", "from", names.keys.get("role")}, KNOWN_KEYS.union(names.keys.values())
+    turns = [turn for _, row in raw for key in reads for turn in _dicts(row.get(key)) if not speakers.isdisjoint(turn)]
+    odd = dict.fromkeys(key for turn in turns for key, value in turn.items() if key not in known and value is not None)
     if odd:
         notes.append(f"message keys not used: {listed(odd)}")
     return notes

@@ -11,19 +11,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.data.messages import Unreadable, read_messages, read_tools, text_of
+from tunesmith.data.messages import Names, Unreadable, read_messages, read_tools, text_of
 from tunesmith.data.problems import shown
 from tunesmith.data.types import Conversation, Document, Labelled, Message, Origin
 
 
-def labelled(row: Mapping[str, Any], origin: Origin) -> Labelled:
+def labelled(row: Mapping[str, Any], origin: Origin, names: Names | None = None) -> Labelled:
     keys = [key for key in ("text", "messages", "conversations") if row.get(key) is not None]
     if len(keys) != 1:
         found = " and ".join(keys) if keys else "no column text, messages or conversations"
         raise Unreadable("what the label is of is not one column", found=found)
     if keys[0] == "text":
         return Labelled(Document(text_of(row, "text"), origin), _labels(row))
-    turns = read_messages(row[keys[0]], keys[0])
+    turns = read_messages(row[keys[0]], keys[0], names)
     if row.get("system") not in (None, ""):
         turns = (Message("system", text_of(row, "system")), *turns)
     return Labelled(Conversation(turns, origin, read_tools(row.get("tools"))), _labels(row))

@@ -1,7 +1,8 @@
 """Which characters of a rendered conversation are learned.
 
 A learned answer runs from the end of what the model is given (the prompt as generation would show it) to the end of
-the turn's end token; the line break behind that token is the template's, not the model's, and is not learned.
+the turn's end token; the line break behind that token is the template's, not the model's, and is not learned. Of the
+end tokens, `data.learn_ends` may leave out all, or all but the last learned one.
 
 The start is where the prompt of generation ends: `render(turns before, open_answer=True)` must be a beginning of the
 whole text. Templates that rewrite earlier turns, or open an answer otherwise than they show it, break that; then the
@@ -11,10 +12,11 @@ answer's place is found by rendering once more with another content and looking 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.data.chat import ChatTemplate, Turn, common_prefix, common_suffix
+from tunesmith.data.settings import Ends
 
 _OTHER = "\ue000zq\ue001"
 
@@ -25,11 +27,13 @@ class MaskUnknown(Exception):
 
 @dataclass(frozen=True)
 class Span:
-    """Characters [start, end) of a learned turn. `is_prompted`: the text before it is what generation would show."""
+    """Characters [start, end) of a learned turn. `is_prompted`: the text before it is what generation would show.
+    `is_answer`: it is the model's own turn, and ends as such turns do."""
 
     start: int
     end: int
     is_prompted: bool
+    is_answer: bool = False
 
 
 def learned_spans(
@@ -43,10 +47,37 @@ def learned_spans(
             continue
         if turn["role"] == "assistant":
             start, is_prompted = _start(chat, text, turns, index, tools)
-            spans.append(Span(start, _end(chat, text, turns, index, tools, start), is_prompted))
+            spans.append(Span(start, _end(chat, text, turns, index, tools, start), is_prompted, is_answer=True))
         elif turn["content"]:
             spans.append(_content_span(chat, text, turns, index, tools))
     return text, spans
+
+
+def with_ends(chat: ChatTemplate, text: str, spans: Sequence[Span], which: Ends) -> list[Span]:
+    """The spans less what ends an answer, where that is not learned; what then says nothing is left out."""
+    if which == "turn":
+        return list(spans)
+    answers = [index for index, span in enumerate(spans) if span.is_answer]
+    kept = answers[-1:] if which == "last" else []
+    cut = [
+        replace(span, end=_before_end(chat, text, span)) if index in answers and index not in kept else span
+        for index, span in enumerate(spans)
+    ]
+    return [span for span in cut if span.start < span.end]
+
+
+def _before_end(chat: ChatTemplate, text: str, span: Span) -> int:
+    """Where what ends a turn begins: one of the template's ends, or tokens of the turn's own, as calls have."""
+    said = text[span.start : span.end]
+    known = [end for end in chat.traits.ends if said.endswith(end)]
+    if known or not chat.traits.ends:
+        return span.end - len(max(known, key=len, default=""))
+    start = len(said)
+    for token in reversed(list(chat.token_pattern.finditer(said))):
+        if token.end() < start:
+            break
+        start = token.start()
+    return span.start + start
 
 
 def _start(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunesmith.data.problems import listed, shown
+from tunesmith.data.settings import MessageKey
 from tunesmith.data.strict_json import strict_value
 from tunesmith.data.types import Message
 
@@ -38,12 +39,37 @@ KNOWN_KEYS = {
 }
 
 
+_KEYS = {"reasoning": "reasoning_content"}
+"""Where our word for a key is not the first of those that are looked for."""
+
+
 class Unreadable(Exception):
     """This row is not of its format; `convert` adds the file and the row."""
 
-    def __init__(self, what: str, found: str | None = None) -> None:
+    def __init__(self, what: str, found: str | None = None, fix: str | None = None) -> None:
         super().__init__(what)
-        self.what, self.found = what, found
+        self.what, self.found, self.fix = what, found, fix
+
+
+@dataclass(frozen=True)
+class Names:
+    """What rows call the keys {ours: theirs} and roles {theirs: ours} of messages, beside the names known anyway.
+
+    `seen` gathers all keys that stood in a message.
+    """
+
+    keys: Mapping[MessageKey, str] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set, compare=False)
+
+    def in_our_words(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A message with its keys renamed; null is nothing."""
+        if not self.keys:
+            return item
+        self.seen.update(item)
+        theirs = set(self.keys.values())
+        named = {_KEYS.get(our, our): item[their] for our, their in self.keys.items() if item.get(their) is not None}
+        return {key: value for key, value in item.items() if key not in theirs} | named
 
 
 def need(row: Mapping[str, Any], key: str) -> Any:
@@ -61,8 +87,8 @@ def text_of(row: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def read_messages(value: Any, key: str) -> tuple[Message, ...]:
-    value = parsed(value, key)
+def read_messages(value: Any, key: str, names: Names | None = None) -> tuple[Message, ...]:
+    value, names = parsed(value, key), names or Names()
     if not isinstance(value, (list, tuple)):
         raise Unreadable(f"{key!r} must be a list of messages", found=f"{type(value).__name__} {shown(value, 40)}")
     turns: list[Message] = []
@@ -70,7 +96,8 @@ def read_messages(value: Any, key: str) -> tuple[Message, ...]:
         place = f"message {index} of {key!r}"
         if not isinstance(item, Mapping):
             raise Unreadable(f"{place} must be an object", found=f"{type(item).__name__} {shown(item, 40)}")
-        turn = _read_message(item, place)
+        item = names.in_our_words(item)
+        turn = _read_message(item, place, names.roles)
         if turns and _joins(turns[-1], turn, item):
             # ShareGPT writes a call as a turn of its own; it belongs to the assistant's turn before it.
             turns[-1] = replace(turns[-1], tool_calls=turns[-1].tool_calls + turn.tool_calls)
@@ -80,19 +107,21 @@ def read_messages(value: Any, key: str) -> tuple[Message, ...]:
 
 
 def _joins(before: Message, turn: Message, item: Mapping[str, Any]) -> bool:
-    is_call = (item.get("role") or item.get("from")) in _CALLS
+    is_call = (item.get("role") or item.get("from")) in _CALLS and turn.role == "assistant"
     return is_call and before.role == "assistant" and before.is_learned == turn.is_learned
 
 
-def _read_message(item: Mapping[str, Any], place: str) -> Message:
+def _read_message(item: Mapping[str, Any], place: str, roles: Mapping[str, str]) -> Message:
     role = item.get("role") if item.get("role") is not None else item.get("from")
+    known = {**ROLES, **roles} if roles else ROLES
     if role is None:
         raise Unreadable(f"{place} has no 'role'", found=f"keys {listed(item)}")
-    if not isinstance(role, str) or role not in ROLES:
-        raise Unreadable(f"{place} has a role nobody knows", found=f"{shown(role, 40)}; known: {listed(ROLES)}")
+    if not isinstance(role, str) or role not in known:
+        found = f"{shown(role, 40)}; known: {listed(known)}"
+        raise Unreadable(f"{place} has a role nobody knows", found=found, fix="name it in data.roles: {theirs: ours}")
     content = item.get("content") if item.get("content") is not None else item.get("value")
     calls = item.get("tool_calls")
-    if role in _CALLS:
+    if role in _CALLS and known[role] == "assistant":
         content, calls = None, content
     elif calls is None and item.get("function_call") is not None:
         calls = [item["function_call"]]
@@ -101,8 +130,8 @@ def _read_message(item: Mapping[str, Any], place: str) -> Message:
         raise Unreadable(f"{place} has no content", found=f"keys {listed(item)}")
     reasoning = next((item[name] for name in _REASONING if item.get(name) is not None), None)
     return Message(
-        role=ROLES[role],
-        content=_read_reply(content, place) if ROLES[role] == "tool" else _read_content(content, place),
+        role=known[role],
+        content=_read_reply(content, place) if known[role] == "tool" else _read_content(content, place),
         learn=_read_learn(item, place),
         tool_calls=tool_calls,
         name=_optional_text(item, "name", place),

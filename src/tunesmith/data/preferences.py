@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.data.messages import Unreadable, need, parsed, read_messages, read_tools, text_of
+from tunesmith.data.messages import Names, Unreadable, need, parsed, read_messages, read_tools, text_of
 from tunesmith.data.problems import shown
 from tunesmith.data.types import Judged, Message, Origin, Preference
 
@@ -25,8 +25,9 @@ LABELS = ("label", "kto_tag")
 _SPEAKERS = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-def preference(row: RawColumns, origin: Origin) -> Preference:
-    prompt, chosen, rejected = _prompt(row), _parted(_answer(row, "chosen")), _parted(_answer(row, "rejected"))
+def preference(row: RawColumns, origin: Origin, names: Names | None = None) -> Preference:
+    prompt = _prompt(row, names)
+    chosen, rejected = (_parted(_answer(row, key, names)) for key in ("chosen", "rejected"))
     if chosen and rejected and chosen[0].role != "assistant" and rejected[0].role != "assistant":
         count = _alike(chosen, rejected)
         if prompt and not _is_in(_last_question(prompt), chosen[:count]):
@@ -68,28 +69,29 @@ def _is_in(turn: Message, turns: tuple[Message, ...]) -> bool:
     return any((turn.role, turn.content.strip()) == (other.role, other.content.strip()) for other in turns)
 
 
-def openai_preference(row: RawColumns, origin: Origin) -> Preference:
+def openai_preference(row: RawColumns, origin: Origin, names: Names | None = None) -> Preference:
     given = parsed(need(row, "input"), "'input'")
     if not isinstance(given, Mapping):
         raise Unreadable("the column 'input' must be an object with messages", found=shown(given, 40))
-    prompt = read_messages(need(given, "messages"), "messages")
-    chosen = read_messages(need(row, "preferred_output"), "preferred_output")
-    rejected = read_messages(need(row, "non_preferred_output"), "non_preferred_output")
+    prompt = read_messages(need(given, "messages"), "messages", names)
+    chosen = read_messages(need(row, "preferred_output"), "preferred_output", names)
+    rejected = read_messages(need(row, "non_preferred_output"), "non_preferred_output", names)
     return _pair(prompt, chosen, rejected, origin, given.get("tools"))
 
 
-def unpaired(row: RawColumns, origin: Origin) -> Judged:
+def unpaired(row: RawColumns, origin: Origin, names: Names | None = None) -> Judged:
     name = next((name for name in LABELS if row.get(name) is not None), "label")
     label = need(row, name)
     keys = [key for key in ("messages", "conversations") if row.get(key) is not None]
     if len(keys) > 1:
         raise Unreadable("the row has both messages and conversations")
     if keys:
-        turns = read_messages(row[keys[0]], keys[0])
+        turns = read_messages(row[keys[0]], keys[0], names)
         last = max((place for place, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
         prompt, completion = turns[:last], turns[last:]
     else:
-        prompt, completion = _side(need(row, "prompt"), "prompt", "user"), _answer(row, "completion")
+        prompt = _side(need(row, "prompt"), "prompt", "user", names)
+        completion = _answer(row, "completion", names)
     if label not in (0, 1, False, True):
         raise Unreadable(
             f"the column {name!r} must say whether the answer is wanted: true or false", found=shown(label)
@@ -100,7 +102,7 @@ def unpaired(row: RawColumns, origin: Origin) -> Judged:
     return Judged(prompt, completion, bool(label), origin, read_tools(row.get("tools")))
 
 
-def _prompt(row: RawColumns) -> tuple[Message, ...]:
+def _prompt(row: RawColumns, names: Names | None) -> tuple[Message, ...]:
     """What stands before both answers, by the first column of `_PROMPTS` that the row has; nothing where they are whole
     conversations."""
     key = next((key for key in _PROMPTS if row.get(key) not in (None, "")), None)
@@ -109,7 +111,7 @@ def _prompt(row: RawColumns) -> tuple[Message, ...]:
     if key == "instruction":
         more = f"\n\n{text_of(row, 'input')}" if row.get("input") not in (None, "") else ""
         return (Message("user", text_of(row, "instruction") + more),)
-    turns = _parted(_side(row[key], key, "user"))
+    turns = _parted(_side(row[key], key, "user", names))
     return turns[:-1] if len(turns) > 1 and turns[-1] == Message("assistant", "") else turns
 
 
@@ -122,18 +124,18 @@ def _parted(turns: tuple[Message, ...]) -> tuple[Message, ...]:
     return tuple(Message(roles[who], said.strip()) for who, said in zip(pieces[::2], pieces[1::2], strict=True))
 
 
-def _answer(row: RawColumns, key: str) -> tuple[Message, ...]:
-    return _side(need(row, key), key, "assistant")
+def _answer(row: RawColumns, key: str, names: Names | None) -> tuple[Message, ...]:
+    return _side(need(row, key), key, "assistant", names)
 
 
-def _side(value: Any, key: str, role: str) -> tuple[Message, ...]:
+def _side(value: Any, key: str, role: str, names: Names | None) -> tuple[Message, ...]:
     """Text is one turn of `role`; a message or a list of them is what it says."""
     if isinstance(value, str):
         return (Message(role, value),)
     if isinstance(value, Mapping):
-        return read_messages([value], key)
+        return read_messages([value], key, names)
     if isinstance(value, list | tuple):
-        return read_messages(value, key)
+        return read_messages(value, key, names)
     raise Unreadable(f"the column {key!r} must be text, a message or a list of messages", found=shown(value, 40))
 
 

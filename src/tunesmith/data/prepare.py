@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from tunesmith.data.counts import Counts, told
+from tunesmith.data.counts import Counts, OfSource, told, total
 from tunesmith.data.files import RawRow
-from tunesmith.data.formats import LEARNABLE, convert
+from tunesmith.data.fit import fit
+from tunesmith.data.formats import IN_WORDS, LEARNABLE, Reading
+from tunesmith.data.mixture import Part, each, mixed, part_rows, read_parts, refuse_unseen_keys
 from tunesmith.data.problems import Problems, counted
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings
-from tunesmith.data.sources import read
-from tunesmith.data.split import group_of, split
+from tunesmith.data.split import group_of
 from tunesmith.data.types import (
     CHOSEN,
     Answer,
@@ -29,13 +31,14 @@ from tunesmith.data.types import (
     Judged,
     Labelled,
     Origin,
+    Pieces,
     Preference,
     Prompt,
     Row,
     Text,
 )
 from tunesmith.data.unlearned import asked, classified
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, RecipeError
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,20 @@ class Prepared:
     notes: tuple[str, ...]
     fingerprint: str
     renderer: Renderer
+    sources: tuple[OfSource, ...] = ()
+    """Of each of several sources."""
+
+
+@dataclass
+class _Side:
+    """What became of the rows of one source on one side."""
+
+    part: Part
+    format: str = ""
+    notes: tuple[str, ...] = ()
+    examples: list[Example] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+    rows: list[Row] = field(default_factory=list)
 
 
 def prepare(
@@ -79,40 +96,94 @@ def prepare(
         settings = settings.model_copy(update={"max_length": most_tokens})
         bound = (f"the model has {most_tokens:,} positions for a row: that is data.max_length here",)
     advice = _ADVICE | (_OF_TABLES if bound else {})
-    source = settings.train if rows is None else rows
-    raw = read(source, split=settings.split, subset=settings.subset, limit=settings.limit)
-    parted = split(raw, settings, seed=seed)
-    renderer = Renderer(tokenizer, system_turn=settings.system_turn)
-    train, counts, _, form, notes = _side(parted.train, settings, takes, renderer, advice)
-    if not train:
+    _refuse_unread(settings, takes)
+    parts = read_parts(settings, rows)
+    parted = part_rows(parts, settings, seed=seed)
+    readings = _read(parted.train, takes), _read(parted.held_out, takes)
+    refuse_unseen_keys([one for side in readings for one in side if one[0].raw])
+    renderer = Renderer(tokenizer, system_turn=settings.system_turn, learn_ends=settings.learn_ends)
+    of_train, of_held_out = ([_side(part, reading, renderer, advice) for part, reading in side] for side in readings)
+    for side in of_train:
+        _refuse_nothing_left(side.examples, side.counts, side.part.path, advice)
+        side.examples, side.counts.visited = mixed(side.examples, side.part, seed=seed)
+        _count_tokens(side.examples, side.counts)
+    train = [example for side in of_train for example in side.examples]
+    held_out = [example for side in of_held_out for example in side.examples]
+    known = {example.token_ids.tobytes() for example in train}
+    for side in of_held_out:
+        side.counts.visited = side.counts.kept
+        _count_leaks(known, side.examples, side.counts)
+    held_out_counts = total(side.counts for side in of_held_out)
+    if held_out_counts.read and not held_out:
         raise DataError(
-            "no row is left to train on",
-            where=settings.train if rows is None else "rows",
-            found=f"{counted(counts.read, 'row')}: " + "; ".join(told(counts)),
-            fix=_advised(counts, advice),
+            "no held-out row is left",
+            where="data.held_out",
+            found=f"{counted(held_out_counts.read, 'row')}: " + "; ".join(told(held_out_counts)),
+            fix=f"hold out more rows; {_advised(held_out_counts, advice)}",
         )
-    held_out: list[Example] = []
-    held_out_counts, held_out_rows = Counts(), list[Row]()
-    if parted.held_out:
-        held_out, held_out_counts, held_out_rows, _, _ = _side(parted.held_out, settings, takes, renderer, advice)
-        _count_leaks(train, held_out, held_out_counts)
-        if not held_out:
-            raise DataError(
-                "no held-out row is left",
-                where="data.held_out",
-                found=f"{counted(held_out_counts.read, 'row')}: " + "; ".join(told(held_out_counts)),
-                fix=f"hold out more rows; {_advised(held_out_counts, advice)}",
-            )
     return Prepared(
         train,
         held_out,
-        held_out_rows,
-        counts,
+        [row for side in of_held_out for row in side.rows],
+        total(side.counts for side in of_train),
         held_out_counts,
-        form,
-        (parted.how, *bound, *_beyond([*train, *held_out], made_for), *notes, *renderer.notes),
+        " and ".join(dict.fromkeys(side.format for side in of_train if side.format)),
+        (parted.how, *bound, *_beyond([*train, *held_out], made_for), *_noted(of_train), *renderer.notes),
         fingerprint(train, held_out),
         renderer,
+        _by_source(of_train, of_held_out),
+    )
+
+
+def _refuse_unread(settings: DataSettings, takes: tuple[type[Row], ...]) -> None:
+    """What turns are learned is a question of conversations alone."""
+    if Conversation in takes:
+        return
+    for name, usual in (("learn", "answers"), ("learn_ends", "turn")):
+        if (given := getattr(settings, name)) != usual:
+            kinds = " or ".join(IN_WORDS[kind] for kind in takes)
+            raise RecipeError(
+                f"it says what is learned of conversations, and the objective learns from {kinds}",
+                where=f"data.{name}",
+                found=given if isinstance(given, str) else ", ".join(given),
+                fix=f"take data.{name} out",
+            )
+
+
+def _read(parts: Sequence[Part], takes: tuple[type[Row], ...]) -> list[tuple[Part, Reading]]:
+    """Every part with its rows by their meaning; of one without rows, nothing."""
+
+    def reading(part: Part) -> tuple[Part, Reading]:
+        return part, part.converted(takes, learn=part.settings.learn) if part.raw else Reading([], "")
+
+    return each(parts, reading)
+
+
+def _refuse_nothing_left(examples: Sequence[Example], counts: Counts, where: str, advice: Mapping[str, str]) -> None:
+    """A source all of whose rows are held out has nothing to lose."""
+    if counts.read and not examples:
+        raise DataError(
+            "no row is left to train on",
+            where=where,
+            found=f"{counted(counts.read, 'row')}: " + "; ".join(told(counts)),
+            fix=_advised(counts, advice),
+        )
+
+
+def _noted(sides: Sequence[_Side]) -> list[str]:
+    """What was noticed in reading, of several sources with the source's name."""
+    return [f"{side.part.path}: {note}" if len(sides) > 1 else note for side in sides for note in side.notes]
+
+
+def _by_source(train: Sequence[_Side], held_out: Sequence[_Side]) -> tuple[OfSource, ...]:
+    """The counts of each of several sources; held-out rows of a file are of none."""
+    if len(train) < 2:
+        return ()
+    beside = held_out if len(held_out) == len(train) else [_Side(side.part) for side in train]
+    starts = accumulate((len(side.examples) for side in train), initial=0)
+    return tuple(
+        OfSource(side.part.path, side.format or other.format, side.part.weight, side.counts, other.counts, start)
+        for side, other, start in zip(train, beside, starts, strict=False)
     )
 
 
@@ -121,7 +192,8 @@ _ADVICE = {
     "overlong": "raise data.max_length",
     "truncated": "raise data.max_length: what is learned may have been cut off",
     "empty": "look whether data.format reads the column that holds the text: the rows are empty",
-    "unlearnable": "give rows with a turn of the assistant, or with a turn marked to be learned",
+    "unlearnable": "give rows with a turn of the assistant (or of another role, named in data.learn), or with a turn "
+    "marked to be learned",
     "identical": "give pairs whose answers differ within data.max_length",
 }
 
@@ -146,15 +218,9 @@ def _beyond(examples: Sequence[Example], made_for: int | None) -> tuple[str, ...
     return (f"{what}: the model was made for {made_for:,}, and may learn worse beyond them",)
 
 
-def _side(
-    raw: Sequence[RawRow],
-    settings: DataSettings,
-    takes: tuple[type[Row], ...],
-    renderer: Renderer,
-    advice: Mapping[str, str],
-) -> tuple[list[Example], Counts, list[Row], str, tuple[str, ...]]:
-    reading = convert(raw, settings.format, settings.columns, takes)
-    counts = Counts(read=len(raw))
+def _side(part: Part, reading: Reading, renderer: Renderer, advice: Mapping[str, str]) -> _Side:
+    settings, counts = part.settings, Counts(read=len(part.raw))
+    side = _Side(part, reading.format, reading.notes, counts=counts)
     full: list[Row] = []
     for row in reading.rows:
         if is_empty(row):
@@ -163,12 +229,13 @@ def _side(
             counts.add("unlearnable", row.origin)
         else:
             full.append(row)
-    texts = [row for row in full if isinstance(row, Labelled)]
-    if texts:
-        return *classified(texts, settings, renderer, counts, advice), list(full), reading.format, reading.notes
-    prompts = [row for row in full if isinstance(row, Prompt)]
-    if prompts:
-        return *asked(prompts, settings, renderer, counts), full, reading.format, reading.notes
+    side.rows = [row if isinstance(row, Labelled | Prompt) else answered(row) for row in full]
+    if texts := [row for row in full if isinstance(row, Labelled)]:
+        side.examples, _ = classified(texts, settings, renderer, counts, advice)
+        return side
+    if prompts := [row for row in full if isinstance(row, Prompt)]:
+        side.examples, _ = asked(prompts, settings, renderer, counts)
+        return side
     written = [part for row in full for part in written_as(row).values()]
     rendering = renderer.render_all(written)
     for kind in ("straddled", "unprompted", "hidden", "control"):
@@ -176,14 +243,18 @@ def _side(
             counts.add(kind, origin)
     rendered = _judged(full, rendering.examples)
     if settings.group_by is not None:
-        groups = _groups(raw, settings.group_by)
+        groups = _groups(part.raw, settings.group_by)
         rendered = [replace(example, group=groups[example.origin]) for example in rendered]
-    examples = _whole_pairs(full, _fit(written, rendered, settings, counts, advice), counts)
-    counts.kept = sum(not isinstance(example, Answer) for example in examples)
-    counts.kept += len({example.origin for example in examples if isinstance(example, Answer)})
+    side.examples = _whole_pairs(full, fit(written, rendered, settings, counts, advice), counts)
+    counts.kept = sum(not isinstance(example, Answer) for example in side.examples)
+    counts.kept += len({example.origin for example in side.examples if isinstance(example, Answer)})
+    _count_tokens(side.examples, counts)
+    return side
+
+
+def _count_tokens(examples: Sequence[Example], counts: Counts) -> None:
     counts.tokens = sum(len(example) for example in examples)
     counts.learned = sum(example.num_learned for example in examples)
-    return examples, counts, [answered(row) for row in full], reading.format, reading.notes
 
 
 def written_as(row: Row) -> Mapping[str, Text]:
@@ -238,6 +309,8 @@ def _groups(raw: Sequence[RawRow], column: str) -> dict[Origin, str]:
 
 def is_empty(row: Row) -> bool:
     """Nothing to say: no text, no turns, or no learned turn with anything in it; of a pair, on either side."""
+    if isinstance(row, Pieces):
+        return not any(piece.content for piece in row.pieces)
     if isinstance(row, Document):
         return not row.text.strip()
     if isinstance(row, Preference | Judged):
@@ -252,67 +325,8 @@ def is_empty(row: Row) -> bool:
     )
 
 
-def _fit(
-    rows: Sequence[Row],
-    examples: Sequence[Example],
-    settings: DataSettings,
-    counts: Counts,
-    advice: Mapping[str, str],
-) -> list[Example]:
-    """Examples of at most `max_length` tokens, each with something to learn."""
-    problems = Problems("rows are longer than data.max_length")
-    fitted: list[Example] = []
-    for row, example in zip(rows, examples, strict=True):
-        pieces = [example]
-        if len(example) > settings.max_length:
-            pieces = _shortened(row, example, settings, counts, problems, advice)
-        learnable = [piece for piece in pieces if piece.num_learned]
-        if pieces and not learnable:
-            counts.add("unlearnable", example.origin)
-        fitted += learnable
-    problems.raise_if_any()
-    return fitted
-
-
-def _shortened(
-    row: Row,
-    example: Example,
-    settings: DataSettings,
-    counts: Counts,
-    problems: Problems,
-    advice: Mapping[str, str],
-) -> list[Example]:
-    limit = settings.max_length
-    if settings.overlong == "error":
-        problems.add(
-            DataError(
-                "the row is longer than data.max_length",
-                where=str(example.origin),
-                found=f"{len(example)} tokens",
-                expected=f"at most {limit}",
-                fix=f"{advice['overlong']}; or set data.overlong to drop or truncate",
-            )
-        )
-        return []
-    if settings.overlong == "truncate":
-        counts.add("truncated", example.origin)
-        return [_piece(example, 0, limit)]
-    if settings.overlong == "split" and isinstance(row, Document):
-        counts.add("split", example.origin)
-        # Each piece begins with the last token of the one before, so that every token is learned once.
-        return [_piece(example, start, start + limit) for start in range(0, len(example) - 1, limit - 1)]
-    counts.add("overlong", example.origin)
-    return []
-
-
-def _piece(example: Example, start: int, end: int) -> Example:
-    weights = example.loss_weights[start:end].copy()
-    weights[:1] = 0.0
-    return replace(example, token_ids=example.token_ids[start:end], loss_weights=weights)
-
-
-def _count_leaks(train: Sequence[Example], held_out: Sequence[Example], counts: Counts) -> None:
-    known = {example.token_ids.tobytes() for example in train}
+def _count_leaks(known: set[bytes], held_out: Sequence[Example], counts: Counts) -> None:
+    """`known`: the tokens of every row of training."""
     for example in held_out:
         if example.token_ids.tobytes() in known:
             counts.add("leaked", example.origin)

@@ -1,7 +1,8 @@
 """From what a row means to what the model sees: token ids and the mask. Special tokens and mask are decided here alone.
 
 BOS     exactly once at the start where the tokenizer or its template uses one, whichever of the two writes it.
-Mask    answers and their end token are learned (`mask.py`); in a document every token but the first.
+Mask    answers and their end token are learned (`mask.py`); in a document, and in a row that is learned whole, every
+        token but the first.
 Prompt  `prompt_ids` gives for generation the very ids that training begins with.
 """
 
@@ -17,9 +18,10 @@ import numpy as np
 
 from tunesmith.data import call_ids
 from tunesmith.data.chat import ANSWER, USER, ChatTemplate, TemplateFailed, as_turn
-from tunesmith.data.mask import MaskUnknown, Span, learned_spans
+from tunesmith.data.mask import MaskUnknown, Span, learned_spans, with_ends
 from tunesmith.data.problems import Problems, shown
-from tunesmith.data.types import Conversation, Document, Example, Message, Origin, Text
+from tunesmith.data.settings import Ends
+from tunesmith.data.types import Conversation, Document, Example, Message, Origin, Piece, Pieces, Text
 from tunesmith.errors import DataError, ModelError
 
 BATCH = 512
@@ -57,13 +59,18 @@ class _Text:
     add_eos: bool
     origin: Origin
     is_document: bool = False
+    pieces: tuple[Piece, ...] | None = None
     is_hidden: bool = False
+    is_whole: bool = False
+    learns_eos: bool = True
 
 
 class Renderer:
     """Renders rows with one tokenizer. `notes` says aloud where the template needed help."""
 
-    def __init__(self, tokenizer: Any, *, system_turn: Literal["keep", "into-user"] = "keep") -> None:
+    def __init__(
+        self, tokenizer: Any, *, system_turn: Literal["keep", "into-user"] = "keep", learn_ends: Ends = "turn"
+    ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
                 "the tokenizer is not a fast one, which knows the place of each token in the text",
@@ -71,7 +78,7 @@ class Renderer:
                 fix="convert it with transformers (AutoTokenizer, then save_pretrained)",
             )
         self.tokenizer = tokenizer
-        self.system_turn = system_turn
+        self.system_turn, self.learn_ends = system_turn, learn_ends
         self.chat = ChatTemplate(tokenizer)
         self._encoder = copy.deepcopy(tokenizer.backend_tokenizer)
         # Post-processors trim white space off the offsets; special tokens are ours to add.
@@ -113,7 +120,7 @@ class Renderer:
             for row in rows[start : start + BATCH]:
                 try:
                     texts.append(self._document(row) if isinstance(row, Document) else self._conversation(row))
-                except (TemplateFailed, MaskUnknown) as error:
+                except (TemplateFailed, MaskUnknown, TokensUnknown) as error:
                     problems.add(_row_error(error, row.origin))
                     continue
                 if self._holds_control_token(row):
@@ -178,28 +185,62 @@ class Renderer:
         return any(search(turn.content) for turn in row.messages)
 
     def _document(self, row: Document) -> _Text:
+        if isinstance(row, Pieces):
+            self._refuse_unknown_ids(row)
+            return _Text("", [], False, row.origin, pieces=row.pieces)
         if self.eos_id is None:
             self._notes["the tokenizer has no EOS: documents do not end with one"] = None
         return _Text(row.text, [Span(0, len(row.text), True)], self.eos_id is not None, row.origin, is_document=True)
 
+    def _refuse_unknown_ids(self, row: Pieces) -> None:
+        size = len(self.tokenizer)
+        ids = (token for piece in row.pieces if not isinstance(piece.content, str) for token in piece.content)
+        odd = next((token for token in ids if not 0 <= token < size), None)
+        if odd is not None:
+            raise TokensUnknown(f"token {odd} is none of the tokenizer's {size:,}")
+
+    def _of_pieces(self, pieces: Sequence[Piece], origin: Origin) -> Example:
+        ids: list[int] = []
+        weights: list[float] = []
+        for piece in pieces:
+            text = piece.content
+            own = self._encoder.encode(text, add_special_tokens=False).ids if isinstance(text, str) else list(text)
+            ids += own
+            weights += [float(piece.is_learned)] * len(own)
+        weights[:1] = [0.0] * len(weights[:1])  # nothing comes before the first token
+        return Example(np.array(ids, dtype=np.int64), np.array(weights, dtype=np.float32), origin)
+
     def _conversation(self, row: Conversation) -> _Text:
         messages, tools = self._fitted(row.messages, row.tools)
         turns = [as_turn(turn) for turn in messages]
+        is_open = bool(turns) and turns[-1]["role"] == "assistant" and not self.chat.traits.stops
         learned = [turn.is_learned for turn in messages]
+        if row.is_whole:  # nothing need be looked for but where an answer that nothing ends is cut
+            learned = [is_open and index == len(turns) - 1 for index in range(len(turns))]
         if not self.chat.traits.reasoning and any(turn.reasoning and turn.is_learned for turn in messages):
             self._notes["the chat template drops reasoning: it is not trained"] = None
         if "strftime_now" in str(self.tokenizer.chat_template):
             self._notes["the chat template writes today's date: on another day the rows have other tokens"] = None
         text, spans = learned_spans(self.chat, turns, learned, tools)
         is_hidden = not all(_is_written(turn, text, reasoning=self.chat.traits.reasoning) for turn in messages)
-        ends_open = bool(spans) and learned[-1] and turns[-1]["role"] == "assistant" and not self.chat.traits.stops
+        ends_open = bool(spans) and learned[-1] and is_open
         if ends_open:
-            remedy = (
-                "the tokenizer has no EOS: no end is learned" if self.eos_id is None else "EOS is added, and learned"
-            )
-            self._notes[f"the chat template never ends an answer: {remedy}"] = None
+            self._notes[f"the chat template never ends an answer: {self._remedy()}"] = None
             text = text[: spans[-1].end]
-        return _Text(text, spans, ends_open and self.eos_id is not None, row.origin, is_hidden=is_hidden)
+        return _Text(
+            text,
+            with_ends(self.chat, text, spans, self.learn_ends),
+            ends_open and self.eos_id is not None,
+            row.origin,
+            is_hidden=is_hidden,
+            is_whole=row.is_whole,
+            learns_eos=self.learn_ends != "none",
+        )
+
+    def _remedy(self) -> str:
+        if self.eos_id is None:
+            return "the tokenizer has no EOS: no end is learned"
+        return "EOS is added, and learned" if self.learn_ends != "none" else "EOS is added, and not learned"
 
     def _fitted(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
@@ -223,7 +264,9 @@ class Renderer:
                     "it has no system turn; set data.system_turn=into-user to put it before the user's"
                 )
             self._notes["system turns are put in front of the first user turn"] = None
-            turns = _system_into_user(turns)
+            is_wanted, turns = turns[0].is_learned, _system_into_user(turns)
+            if is_wanted and not next(turn for turn in turns if turn.role == "user").is_learned:
+                self._notes["system turns are not learned: they stand in a user turn, which is not"] = None
         return turns, kept
 
     def _tools_as_text(self, turns: list[Message], tools: tuple[dict[str, Any], ...]) -> list[Message]:
@@ -258,15 +301,21 @@ class Renderer:
     def _tokenise(self, texts: Sequence[_Text], rendering: Rendering) -> None:
         encodings = self._encoder.encode_batch([item.text for item in texts], add_special_tokens=False)
         for item, encoding in zip(texts, encodings, strict=True):
+            if item.pieces is not None:
+                rendering.examples.append(self._of_pieces(item.pieces, item.origin))
+                continue
             ids = encoding.ids
             offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
             learned, straddled = _learned_tokens(offsets, item.spans)
+            if item.is_whole:
+                learned, straddled = np.ones(len(ids), dtype=bool), False
             drop, before = (0, list(self._before)) if item.is_document else self._bos_repair(ids)
             if item.is_document and self.bos_id is not None and ids[:1] == [self.bos_id]:
                 before = []
             after = [self.eos_id] if item.add_eos and (not ids or ids[-1] != self.eos_id) else []
             token_ids = np.array(before + ids[drop:] + after, dtype=np.int64)
-            weights = np.concatenate([np.zeros(len(before)), learned[drop:], np.ones(len(after))]).astype(np.float32)
+            of_after = np.full(len(after), float(item.learns_eos))
+            weights = np.concatenate([np.zeros(len(before)), learned[drop:], of_after]).astype(np.float32)
             weights[:1] = 0.0  # nothing comes before the first token, so nothing can predict it
             rendering.examples.append(Example(token_ids, weights, item.origin))
             if item.is_hidden:
@@ -318,7 +367,13 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+class TokensUnknown(Exception):
+    """A row of token ids was made with another tokenizer."""
+
+
 def _row_error(error: Exception, origin: Origin) -> DataError:
+    if isinstance(error, TokensUnknown):
+        return DataError(str(error), where=str(origin), fix="tokenise the rows with this model's tokenizer, or give text")
     if isinstance(error, MaskUnknown):
         return DataError(
             f"the chat template hides {error}, so that its mask cannot be known",

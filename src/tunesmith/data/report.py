@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
@@ -13,7 +14,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.data.counts import Counts, told
+from tunesmith.data.counts import Counts, OfSource, told
+from tunesmith.data.findings import findings
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.problems import counted
 from tunesmith.data.types import Answer, Classified, Example
@@ -25,16 +27,30 @@ LEARNED, MASKED, SPECIAL = "bold green", "dim", "magenta"
 
 def print_report(prepared: Prepared, tokenizer: Any, console: Console, rows: int = 3) -> None:
     console.print(_counts_table(prepared))
+    if prepared.sources:
+        console.print(_sources_table(prepared.sources))
     console.print(_lengths_table(prepared))
-    for note in _notes(prepared):
+    for note in [*_notes(prepared), *map(str, findings(prepared))]:
         console.print(Text(f"· {note}"))
     in_colour = console.is_terminal and console.color_system is not None
-    for example in prepared.train[: 2 * rows if isinstance(prepared.train[0], Answer) else rows]:
-        title = f"{example.origin}{_what(example)} · {counted(len(example), 'token')}, {example.num_learned} learned"
-        console.print(Rule(Text(title), align="left"))
+    for example in first_rows(prepared, rows):
+        console.print(Rule(Text(title_of(example)), align="left"))
         console.print(seen(example, tokenizer, in_colour=in_colour), soft_wrap=True)
     key = Text("learned", style=LEARNED) + Text(" masked", style=MASKED) + Text(" special", style=SPECIAL)
     console.print(Rule(key if in_colour else Text("learned tokens stand between ⟦ and ⟧"), align="left"))
+
+
+def first_rows(prepared: Prepared, count: int) -> list[Example]:
+    """The first so many rows, of several sources of each; of a pair both sides."""
+    count *= 2 if isinstance(prepared.train[0], Answer) else 1
+    starts = [one.first for one in prepared.sources] or [0]
+    ends = [*starts[1:], len(prepared.train)]
+    pairs = zip(starts, ends, strict=True)
+    return [example for start, end in pairs for example in prepared.train[start : min(start + count, end)]]
+
+
+def title_of(example: Example) -> str:
+    return f"{example.origin}{_what(example)} · {counted(len(example), 'token')}, {example.num_learned} learned"
 
 
 def _what(example: Example) -> str:
@@ -52,11 +68,19 @@ def summary(prepared: Prepared) -> list[str]:
         f"{counted(counts.tokens, 'token')}, "
         + (f"{counts.learned:,} of them learned ({_share(counts)})" if counts.learned else _without_learned(prepared))
     ]
+    lines += [_of_source(one, counts.learned) for one in prepared.sources]
     if prepared.held_out:
         held_out = prepared.held_out_counts
         learned = f", {counted(held_out.learned, 'learned token')}" if held_out.learned else ""
         lines.append(f"{held_out.kept:,} held out{learned}")
-    return lines + _notes(prepared)
+    return [*lines, *_notes(prepared), *map(str, findings(prepared))]
+
+
+def _of_source(one: OfSource, learned: int) -> str:
+    """What a source gives to one pass."""
+    counts, weight = one.train, f" (weight {one.weight:g})" if one.weight != 1 else ""
+    share = f", {counts.learned / learned:.0%} of what is learned" if learned else ""
+    return f"{one.path}, {one.format}: {counted(counts.visited, 'row')} a pass{weight}{share}"
 
 
 def _without_learned(prepared: Prepared) -> str:
@@ -73,19 +97,33 @@ def as_json(prepared: Prepared) -> dict[str, Any]:
         "format": prepared.format,
         "train": _counts_as_json(prepared.counts, prepared.train),
         "held_out": _counts_as_json(prepared.held_out_counts, prepared.held_out),
+        **({"sources": [_source_as_json(one) for one in prepared.sources]} if prepared.sources else {}),
         "notes": list(prepared.notes),
+        "findings": [asdict(finding) for finding in findings(prepared)],
         "fingerprint": prepared.fingerprint,
+    }
+
+
+def _source_as_json(one: OfSource) -> dict[str, Any]:
+    what = {"path": one.path, "format": one.format, "weight": one.weight}
+    return what | {"train": _numbers(one.train), "held_out": _numbers(one.held_out)}
+
+
+def _numbers(counts: Counts) -> dict[str, Any]:
+    return {
+        "read": counts.read,
+        "kept": counts.kept,
+        "visited": counts.visited,
+        "tokens": counts.tokens,
+        "learned": counts.learned,
+        **{kind: tally.count for kind, tally in counts.kinds.items()},
+        "first_rows": {kind: [str(at) for at in tally.first] for kind, tally in counts.kinds.items() if tally.count},
     }
 
 
 def _counts_as_json(counts: Counts, examples: Sequence[Example]) -> dict[str, Any]:
     return {
-        "read": counts.read,
-        "kept": counts.kept,
-        "tokens": counts.tokens,
-        "learned": counts.learned,
-        **{kind: tally.count for kind, tally in counts.kinds.items()},
-        "first_rows": {kind: [str(at) for at in tally.first] for kind, tally in counts.kinds.items() if tally.count},
+        **_numbers(counts),
         "length_percentiles": dict(zip(map(str, PERCENTILES), _percentiles([len(e) for e in examples]), strict=True)),
     }
 
@@ -121,6 +159,25 @@ def _counts_table(prepared: Prepared) -> Table:
     return table
 
 
+def _sources_table(sources: Sequence[OfSource]) -> Table:
+    table = Table(title="by source", title_justify="left", box=None, pad_edge=False)
+    for name in ("", "format"):
+        table.add_column(name, overflow="fold")
+    for name in ("rows read", "used", "weight", "a pass", "tokens", "learned", "held out"):
+        table.add_column(name, justify="right")
+    for one in sources:
+        counts = one.train
+        numbers = (counts.tokens, counts.learned, one.held_out.kept)
+        table.add_row(
+            one.path,
+            one.format,
+            *(f"{number:,}" for number in (counts.read, counts.kept)),
+            f"{one.weight:g}",
+            *(f"{number:,}" for number in (counts.visited, *numbers)),
+        )
+    return table
+
+
 def _lengths_table(prepared: Prepared) -> Table:
     table = Table(title="tokens a row", title_justify="left", box=None, pad_edge=False)
     table.add_column("percentile")
@@ -135,16 +192,16 @@ def _lengths_table(prepared: Prepared) -> Table:
 def seen(example: Example, tokenizer: Any, *, in_colour: bool) -> Text:
     """The row as the model sees it, special tokens written out; learned runs in colour, or between ⟦ and ⟧."""
     text = Text()
-    for learned, pieces in groupby(_pieces(example, tokenizer), key=lambda piece: piece[0]):
+    for learned, alike in groupby(pieces(example, tokenizer), key=lambda piece: piece[0]):
         run = Text()
-        for _, special, words in pieces:
+        for _, special, words in alike:
             style = LEARNED if learned else SPECIAL if special else MASKED
-            run.append(_visible(_clipped(words)), style=style if in_colour else None)
+            run.append(visible(_clipped(words)), style=style if in_colour else None)
         text.append_text(Text("⟦") + run + Text("⟧") if learned and not in_colour else run)
     return text
 
 
-def _pieces(example: Example, tokenizer: Any) -> Iterator[tuple[bool, bool, str]]:
+def pieces(example: Example, tokenizer: Any) -> Iterator[tuple[bool, bool, str]]:
     """Runs of tokens that are alike: (learned, special, text)."""
     special = set(tokenizer.all_special_ids)
     marked = [
@@ -174,7 +231,7 @@ def _clipped(words: str) -> str:
     return f"{words[:half]} … {len(words) - 2 * half:,} more characters … {words[-half:]}"
 
 
-def _visible(words: str) -> str:
+def visible(words: str) -> str:
     """Control characters of the data shown, not obeyed by the terminal."""
     return "".join(
         letter

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from tunesmith.settings import Contradiction, Settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-
+Role = Literal["system", "user", "assistant", "tool"]
+Learn = Literal["answers", "everything", "completions"] | tuple[Role, ...]
+Ends = Literal["turn", "last", "none"]
+MessageKey = Literal["role", "content", "learn", "reasoning", "tool_calls", "name", "tool_call_id"]
+MessageKeys = dict[MessageKey, str]
 
 FormatName = Literal[
     "auto", "text", "messages", "prompt-completion", "alpaca", "preference", "openai-preference", "unpaired", "prompt",
-    "labelled",
+    "labelled", "segments", "tokens",
 ]  # fmt: skip
 
 
@@ -74,9 +79,41 @@ class HeldOut(Settings):
         return self
 
 
+class SourceSettings(Settings):
+    """One of several sources of `data.train`. What it leaves null is as the data section says."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A file, a folder or a hub id, as `data.train`."""
+    split: str | None = None
+    """Which split of a hub data set."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    format: FormatName | TemplateFormat | None = None
+    """How its rows are read; sources may differ in it."""
+    columns: dict[str, str] | None = None
+    """Renames its columns: {wanted: yours}."""
+    message_keys: MessageKeys | None = None
+    """Renames the keys of its messages: {ours: theirs}."""
+    roles: dict[str, Role] | None = None
+    """Its names of roles: {theirs: ours}."""
+    limit: PositiveInt | None = None
+    """Read only its first so many rows."""
+    weight: PositiveFloat = 1.0
+    """How many times its rows come in a pass: 2 is each twice, 0.5 half of them, 1.5 each once and half of them twice.
+    Which ones is drawn by `train.seed`, and is the same in every pass. Held-out rows are taken away before that, and
+    come once."""
+
+
+ONCE = "name it once, and say by its weight how often its rows come"
+"""What to do about a source that is named twice."""
+OF_A_SOURCE = ("split", "subset", "format", "columns", "message_keys", "roles", "limit")
+"""What a source may say otherwise than the section."""
+
+
 class DataSettings(Settings):
-    train: Annotated[str, Field(min_length=1)]
-    """A JSONL, JSON, CSV, TSV or text file (.gz too), a Parquet or Arrow file, a folder of such files, or a hub id."""
+    train: Annotated[str, Field(min_length=1)] | Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
+    """A JSONL, JSON, CSV, TSV or text file (.gz too), a Parquet or Arrow file, a folder of such files, or a hub id; or
+    a list of several, each with what it says otherwise than this section."""
     split: str = "train"
     """Which split of a hub data set."""
     subset: str | None = None
@@ -85,6 +122,20 @@ class DataSettings(Settings):
     """How a row is read; auto recognises it by its columns and says what it took it for."""
     columns: dict[str, str] = {}
     """Renames columns before the format reads them: {wanted: yours}."""
+    message_keys: MessageKeys = {}
+    """Renames the keys of each message before it is read: {ours: theirs}, ours of role, content, learn, reasoning,
+    tool_calls, name, tool_call_id. The usual names are known without; of two, theirs wins."""
+    roles: dict[str, Role] = {}
+    """Their names of roles: {theirs: ours}, ours of system, user, assistant, tool. The usual names are known
+    without."""
+    learn: Learn = "answers"
+    """Which turns are learned: answers, those of the assistant (of prompt and completion, the completion's); a list of
+    roles, all turns of these; everything, every token of the row but the first, the template's own marks too;
+    completions, as TRL does where nothing is said: the completion of prompt and completion, everything of other rows. A
+    message's own mark (learn, train, weight) wins over the first two, and beside everything is an error where it says
+    no. Plain text is always learned whole."""
+    learn_ends: Ends = "turn"
+    """Whose end token is learned: that of each learned turn of the assistant, of the last of them alone, or none."""
     held_out: float | int | str | HeldOut | None = None
     """Share (0.1), count (200), a source of its own ("valid.jsonl", "folder:test", "owner/name:test"), or
     {key: column}."""
@@ -112,6 +163,55 @@ class DataSettings(Settings):
         if isinstance(value, int) and value < 1:
             raise Contradiction("held_out", f"is {value} rows", "leave it out, or unset it, to hold nothing out")
         return value
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> Self:
+        if self.learn == ():
+            raise Contradiction("learn", "names no role", "say answers, everything, or a list of roles")
+        if self.learn in ("everything", "completions") and self.learn_ends != "turn":
+            said = f"is {self.learn_ends} beside learn: {self.learn}, which learns every end token"
+            raise Contradiction("learn_ends", said, "take one of the two out")
+        return self
+
+    @model_validator(mode="after")
+    def _each_source_once(self) -> Self:
+        if (place := self.repeated_source) is not None:
+            said = f"names {self.sources[place].named} twice"
+            raise Contradiction("train", said, ONCE)
+        return self
+
+    @property
+    def sources(self) -> tuple[DataSettings, ...]:
+        """The section as each of its sources is read: with one path, and what the source says otherwise."""
+        if isinstance(self.train, str):
+            return (self,)
+        own = [{name: getattr(source, name) for name in OF_A_SOURCE} for source in self.train]
+        changes = [{name: value for name, value in said.items() if value is not None} for said in own]
+        return tuple(
+            self.model_copy(update={"train": source.path, **said})
+            for source, said in zip(self.train, changes, strict=True)
+        )
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """How many times the rows of each source come in a pass."""
+        return (1.0,) if isinstance(self.train, str) else tuple(source.weight for source in self.train)
+
+    @property
+    def named(self) -> str:
+        """Its sources, for a sentence."""
+        return self.train if isinstance(self.train, str) else ", ".join(source.path for source in self.train)
+
+    @property
+    def of_other_files(self) -> DataSettings:
+        """The section as rows of another file are read: as those of a single source, or as it says itself."""
+        return self.sources[0] if len(self.sources) == 1 else self
+
+    @property
+    def repeated_source(self) -> int | None:
+        """The place of a source that stands in the list already, and would be read alike."""
+        known = [(os.path.normpath(one.named), one.split, one.subset, one.format) for one in self.sources]
+        return next((place for place, one in enumerate(known) if one in known[:place]), None)
 
 
 def name_and_split(text: str) -> tuple[str, str | None]:

@@ -25,6 +25,8 @@ class Split:
     train: list[RawRow]
     held_out: list[RawRow]
     how: str
+    chosen: frozenset[int] = frozenset()
+    """Which of the rows were held out, counted from 0; none where held-out rows are of a file of their own."""
 
 
 def as_held_out(value: float | int | str | HeldOut | None) -> HeldOut | None:
@@ -61,6 +63,7 @@ def split(raw: Sequence[RawRow], settings: DataSettings, *, seed: int) -> Split:
         [row for index, row in enumerate(raw) if index not in chosen],
         [row for index, row in enumerate(raw) if index in chosen],
         how,
+        frozenset(chosen),
     )
 
 

@@ -61,10 +61,15 @@ def prompt_template(settings: TemplateFormat) -> Callable[[RawColumns], tuple[Me
 
 
 def _written(settings: TemplateFormat, roles: Mapping[str, str]) -> Callable[[RawColumns], dict[str, Message]]:
-    """From a row to those turns of `settings` that are given, in the order of `roles`."""
+    """From a row to those turns of `settings` that are given, in the order of `roles`; an empty system turn is none."""
     sources = {name: getattr(settings, name) for name in roles}
     compiled = {name: _compile(name, source) for name, source in sources.items() if source is not None}
-    return lambda row: {name: Message(roles[name], _fill(part, name, row)) for name, part in compiled.items()}
+
+    def write(row: RawColumns) -> dict[str, Message]:
+        turns = {name: Message(roles[name], _fill(part, name, row)) for name, part in compiled.items()}
+        return {name: turn for name, turn in turns.items() if turn.content or name != "system"}
+
+    return write
 
 
 def _compile(name: str, source: str) -> Template:

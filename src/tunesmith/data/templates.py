@@ -85,7 +85,7 @@ _ALPACA = """\
 {%- endif -%}
 {%- for message in turns -%}
 {%- if message['role'] == 'assistant' -%}
-{{ '### Response:\\n' + message['content'] + eos_token + '\\n\\n' }}
+{{ '### Response:\\n' + message['content'] + eos_token + ('' if loop.last else '\\n\\n') }}
 {%- else -%}
 {{ '### Instruction:\\n' + message['content'] + '\\n\\n' }}
 {%- endif -%}

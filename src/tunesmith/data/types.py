@@ -52,6 +52,10 @@ class Conversation:
     messages: tuple[Message, ...]
     origin: Origin
     tools: tuple[dict[str, Any], ...] = ()
+    num_asked: int = 0
+    """Of the messages, those at the beginning that the row has apart from its answer, as its prompt."""
+    is_whole: bool = False
+    """Every token is learned, the template's marks too."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,21 @@ class Document:
 
     text: str
     origin: Origin
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that is tokenised by itself, or its token ids, and whether it is learned."""
+
+    content: str | tuple[int, ...]
+    is_learned: bool
+
+
+@dataclass(frozen=True)
+class Pieces(Document):
+    """A document whose mask is given. Nothing is added to it: BOS and EOS are for its pieces to hold."""
+
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True)

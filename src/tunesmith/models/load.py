@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as hf_logging
 
 from tunesmith.adapters.heads import ClassHead, drawn, say_in_config
@@ -32,6 +33,12 @@ from tunesmith.adapters.targets import anatomy
 from tunesmith.errors import MachineError, ModelError
 from tunesmith.machine import cache_folder, cpu_flags, cpu_name
 from tunesmith.models import attention, stored
+from tunesmith.models.expected import (
+    own_special_token,
+    refuse_other_architecture,
+    refuse_other_tokenizer,
+    set_special_tokens,
+)
 from tunesmith.models.fuse import fuse
 from tunesmith.models.settings import ModelSettings
 from tunesmith.quant.dense import weight_shape
@@ -192,7 +199,8 @@ def has_tokenizer(folder: Path) -> bool:
 def load_tokenizer(
     settings: ModelSettings, *, trust_remote_code: bool = False, folder: Path | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the tokens to add added (the chat template is the data path's concern).
+    """The tokenizer, with the tokens to add added and its special tokens set (the chat template is the data path's
+    concern).
 
     `folder`: where a tokenizer of its own may lie, beside an adapter that was trained with one.
     """
@@ -209,9 +217,23 @@ def load_tokenizer(
             **_offline_kwargs(name),
         ),
     )
+    if settings.tokenizer_class is not None and own:
+        load_tokenizer(settings.bare, trust_remote_code=trust_remote_code)  # of that one something is expected
+    elif settings.tokenizer_class is not None:
+        declared = get_tokenizer_config(name, revision=settings.revision, **_offline_kwargs(name))
+        refuse_other_tokenizer(settings.tokenizer_class, tokenizer, declared.get("tokenizer_class"), settings.name)
     if settings.add_tokens:
         tokenizer.add_tokens(list(settings.add_tokens), special_tokens=True)
+    set_special_tokens(settings.special_tokens, tokenizer)
     return tokenizer
+
+
+def has_other_special_tokens(settings: ModelSettings, *, trust_remote_code: bool = False) -> bool:
+    """Whether those that the settings name are others than the model's own files have."""
+    if not settings.special_tokens:
+        return False
+    bare = load_tokenizer(settings.bare, trust_remote_code=trust_remote_code)
+    return any(own_special_token(bare, name) != token for name, token in settings.special_tokens.items())
 
 
 def load_config(settings: ModelSettings, *, trust_remote_code: bool = False) -> Any:
@@ -219,13 +241,16 @@ def load_config(settings: ModelSettings, *, trust_remote_code: bool = False) -> 
     pick_device(settings.device)
     name = _local(settings.name)
     _check_name(name, settings.revision)
-    return _fetch(
+    config = _fetch(
         "config",
         settings.name,
         lambda: AutoConfig.from_pretrained(
             name, revision=settings.revision, trust_remote_code=trust_remote_code, **_offline_kwargs(name)
         ),
     )
+    if settings.architecture is not None:
+        refuse_other_architecture(settings.architecture, config, settings.name)
+    return config
 
 
 def most_tokens(config: Any) -> int | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator
 
 from tunesmith.settings import Contradiction, Settings
 
+SpecialToken = Literal["bos", "eos", "unk", "pad"]
 MADE = ("nf4", "nf4-double", "int8")
 """Storages that are made while a plain checkpoint is read."""
 
@@ -31,8 +32,20 @@ class ModelSettings(Settings):
     a file, or inline Jinja."""
     add_tokens: tuple[str, ...] = ()
     """Tokens to add to the vocabulary. Only their rows are trained, unless embeddings are trained in full."""
+    special_tokens: dict[SpecialToken, str] = {}
+    """What the tokenizer's bos, eos, unk and pad are to be: {eos: "</s>"}. Each is a token that it has, or one of
+    add_tokens."""
+    architecture: str | None = None
+    """Class that the model has to be of, as its config.json names it (LlamaForCausalLM); any head of it will do."""
+    tokenizer_class: str | None = None
+    """Class of transformers that the model's tokenizer has to be of (LlamaTokenizer, with or without Fast)."""
     adapter: str | None = None
     """An adapter folder (ours or PEFT's) to go on training from."""
+
+    @property
+    def bare(self) -> Self:
+        """The same model with the words of its own files alone."""
+        return self.model_copy(update={"template": None, "add_tokens": (), "special_tokens": {}})
 
     @field_validator("device")
     @classmethod

@@ -99,16 +99,24 @@ class Distillation:
         held_out: Sequence[Example],
         settings: DistillSettings,
         *,
-        batch_size: int,
+        batch_size: int | None,
         seed: int,
         shuffle: bool = True,
         renderer: Renderer | None = None,
+        batch_tokens: int | None = None,
     ) -> None:
         self.settings, self.seed = settings, seed
         self.train, self.held_out = train, held_out
         self.teacher: Policy | None = None
         self._renderer = renderer
-        self._order = Order([None] * len(train), batch_size=batch_size, seed=seed, shuffle=shuffle)
+        self._order = Order(
+            [None] * len(train),
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            lengths=[len(row) for row in train],
+            batch_tokens=batch_tokens,
+        )
         self._now = ""
         """Fingerprint of the teacher."""
         self.steps_per_epoch = self._order.steps_per_epoch
@@ -254,10 +262,11 @@ def build(
     train: Sequence[Example],
     held_out: Sequence[Example],
     *,
-    batch_size: int,
+    batch_size: int | None,
     seed: int,
     shuffle: bool = True,
     renderer: Renderer | None = None,
+    batch_tokens: int | None = None,
 ) -> Distillation:
     """A teacher that is not there, or that reads other tokens, is an error before any weight is loaded."""
     model = ModelSettings(name=settings.teacher)
@@ -272,4 +281,13 @@ def build(
                 found=f"{len(own):,} tokens here, {len(theirs):,} there; {apart[0][0]!r} is not the same",
                 fix="take a teacher of the same tokenizer; tokens that the recipe adds are unknown to any",
             )
-    return Distillation(train, held_out, settings, batch_size=batch_size, seed=seed, shuffle=shuffle, renderer=renderer)
+    return Distillation(
+        train,
+        held_out,
+        settings,
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        renderer=renderer,
+        batch_tokens=batch_tokens,
+    )

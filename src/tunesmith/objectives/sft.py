@@ -45,7 +45,7 @@ def num_targets(example: Example) -> float:
 
 
 class SFT:
-    """Rows in a seeded order, `batch_size` to an optimizer step; the last step of an epoch may be short."""
+    """Rows in a seeded order, `batch_size` to an optimizer step, or about `batch_tokens` tokens (`order.py`)."""
 
     head = None
 
@@ -54,14 +54,22 @@ class SFT:
         train: Sequence[Example],
         held_out: Sequence[Example],
         *,
-        batch_size: int,
+        batch_size: int | None,
         seed: int,
         shuffle: bool = True,
         share: bool = False,
+        batch_tokens: int | None = None,
     ) -> None:
         """`share`: what rows of a micro-batch begin with in common is computed once; same numbers but for rounding."""
         self.train, self.held_out, self.share = train, held_out, share
-        self._order = Order([row.group for row in train], batch_size=batch_size, seed=seed, shuffle=shuffle)
+        self._order = Order(
+            [row.group for row in train],
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            lengths=[len(row) for row in train],
+            batch_tokens=batch_tokens,
+        )
         self.steps_per_epoch = self._order.steps_per_epoch
 
     def begin(
@@ -127,12 +135,13 @@ def build(
     train: Sequence[Example],
     held_out: Sequence[Example],
     *,
-    batch_size: int,
+    batch_size: int | None,
     seed: int,
     shuffle: bool = True,
     renderer: Renderer | None = None,
+    batch_tokens: int | None = None,
 ) -> SFT:
-    return SFT(train, held_out, batch_size=batch_size, seed=seed, shuffle=shuffle)
+    return SFT(train, held_out, batch_size=batch_size, seed=seed, shuffle=shuffle, batch_tokens=batch_tokens)
 
 
 def needs_reference(settings: Settings) -> bool:

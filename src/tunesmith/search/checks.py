@@ -17,6 +17,7 @@ from tunesmith.search import rungs, space
 from tunesmith.search.settings import Search
 from tunesmith.search.space import Range, Space, Values
 from tunesmith.train.budget import Budget
+from tunesmith.train.every import first_due
 
 MOST_AT_ONCE = 8
 MOST_BY_MEDIAN = 50
@@ -81,7 +82,9 @@ def plan(search: Search, *, trust_remote_code: bool = False) -> Plan:
             where=search.where("recipe"),
             fix="give train.steps or train.epochs: shared.train.minutes=null shared.train.steps=200",
         )
-    num_steps = _num_steps(recipe, trust_remote_code)
+    whole = _budget(recipe, trust_remote_code)
+    num_steps = whole.num_steps
+    assert num_steps is not None  # minutes were refused
     combinations = space.count(wanted)
     if settings.trials is not None:
         trials = settings.trials if combinations is None else min(settings.trials, combinations)
@@ -99,7 +102,8 @@ def plan(search: Search, *, trust_remote_code: bool = False) -> Plan:
     if combinations is None or combinations > trials:
         space.need_optuna()
     budget = int(settings.budget * num_steps + 1e-9)
-    every = recipe.train.evaluate_every or max(1, math.ceil(num_steps / 10))
+    every = recipe.train.evaluate_every
+    first_evaluation = math.ceil(num_steps / 10) if every is None else first_due(every, whole.steps_per_epoch)
     shared_out = rungs.plan(trials, settings.budget, num_steps) if settings.pruning == "halving" else []
     if settings.pruning == "halving" and not shared_out:
         enough = math.ceil(20 * trials / num_steps) / 10
@@ -109,8 +113,8 @@ def plan(search: Search, *, trust_remote_code: bool = False) -> Plan:
             fix=f"budget={enough:g} or more, fewer trials, or more steps in the recipe",
         )
     return Plan(
-        wanted, trials, tuple(first[:trials]), own, base_values, num_steps, budget, shared_out, min(every, num_steps),
-        recipe.train.seed,
+        wanted, trials, tuple(first[:trials]), own, base_values, num_steps, budget, shared_out,
+        min(max(1, first_evaluation), num_steps), recipe.train.seed,
     )  # fmt: skip
 
 
@@ -159,13 +163,11 @@ def _resolve_all(search: Search, wanted: Space) -> list[Resolved]:
     return found
 
 
-def _num_steps(recipe: Recipe, trust_remote_code: bool) -> int:
-    """Steps of one run; reads the rows."""
+def _budget(recipe: Recipe, trust_remote_code: bool) -> Budget:
+    """Of one run; reads the rows."""
     with Progress(quiet=True) as quiet:
         _, prepared = read_rows(recipe, trust_remote_code, quiet)
-    num_steps = Budget(recipe.train, built(recipe, prepared).steps_per_epoch).num_steps
-    assert num_steps is not None  # minutes were refused
-    return num_steps
+    return Budget(recipe.train, built(recipe, prepared).steps_per_epoch)
 
 
 def _given(search: Search, wanted: Space) -> list[Values]:

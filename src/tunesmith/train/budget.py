@@ -51,11 +51,25 @@ class Budget:
     def __init__(self, settings: TrainSettings, steps_per_epoch: int) -> None:
         self.settings, self.steps_per_epoch = settings, steps_per_epoch
         self.num_steps = _planned_steps(settings, steps_per_epoch)
-        if self.num_steps and settings.warmup >= 1 and settings.warmup > self.num_steps:
-            raise RecipeError(
-                f"train.warmup of {settings.warmup:g} steps is longer than the budget of {self.num_steps} steps",
-                fix="give a share of the budget (train.warmup=0.1), fewer steps, or a longer budget",
-            )
+        for name in ("evaluate_every", "save_every"):
+            every = getattr(settings, name)
+            if isinstance(every, str) and steps_per_epoch == 0:
+                raise RecipeError(
+                    f"train.{name} counts passes over the rows, and this objective learns without any",
+                    found=every,
+                    fix="leave it out",
+                )
+
+    @property
+    def note(self) -> str | None:
+        """What a person should know of the learning rate before the run, if anything."""
+        if not self.num_steps or self.settings.warmup < 1 or self.settings.warmup <= self.num_steps:
+            return None
+        return (
+            f"the warm-up of {self.settings.warmup:g} steps is longer than the budget of {self.num_steps} steps: the "
+            f"learning rate rises to {self.num_steps / self.settings.warmup:.0%} of train.learning_rate and no further "
+            "(train.warmup=0.1 makes it a tenth of the budget)"
+        )
 
     @property
     def repeats(self) -> bool:

@@ -33,6 +33,7 @@ from tunesmith.objectives.base import Objective, Step
 from tunesmith.train import memory
 from tunesmith.train.budget import Budget, Progress
 from tunesmith.train.checkpoint import Checkpoints, Restored
+from tunesmith.train.every import Every, is_due
 from tunesmith.train.mode import train_mode
 from tunesmith.train.optim import (
     gradient_norm,
@@ -338,9 +339,9 @@ class Loop:
 
     # ---- evaluation and checkpoints -----------------------------------------------------------------------------
 
-    def _due(self, every: int | None, last_share: float) -> bool:
+    def _due(self, every: Every | None, last_share: float) -> bool:
         if every is not None:
-            return self.at.step % every == 0
+            return is_due(every, self.at.step, self.budget.steps_per_epoch)
         if self.budget.num_steps is not None:
             return self.at.step % max(1, math.ceil(self.budget.num_steps / 10)) == 0
         return int(self.budget.spent(self.at) * 10) > int(last_share * 10)
@@ -386,9 +387,8 @@ class Loop:
             memory.free_cache(self.policy.device)
 
     def _save_if_due(self) -> None:
-        every = self.settings.save_every
-        due = self.at.step % every == 0 if every is not None else self.at.evaluated_step == self.at.step
-        if due:
+        every, at = self.settings.save_every, self.at
+        if at.evaluated_step == at.step if every is None else is_due(every, at.step, self.budget.steps_per_epoch):
             self._save()
 
     def _finish(self) -> None:

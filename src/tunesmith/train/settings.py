@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tunesmith.settings import Contradiction, Settings
+from tunesmith.train.every import Every, passes
 
 DEFAULT_EPOCHS = 3.0
+DEFAULT_BATCH_SIZE = 8
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -19,8 +29,12 @@ class TrainSettings(Settings):
     """Budget in passes over the rows."""
     minutes: PositiveFloat | None = None
     """Budget in minutes of training; evaluation is counted apart. Stops in time and keeps the best checkpoint."""
-    batch_size: PositiveInt = 8
-    """Rows per optimizer step. How a step is cut into micro-batches never changes the result."""
+    batch_size: PositiveInt | None = DEFAULT_BATCH_SIZE
+    """Rows per optimizer step; null: batch_tokens says how much. How a step is cut into micro-batches never changes the
+    result."""
+    batch_tokens: PositiveInt | None = None
+    """In place of batch_size: about so many tokens of whole rows per optimizer step, learned or not. Every pass over
+    the rows has the same number of steps."""
     micro_batch_tokens: PositiveInt | None = None
     """Most tokens in one forward pass; lowered by itself when memory runs out. None: chosen for the device."""
     learning_rate: PositiveFloat = 2e-4
@@ -49,10 +63,11 @@ class TrainSettings(Settings):
     cache_frozen: bool | None = None
     """Store on disk, once, what the blocks below adapter.last_blocks give for each row, and begin each pass there.
     null: where rows come more than once and the disk has room."""
-    evaluate_every: PositiveInt | None = None
-    """Steps between evaluations on the held-out rows; null: ten times over the budget, and at the end."""
-    save_every: PositiveInt | None = None
-    """Steps between checkpoints; null: at each evaluation."""
+    evaluate_every: Every | None = None
+    """Steps between evaluations on the held-out rows, or passes over the rows: "0.25 epochs"; null: ten times over the
+    budget, and at the end."""
+    save_every: Every | None = None
+    """Steps between checkpoints, or passes: "1 epoch"; null: at each evaluation."""
     keep_checkpoints: PositiveInt = 2
     """How many of the last checkpoints stay on disk, beside the best."""
     publish: Literal["best", "last"] = "best"
@@ -76,6 +91,29 @@ class TrainSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _one_batch(self) -> Self:
+        if self.batch_tokens is None and self.batch_size is None:
+            object.__setattr__(self, "batch_size", DEFAULT_BATCH_SIZE)
+        if self.batch_tokens is not None and self.batch_size is not None:
+            if "batch_size" in self.model_fields_set:
+                raise Contradiction(
+                    "batch_tokens",
+                    "stands beside batch_size: how much a step takes is given once",
+                    "take one of them out, or unset it on the command line: train.batch_size=",
+                )
+            object.__setattr__(self, "batch_size", None)
+        return self
+
+    @field_validator("evaluate_every", "save_every")
+    @classmethod
+    def _steps_or_passes(cls, every: Every | None, info: ValidationInfo) -> Every | None:
+        if isinstance(every, str) and passes(every) is None:
+            raise Contradiction(
+                info.field_name or "", f"is {every!r}", 'give a number of steps, or a text such as "0.25 epochs"'
+            )
+        return every
+
+    @model_validator(mode="after")
     def _cache_holds(self) -> Self:
         if self.cache_frozen and self.neftune_alpha is not None:
             raise Contradiction(
@@ -89,8 +127,6 @@ class TrainSettings(Settings):
     def _schedule_fits(self) -> Self:
         if self.warmup >= 1 and not self.warmup.is_integer():
             raise Contradiction("warmup", "from 1 on counts whole steps", "give a share below 1, or a whole number")
-        if self.warmup >= 1 and self.steps is not None and self.warmup > self.steps:
-            raise Contradiction("warmup", f"of {self.warmup:g} steps is longer than the budget of {self.steps} steps")
         if self.min_learning_rate > self.learning_rate:
             raise Contradiction("min_learning_rate", f"is above learning_rate ({self.learning_rate:g})")
         return self

@@ -1,0 +1,138 @@
+"""Of an Axolotl file: which adapter, of what size, on which layers."""
+
+from __future__ import annotations
+
+import re
+
+from tunesmith.dialects.base import Said, there
+
+
+def adapter(said: Said) -> None:
+    kind, again = said.take("adapter", str), said.take("lora_model_dir", str)
+    if kind not in (None, "lora", "qlora", "llama-adapter"):
+        said.refuse("adapter", f"cannot be {kind}", expected="lora, qlora, llama-adapter, or nothing")
+        return
+    if kind is None:
+        _in_full(said)
+        return
+    if kind == "llama-adapter":
+        said.put("adapter.method", "llama-adapter", "adapter")
+        _idle_lora(said, "llama-adapter has no matrices of low rank")
+        return
+    if again is not None:
+        said.put("model.adapter", again, "lora_model_dir")
+        said.carry("adapter", "the method is that of lora_model_dir")
+        _idle_lora(said, "it is that of the adapter in lora_model_dir")
+        return
+    method = _lora_method(said)
+    said.put("adapter.method", method, "adapter", *(key for key in ("peft_use_dora", "relora") if said.has(key)))
+    said.put("adapter.r", said.take("lora_r", int, 8), *there(said, "lora_r"))
+    said.put("adapter.alpha", said.take("lora_alpha", float, 16.0), *there(said, "lora_alpha"))
+    said.put("adapter.dropout", said.take("lora_dropout", float, 0.0), *there(said, "lora_dropout"))
+    if said.take("peft_use_rslora", bool, False):
+        said.put("adapter.rank_stabilised", True, "peft_use_rslora")
+    _targets(said)
+    in_full = said.items("lora_modules_to_save", str)
+    if in_full:
+        said.put("adapter.train_in_full", in_full, "lora_modules_to_save")
+    if said.has("unfrozen_parameters"):
+        said.refuse("unfrozen_parameters", "stands beside an adapter", "take adapter out, or use lora_modules_to_save")
+    _start(said, method)
+    ratio, rate = said.take("loraplus_lr_ratio", float), said.take("loraplus_lr_embedding", float)
+    if ratio is not None:
+        said.put("adapter.lr_ratio", ratio, "loraplus_lr_ratio")
+    if rate is not None and ratio is not None:
+        share = rate / said.take("learning_rate", float, 1.0)
+        said.put("adapter.embedding_lr_ratio", share, "loraplus_lr_embedding")
+    elif rate is not None:
+        said.idle("loraplus_lr_embedding", "loraplus_lr_ratio is not given")
+
+
+_OF_LORA = (
+    *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_linear", "lora_modules_to_save"),
+    *("peft_use_rslora", "peft_use_dora", "peft_init_lora_weights", "loraplus_lr_ratio", "loraplus_lr_embedding"),
+    "relora",
+    *("lora_model_dir", "jagged_restart_steps", "relora_steps", "jagged_restart_warmup_steps", "relora_warmup_steps"),
+    *("relora_prune_method", "relora_prune_ratio"),
+)  # fmt: skip
+
+
+def _idle_lora(said: Said, why: str) -> None:
+    for key in _OF_LORA:
+        if said.has(key) and (key != "lora_model_dir" or ("model.adapter" not in why and not why.endswith(key))):
+            said.idle(key, why)
+
+
+def _in_full(said: Said) -> None:
+    unfrozen = said.items("unfrozen_parameters", str)
+    said.put("adapter.method", "full", *there(said, "adapter"))
+    if unfrozen:
+        said.put("adapter.targets", "none", "unfrozen_parameters")
+        said.put("adapter.train_in_full", [_of_modules(said, pattern) for pattern in unfrozen], "unfrozen_parameters")
+    _idle_lora(said, "adapter is empty: all weights are trained")
+
+
+def _of_modules(said: Said, pattern: str) -> str:
+    """A regular expression that begins a parameter's name, as one over the paths of modules."""
+    if re.search(r"\[\d*:\d*\]$", pattern):
+        said.refuse(
+            "unfrozen_parameters", f"holds {pattern}: a part of a weight is not trained alone", "name all of it"
+        )
+    whole = pattern.removeprefix("^")
+    for end in (r"\.weight$", r"\.bias$", ".weight$", ".bias$", ".weight", ".bias"):
+        if whole.endswith(end):
+            return f"re:{whole.removesuffix(end)}"
+    return f"re:(?:{whole.removesuffix('$')}).*"
+
+
+def _lora_method(said: Said) -> str:
+    if not said.take("relora", bool, False):
+        for key in ("jagged_restart_steps", "jagged_restart_warmup_steps"):
+            if said.has(key):
+                said.refuse(key, "stands without relora: true", "set relora=true, or take it out")
+        for key in ("relora_steps", "relora_warmup_steps", "relora_prune_method", "relora_prune_ratio"):
+            said.idle(key, "relora is off")
+        return "dora" if said.take("peft_use_dora", bool, False) else "lora"
+    every = next((key for key in ("jagged_restart_steps", "relora_steps") if said.has(key)), None)
+    if every is None:
+        said.refuse("relora", "needs jagged_restart_steps", "say after how many steps the adapter is merged")
+    else:
+        said.put("adapter.restart_every", said.take(every, int), every)
+    rewarm = next((key for key in ("jagged_restart_warmup_steps", "relora_warmup_steps") if said.has(key)), None)
+    if rewarm is not None:
+        said.put("adapter.rewarm", said.take(rewarm, int), rewarm)
+    how = said.choose("relora_prune_method", ("magnitude", "reset"), "magnitude")
+    share = 0.0 if how == "reset" else round(1.0 - said.take("relora_prune_ratio", float, 0.9), 6)
+    said.put("adapter.moments_kept", share, *there(said, "relora_prune_method"), *there(said, "relora_prune_ratio"))
+    return "relora"
+
+
+def _targets(said: Said) -> None:
+    value = said.raw("lora_target_modules")
+    names = (
+        [f"re:{value}"] if isinstance(value, str) and value != "all-linear" else said.items("lora_target_modules", str)
+    )
+    keys = there(said, "lora_target_modules")
+    if said.take("lora_target_linear", bool, False):
+        names, keys = ["all-linear", *(name for name in names if name != "all-linear")], ("lora_target_linear", *keys)
+    if not names:
+        fix = "set lora_target_linear=true, or lora_target_modules"
+        said.refuse("lora_target_modules", "and lora_target_linear name no layers", fix)
+        return
+    said.put("adapter.targets", names[0] if len(names) == 1 else names, *keys)
+
+
+def _start(said: Said, method: str) -> None:
+    value = said.raw("peft_init_lora_weights")
+    if value in (None, True, "true"):
+        return
+    word = str(value)
+    steps = re.fullmatch(r"pissa_niter_(\d+)", word)
+    if method == "lora" and (word in ("pissa", "olora") or steps):
+        said.put("adapter.start", "pissa" if steps else word, "peft_init_lora_weights")
+        if steps:
+            said.put("adapter.svd_iterations", int(steps[1]), "peft_init_lora_weights")
+        return
+    said.refuse(
+        "peft_init_lora_weights", f"cannot be {word} with {method}", expected="true, pissa, pissa_niter_N, olora"
+    )

@@ -1,0 +1,377 @@
+"""Of an Axolotl file: the rows, how their types word them, and which of their tokens are learned."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tunesmith.dialects.axolotl.types import INSTRUCT, JUDGED, PAIRS, REWARDED, Rows, jinja
+from tunesmith.dialects.base import Fate, Key, Said, carried, idle, refused, there
+from tunesmith.notation import write_inline
+
+_PREPARED = "rows are prepared anew each time, in seconds"
+_OF_ENTRIES = {
+    **carried("data.train", "path", "data_files"),
+    **carried("data.split", "split", "train_on_split"),
+    **carried("data.subset", "name"),
+    **carried("data.format", "type", "field", "text_column"),
+    **carried("data.columns", "field_messages", "field_tools", "field_system", "field_chosen", "field_rejected"),
+    **carried("data.message_keys", "message_property_mappings", "message_field_role", "message_field_content"),
+    **carried("data.message_keys", "message_field_training", "field_thinking"),
+    **carried("data.roles", "roles", "field_human", "field_model"),
+    **carried("data.learn", "roles_to_train"),
+    **carried("data.learn_ends", "train_on_eos"),
+    **carried("weight of the source", "shards"),
+    **carried("model.template", "chat_template", "chat_template_jinja", "conversation"),
+    **idle("what a file holds is seen from its ending", "ds_type"),
+    **idle("the template says where it stands", "template_thinking_key"),
+    **idle(_PREPARED, "preprocess_shards"),
+    **idle("the end of each turn is found in the chat template, and learned", "train_on_eot", "eot_tokens"),
+    **idle("data sets run no code here", "trust_remote_code"),
+    **idle("every row is read strictly", "strict"),
+    **refused("leave it out: flag whole turns with message_field_training", "message_field_training_detail"),
+    **refused("take the system turns out of the rows", "drop_system_message"),
+    **refused("download that revision, and name the file", "revision"),
+    **refused("leave it out: shards takes a share of the rows", "shards_idx"),
+    **refused("write the words into type: {format: …}", "input_format", "input_transform"),
+    **refused("put the reasoning into a field of its own", "split_thinking"),
+    **refused("leave it out: rows are not distilled from stored log-probabilities", "logprobs_field", "temperature"),
+    **refused("process reward models are not trained here", "step_separator", "max_completion_length"),
+    **refused("process reward models are not trained here", "train_on_last_step_only"),
+    **refused("name the rows to begin with in a file of their own", "skip"),
+}
+DATA_KEYS: dict[str, Key] = {
+    **{f"datasets[].{name}": key for name, key in _OF_ENTRIES.items()},
+    **{f"pretraining_dataset[].{name}": key for name, key in _OF_ENTRIES.items()},
+    **{f"test_datasets[].{name}": key for name, key in _OF_ENTRIES.items()},
+    **carried("data.train", "datasets", "pretraining_dataset"),
+    **carried("data.held_out", "val_set_size", "test_datasets"),
+    **carried("data.max_length", "sequence_len"),
+    **carried("data.overlong", "excess_length_strategy"),
+    **carried("data.learn", "train_on_inputs"),
+    **carried("data.shuffle", "shuffle_merged_datasets", "curriculum_sampling"),
+    **refused("write the system turn into the rows or the template", "default_system_message"),
+    **refused("leave it out: rows of fewer tokens are learned too", "min_sample_len"),
+    **idle(_PREPARED, "dataset_prepared_path", "dataset_prepared_cache", "is_preprocess"),
+    **idle(
+        "rows are read as a whole", "streaming", "streaming_multipack_buffer_size", "pretrain_multipack_buffer_size"
+    ),
+    **idle("rows are not mixed within one attention", "pretrain_multipack_attn"),
+}
+_LENGTHS = {"drop": "drop", "truncate": "truncate", "raise": "error"}
+_SHAREGPT = {"chatml": "chatml", "llama-2": None, "llama3": "llama3", "vicuna_v1.1": "vicuna", "gemma": "gemma"}
+_BUILDERS = ("json", "csv", "parquet", "text", "arrow")
+
+
+def datasets(said: Said) -> str | None:
+    """Puts `data`; gives the template that the rows' types bring, if they do."""
+    key = "datasets" if said.has("datasets") or not said.has("pretraining_dataset") else "pretraining_dataset"
+    if key == "pretraining_dataset" and isinstance(said.values[key], str):
+        said.put("data.train", said.take(key, str), key)
+        said.put("data.format", "text", key)
+        said.put("data.overlong", "split", key)
+        _of_all(said, texts=True)
+        return None
+    entries = said.entries(key)
+    if not entries:
+        said.refuse(key, "is missing", "give datasets: [{path: …, type: …}]")
+    known = _types(said)
+    sources: list[dict[str, Any]] = []
+    templates: dict[str | None, Said] = {}
+    for entry in entries:
+        rows = _rows(entry, known)
+        sources += _sources(entry, rows)
+        words = _own_template(entry, rows)
+        templates.setdefault(words, entry)
+        if rows.note:
+            said.note(rows.note)
+    _put_sources(said, key, entries, sources)
+    _learned(said, entries)
+    _of_all(said, texts=any(source.get("format") == "text" for source in sources))
+    if len(templates) > 1:
+        last = list(templates.values())[-1]
+        last.refuse("type", "words its rows otherwise than the others: a run has one chat template", "train one type")
+    return next(iter(templates), None)
+
+
+def _types(said: Said) -> dict[str, Rows]:
+    rl = said.take("rl", str)
+    if said.take("reward_model", bool, False):
+        return REWARDED
+    return JUDGED if rl == "kto" else PAIRS if rl in ("dpo", "ipo", "orpo", "simpo") else INSTRUCT
+
+
+def _rows(entry: Said, known: dict[str, Rows]) -> Rows:
+    raw = entry.raw("type")
+    if isinstance(raw, dict):
+        return _user_defined(entry, raw, known)
+    if raw is None and entry.prefix[0] == "pretraining_dataset":
+        return INSTRUCT["pretrain"]
+    if raw is None:
+        entry.carry("type", "empty: rows of token ids")
+        return Rows("tokens")
+    name = str(raw).removesuffix(".load")
+    family = name.partition(".")[0].partition(":")[0]
+    if known is INSTRUCT and family in ("chat_template", "sharegpt"):
+        return Rows("messages")
+    if known is INSTRUCT and family not in ("completion", "pretrain") and name not in known and family in known:
+        name = name if name in known else family if name == family else name
+    if name in known:
+        return known[name]
+    if known is not INSTRUCT and name == "user_defined":
+        return Rows("auto")
+    fix = "name another, or word the rows yourself: type: {format: …, field_instruction: …, field_output: …}"
+    entry.refuse("type", f"is {name}, which is not read here", fix, expected=", ".join(known))
+    return Rows("auto")
+
+
+_FIELDS = ("field_system", "field_instruction", "field_input", "field_output")
+_OF_PAIRS = ("field_system", "field_prompt", "field_chosen", "field_rejected", "field_completion", "field_label")
+
+
+def _user_defined(entry: Said, given: dict[str, Any], known: dict[str, Rows]) -> Rows:
+    """`type: {…}`: the words are the user's, with {instruction}, {input}, {system} to be filled."""
+    formats = ("system_format", "format", "no_input_format", "prompt_format", "chosen_format", "rejected_format")
+    names = (*_FIELDS, *_OF_PAIRS, *formats, "system_prompt", "completion_format")
+    odd = [name for name in given if name not in names]
+    if odd:
+        entry.refuse("type", f"holds {', '.join(odd)}, which is not known", expected=", ".join(dict.fromkeys(names)))
+        return Rows("auto")
+    if known is not INSTRUCT:
+        return _user_defined_pair(given)
+    columns = {
+        "instruction": given.get("field_instruction") or "instruction",
+        "input": given.get("field_input") or "input",
+        "system": given.get("field_system") or "system",
+    }
+    try:
+        turn = jinja(given.get("format") or "{instruction}", columns)
+        bare = jinja(given.get("no_input_format") or given.get("format") or "{instruction}", columns)
+        opening = jinja(given.get("system_format") or "{system}", columns)
+    except (KeyError, ValueError, IndexError) as error:
+        entry.refuse(
+            "type", f"has a format that cannot be filled: {error}", expected="{instruction}, {input}, {system}"
+        )
+        return Rows("auto")
+    if given.get("field_system"):
+        opening = f"{{% if {columns['system']} is defined and {columns['system']} %}}{opening}{{% endif %}}"
+    elif given.get("system_prompt"):
+        opening = jinja((given.get("system_format") or "{system}"), {**columns, "system": "system"}).replace(
+            "{{ system }}", str(given["system_prompt"])
+        )
+    else:
+        opening = ""
+    prompt = turn
+    if bare != turn or given.get("field_input"):
+        prompt = f"{{% if {columns['input']} is defined and {columns['input']} %}}{turn}{{% else %}}{bare}{{% endif %}}"
+    answer = f"{{{{ {given.get('field_output') or 'output'} }}}}"
+    return Rows({"prompt": opening + prompt, "answer": answer}, "plain")
+
+
+def _user_defined_pair(given: dict[str, Any]) -> Rows:
+    if any(name in given for name in ("field_completion", "field_label", "completion_format")):
+        names = {ours: str(given.get(f"field_{ours}") or ours) for ours in ("prompt", "completion", "label")}
+        return Rows("unpaired", "plain", {ours: yours for ours, yours in names.items() if ours != yours})
+    made = {}
+    for name in ("prompt", "chosen", "rejected"):
+        columns = {name: str(given.get(f"field_{name}") or name), "system": str(given.get("field_system") or "system")}
+        made[name] = jinja(given.get(f"{name}_format") or f"{{{name}}}", columns)
+    return Rows(made, "plain")
+
+
+def _own_template(entry: Said, rows: Rows) -> str | None:
+    """The template that an entry asks for itself, or that its type brings."""
+    name, text = entry.take("chat_template", str), entry.take("chat_template_jinja", str)
+    style = entry.take("conversation", str)
+    if rows.template is not None:
+        for key in ("chat_template", "chat_template_jinja", "conversation"):
+            entry.idle(key, "the type of the rows words them")
+        return rows.template
+    if text is not None and name in (None, "jinja"):
+        return text
+    if name not in (None, "tokenizer_default"):
+        from tunesmith.dialects.axolotl.model import TEMPLATES
+
+        if name not in TEMPLATES:
+            entry.refuse("chat_template", f"is {name}, which is not among those here", expected=", ".join(TEMPLATES))
+        return TEMPLATES.get(str(name))
+    if style is not None:
+        if _SHAREGPT.get(style) is None:
+            entry.refuse("conversation", f"cannot be {style}", expected=", ".join(filter(_SHAREGPT.get, _SHAREGPT)))
+        return _SHAREGPT.get(style)
+    return None
+
+
+def _sources(entry: Said, rows: Rows) -> list[dict[str, Any]]:
+    """What an entry comes to as sources of ours: one for each of its files."""
+    path = entry.take("path", str)
+    if path is None:
+        entry.refuse("path", "is missing", expected="a file, a folder, or a hub id")
+        return []
+    paths = [path]
+    files = entry.items("data_files", str)
+    if files and path in _BUILDERS:
+        paths = files
+    elif files and os.path.isdir(path):
+        paths = [os.path.join(path, file) for file in files]
+    elif files:
+        entry.refuse("data_files", "stands beside a hub id", "download the file, and give its path")
+    source: dict[str, Any] = {"format": rows.format}
+    split = next((entry.take(key, str) for key in ("split", "train_on_split") if entry.has(key)), None)
+    if split is not None:
+        source["split"] = split
+    if entry.has("name"):
+        source["subset"] = entry.take("name", str)
+    columns = dict(rows.columns) | _columns(entry)
+    if columns:
+        source["columns"] = columns
+    keys, roles = _message_keys(entry), dict(rows.roles) | _roles(entry)
+    if keys:
+        source["message_keys"] = keys
+    if roles:
+        source["roles"] = roles
+    shards = entry.take("shards", int)
+    if shards is not None and shards > 1:
+        source["weight"] = 1.0 / shards
+    return [{"path": each, **source} for each in paths]
+
+
+def _columns(entry: Said) -> dict[str, str]:
+    named = {"field_messages": "messages", "field_tools": "tools", "field_system": "system"}
+    named |= {"field_chosen": "chosen", "field_rejected": "rejected", "field": "text", "text_column": "text"}
+    columns = {ours: entry.take(key, str, "") for key, ours in named.items() if entry.has(key)}
+    if columns.get("messages") in ("messages", "conversations"):
+        del columns["messages"]
+    return {ours: yours for ours, yours in columns.items() if ours != yours}
+
+
+def _message_keys(entry: Said) -> dict[str, str]:
+    given = entry.raw("message_property_mappings")
+    keys: dict[str, str] = dict(given) if isinstance(given, dict) else {}
+    if given is not None and not isinstance(given, dict):
+        entry.refuse("message_property_mappings", f"cannot be {write_inline(given)}", expected="{role: …, content: …}")
+    named = {"message_field_role": "role", "message_field_content": "content", "message_field_training": "learn"}
+    named["field_thinking"] = "reasoning"
+    keys |= {ours: entry.take(key, str, "") for key, ours in named.items() if entry.has(key)}
+    builtin: dict[str, tuple[str, ...]] = {
+        "role": ("role", "from"),
+        "content": ("content", "value"),
+        "reasoning": ("reasoning_content", "reasoning", "thinking"),
+    }
+    return {ours: yours for ours, yours in keys.items() if yours not in builtin.get(ours, ())}
+
+
+def _roles(entry: Said) -> dict[str, str]:
+    given = entry.raw("roles")
+    if given is not None and not isinstance(given, dict):
+        entry.refuse("roles", f"cannot be {write_inline(given)}", expected="{user: [human], assistant: [gpt]}")
+        given = None
+    roles = {}
+    for ours, theirs in (given or {}).items():
+        for name in theirs if isinstance(theirs, list) else [theirs]:
+            roles[str(name)] = str(ours)
+    for key, ours in (("field_human", "user"), ("field_model", "assistant")):
+        if entry.has(key):
+            roles[entry.take(key, str, "")] = ours
+    same = {"human": "user", "gpt": "assistant"}
+    return {name: ours for name, ours in roles.items() if name != ours and same.get(name) != ours}
+
+
+def _put_sources(said: Said, key: str, entries: list[Said], sources: list[dict[str, Any]]) -> None:
+    if len(sources) == 1 and sources[0].keys() <= {
+        "path",
+        "split",
+        "subset",
+        "format",
+        "columns",
+        "message_keys",
+        "roles",
+    }:
+        entry = entries[0]
+        for name, value in sources[0].items():
+            setting = "data.train" if name == "path" else f"data.{name}"
+            entry.put(setting, value, *_FROM[name])
+        return
+    for entry in entries:
+        for names in _FROM.values():
+            entry.put("data.train", sources, *(name for name in names if entry.has(name)))
+    said.put("data.train", sources)
+    said.ledger.settings[("data", "train")] = (sources, said.where((key,)) + f" ({key})")
+
+
+_FROM: dict[str, tuple[str, ...]] = {
+    "path": ("path", "data_files"),
+    "split": ("split", "train_on_split"),
+    "subset": ("name",),
+    "format": ("type",),
+    "columns": (
+        *("field_messages", "field_tools", "field_system", "field_chosen", "field_rejected", "field", "text_column"),
+    ),
+    "message_keys": (
+        *("message_property_mappings", "message_field_role", "message_field_content", "message_field_training"),
+        "field_thinking",
+    ),
+    "roles": ("roles", "field_human", "field_model"),
+    "weight": ("shards",),
+}
+
+
+def _learned(said: Said, entries: list[Said]) -> None:
+    """Which tokens are learned: the same for all entries, or refused."""
+    everything = said.take("train_on_inputs", bool, False)
+    roles = [tuple(entry.items("roles_to_train", str)) or ("assistant",) for entry in entries]
+    ends = [entry.choose("train_on_eos", ("turn", "last", "none", "all"), "turn") for entry in entries]
+    for name, values in (("roles_to_train", roles), ("train_on_eos", ends)):
+        if len(set(values)) > 1:
+            entries[-1].refuse(name, "differs between data sets", "say the same of all of them")
+    for entry, end in zip(entries, ends, strict=True):
+        if end == "all":
+            entry.refuse("train_on_eos", "cannot be all: ends of turns that are not learned stay out", "write turn")
+    if everything:
+        said.put("data.learn", "everything", "train_on_inputs")
+        for entry in entries:
+            entry.idle("roles_to_train", "train_on_inputs is true")
+            entry.idle("train_on_eos", "train_on_inputs is true")
+        return
+    theirs = {"human": "user", "gpt": "assistant"}
+    if entries and roles[0] != ("assistant",):
+        learned = [theirs.get(role, role) for role in roles[0]]
+        if learned != ["assistant"]:
+            entries[0].put("data.learn", learned, "roles_to_train")
+    if entries and ends[0] in ("last", "none"):
+        entries[0].put("data.learn_ends", ends[0], "train_on_eos")
+
+
+def _of_all(said: Said, texts: bool) -> None:
+    said.put("data.max_length", said.take("sequence_len", int, 512), *there(said, "sequence_len"))
+    how = said.choose("excess_length_strategy", tuple(_LENGTHS), "drop")
+    said.put("data.overlong", "split" if texts else _LENGTHS[how], *there(said, "excess_length_strategy"))
+    if said.take("shuffle_merged_datasets", bool, True) is False or said.take("curriculum_sampling", bool, False):
+        keys = ("shuffle_merged_datasets", "curriculum_sampling")
+        said.put("data.shuffle", False, *(key for key in keys if said.has(key)))
+    tests, size = said.entries("test_datasets"), said.take("val_set_size", float, 0.0)
+    if tests and size:
+        said.refuse("val_set_size", "stands beside test_datasets", "set val_set_size=0")
+    if len(tests) > 1:
+        said.refuse("test_datasets", f"names {len(tests)} sources", "put the held-out rows into one")
+    for test in tests[:1]:
+        _held_out(test, said.entries("datasets"))
+    if size and not tests:
+        said.put("data.held_out", size if size < 1 else int(size), "val_set_size")
+
+
+def _held_out(test: Said, entries: list[Said]) -> None:
+    """Held-out rows of their own; they are read as the training rows are."""
+    path, split, files = test.take("path", str, ""), test.take("split", str), test.items("data_files", str)
+    path = files[0] if files and path in _BUILDERS else path
+    split = None if os.path.isfile(path) else split
+    keys = tuple(key for key in ("path", "split", "data_files") if test.has(key))
+    test.put("data.held_out", f"{path}:{split}" if split else path, *keys)
+    trained = entries[0].values if entries else {}
+    for key in test.values:
+        is_read = key in _OF_ENTRIES and _OF_ENTRIES[key].fate is Fate.CARRIED
+        if is_read and key not in keys and test.has(key):
+            if trained.get(key) == test.values[key]:
+                test.carry(key, "held-out rows are read as the training rows are")
+            else:
+                test.refuse(key, "is not what datasets[0] says: held-out rows are read as those are", "say the same")

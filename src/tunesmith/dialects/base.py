@@ -1,0 +1,310 @@
+"""What became of every key of another tool's file.
+
+A dialect is a module with
+
+    CALLED            the tool's name
+    KEYS              every key it knows, with its fate: "special_tokens.bos_token", "datasets[].type"
+    is_mine(values)   whether a file's keys are this tool's
+    translate(said)   takes values of the file and puts settings of ours
+
+A key is carried over, or without effect here (and why), or refused (and what to do). `Said` holds the dialect to that:
+after `translate` each key of the file has exactly one fate, and one that nobody looked at is a fault of the dialect.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, overload
+
+from tunesmith.errors import RecipeError, TunesmithError
+from tunesmith.notation import Path, dotted, write_inline
+from tunesmith.strict import unknown_key
+
+T = TypeVar("T", bool, int, float, str)
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+_YES, _NO = ("true", "yes", "on"), ("false", "no", "off")
+
+
+class Fate(enum.Enum):
+    CARRIED = "carried over"
+    IDLE = "without effect here"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Key:
+    """`text`: of a carried key our settings, of the others why, or what to do."""
+
+    fate: Fate
+    text: str
+
+
+def carried(ours: str, *keys: str) -> dict[str, Key]:
+    return {key: Key(Fate.CARRIED, ours) for key in keys}
+
+
+def idle(why: str, *keys: str) -> dict[str, Key]:
+    return {key: Key(Fate.IDLE, why) for key in keys}
+
+
+def refused(fix: str, *keys: str) -> dict[str, Key]:
+    return {key: Key(Fate.REFUSED, fix) for key in keys}
+
+
+class Dialect(Protocol):
+    @property
+    def CALLED(self) -> str: ...
+
+    @property
+    def KEYS(self) -> Mapping[str, Key]: ...
+
+    def is_mine(self, values: Mapping[str, Any]) -> bool: ...
+
+    def translate(self, said: Said) -> None: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key of the file and what became of it."""
+
+    key: str
+    value: Any
+    fate: Fate
+    text: str
+    where: str
+
+
+@dataclass
+class _Ledger:
+    fates: dict[Path, tuple[Fate, list[str]]] = field(default_factory=dict)
+    taken: set[Path] = field(default_factory=set)
+    settings: dict[Path, tuple[Any, str]] = field(default_factory=dict)
+    errors: list[TunesmithError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Said:
+    """The values of a file (or of a mapping within it): read here, and their fates written down."""
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        where: Callable[[Path], str],
+        dialect: Dialect,
+        prefix: Path = (),
+        ledger: _Ledger | None = None,
+    ) -> None:
+        self.values, self.where, self.dialect, self.prefix = values, where, dialect, prefix
+        self.ledger = _Ledger() if ledger is None else ledger
+
+    # ---- reading ------------------------------------------------------------------------------------------------
+
+    def has(self, *keys: str) -> bool:
+        """Whether any of these keys says something."""
+        return any(self.values.get(key) not in EMPTY for key in keys)
+
+    def raw(self, key: str) -> Any:
+        """The value as the file has it; None where it says nothing."""
+        value = self.values.get(key)
+        self.ledger.taken.add((*self.prefix, key))
+        return None if value in EMPTY else value
+
+    @overload
+    def take(self, key: str, kind: type[T]) -> T | None: ...
+    @overload
+    def take(self, key: str, kind: type[T], default: T) -> T: ...
+    def take(self, key: str, kind: type[T], default: T | None = None) -> T | None:
+        """The value as a bool, int, float or str, as forgiving as other tools are ("1e-4" is a number, yes is true)."""
+        value = self.raw(key)
+        if value is None:
+            return default
+        made = _as(value, kind)
+        if made is None:
+            expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+            self.refuse(key, f"cannot be {write_inline(value)}", expected=expected)
+            return default
+        return made
+
+    def choose(self, key: str, choices: Sequence[str], default: str) -> str:
+        """One of these words; another is refused."""
+        value = self.take(key, str, default)
+        if value not in choices:
+            self.refuse(key, f"cannot be {value}", expected=", ".join(choices))
+            return default
+        return value
+
+    def items(self, key: str, kind: type[T]) -> list[T]:
+        """A list of such values; one alone counts as a list of it."""
+        value = self.raw(key)
+        items = [] if value is None else value if isinstance(value, list) else [value]
+        made = [_as(item, kind) for item in items]
+        if None in made:
+            self.refuse(key, f"cannot be {write_inline(value)}", expected=f"a list of {kind.__name__}")
+            return []
+        return [item for item in made if item is not None]
+
+    def within(self, *path: str | int) -> Said:
+        """The mapping below; of one that is not there, an empty one."""
+        inner: Any = self.values
+        for part in path:
+            known = part in inner if isinstance(inner, dict) else isinstance(inner, list)
+            inner = inner[part] if known else None
+            self.ledger.taken.add((*self.prefix, part))
+        values = inner if isinstance(inner, dict) else {}
+        return Said(values, self.where, self.dialect, (*self.prefix, *path), self.ledger)
+
+    def entries(self, key: str) -> list[Said]:
+        """The mappings of a list; a single one counts as a list of it."""
+        value = self.raw(key)
+        if isinstance(value, dict):
+            return [self.within(key)]
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            self.refuse(key, f"cannot be {write_inline(value)}", expected="a list of mappings")
+            return []
+        return [self.within(key, index) for index in range(len(value))]
+
+    # ---- fates --------------------------------------------------------------------------------------------------
+
+    def put(self, setting: str, value: Any, *keys: str) -> None:
+        """`setting` of ours is `value`, since `keys` say so; without keys, since it is the tool's default."""
+        paths = [(*self.prefix, key) for key in keys]
+        there = [path for path, key in zip(paths, keys, strict=True) if key in self.values]
+        for path in there:
+            self._fate(path, Fate.CARRIED, f"{setting} = {write_inline(value)}")
+        own = tuple(setting.split("."))
+        self.ledger.settings[own] = (value, self._source(there))
+
+    def _source(self, paths: Sequence[Path]) -> str:
+        if not paths:
+            return f"{self.dialect.CALLED}'s default"
+        places = dict.fromkeys(self.where(path) for path in paths)
+        return f"{'; '.join(places)} ({', '.join(dotted(path) for path in paths)})"
+
+    def carry(self, key: str, text: str) -> None:
+        """`key` is carried over by what we do anyway."""
+        self._fate((*self.prefix, key), Fate.CARRIED, text)
+
+    def idle(self, key: str, why: str) -> None:
+        if key in self.values:
+            self._fate((*self.prefix, key), Fate.IDLE, why)
+
+    def refuse(self, key: str, what: str, fix: str | None = None, *, expected: str | None = None) -> None:
+        path = (*self.prefix, key)
+        self._fate(path, Fate.REFUSED, fix or what)
+        self.ledger.errors.append(
+            RecipeError(f"{dotted(path)} {what}", where=self.where(path), expected=expected, fix=fix)
+        )
+
+    def note(self, text: str) -> None:
+        """Something a person should know that no single key says."""
+        self.ledger.notes.append(text)
+
+    def _fate(self, path: Path, fate: Fate, text: str) -> None:
+        self.ledger.taken.add(path)
+        known, texts = self.ledger.fates.setdefault(path, (fate, []))
+        if known is not fate:  # what is refused stays so; what is carried once is not without effect
+            fate, texts = (known, texts) if known is Fate.REFUSED or fate is Fate.IDLE else (fate, [])
+            self.ledger.fates[path] = (fate, texts)
+        same = text.partition(" = ")[0]  # of a setting that is put again the last value counts
+        texts[:] = [*(old for old in texts if old.partition(" = ")[0] != same), text]
+
+    # ---- the whole file -----------------------------------------------------------------------------------------
+
+    def finish(self) -> list[Entry]:
+        """The fate of every key, those too that `translate` left to the table; unknown ones join the errors."""
+        entries = []
+        for path, value in self._leaves(self.values, ()):
+            pattern = _pattern(path)
+            key = self.dialect.KEYS.get(pattern)
+            if key is None and value in EMPTY and any(name.startswith(f"{pattern}.") for name in self.dialect.KEYS):
+                entries.append(Entry(dotted(path), value, Fate.IDLE, "empty", self.where(path)))
+                continue
+            if key is None:
+                self._unknown(path)
+                continue
+            fate, text = self._settled(path, value, key)
+            entries.append(Entry(dotted(path), value, fate, text, self.where(path)))
+        return entries
+
+    def _settled(self, path: Path, value: Any, key: Key) -> tuple[Fate, str]:
+        if path in self.ledger.fates:
+            fate, texts = self.ledger.fates[path]
+            return fate, "; ".join(texts)
+        if value in EMPTY:
+            return Fate.IDLE, "empty"
+        if key.fate is Fate.CARRIED:
+            read = path in self.ledger.taken or self.ledger.errors
+            assert read, f"{self.dialect.CALLED}: nobody reads {dotted(path)}"
+            return Fate.CARRIED, f"{key.text}, as it is anyway"
+        if key.fate is Fate.REFUSED:
+            if value is False:
+                return Fate.IDLE, "off"
+            what = f"is set to {write_inline(value)}: that is not done here"
+            self.ledger.errors.append(RecipeError(f"{dotted(path)} {what}", where=self.where(path), fix=key.text))
+        return key.fate, key.text
+
+    def _unknown(self, path: Path) -> None:
+        above = _pattern(path[:-1])
+        start = f"{above}." if above else ""
+        names = [name[len(start) :] for name in self.dialect.KEYS if name.startswith(start)]
+        siblings = list(dict.fromkeys(re.split(r"[.\[]", name)[0] for name in names))
+        elsewhere = {name.rpartition(".")[2]: name for name in self.dialect.KEYS if "." in name}
+        error = unknown_key(
+            str(path[-1]), path, self.where(path), called=self.dialect.CALLED, settings=siblings, elsewhere=elsewhere
+        )
+        error.notes.pop("settings", None)
+        fix = "correct it, or take it out" if "did you mean" in error.notes else "take it out"
+        self.ledger.errors.append(error if error.fix else error.noted("to do", fix))
+
+    def _leaves(self, value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+        """Keys with their values; a mapping whose keys the table knows is walked into, any other is one value."""
+        for key, inner in value.items():
+            here = (*path, key)
+            pattern = _pattern(here)
+            below = [name for name in self.dialect.KEYS if name.startswith((f"{pattern}.", f"{pattern}[]"))]
+            items = inner if isinstance(inner, list) else [inner]
+            if below and inner not in EMPTY and all(isinstance(item, dict) for item in items):
+                for index, item in enumerate(items):
+                    yield from self._leaves(item, (*here, index) if isinstance(inner, list) else here)
+            else:
+                yield here, inner
+
+
+def _pattern(path: Path) -> str:
+    """The key of the table that a place in a file belongs to: datasets[0].type -> datasets[].type."""
+    return re.sub(r"\[\d+\]", "[]", dotted(path))
+
+
+def _as(value: Any, kind: type[T]) -> T | None:
+    """`value` as a `kind`, or None where it is none."""
+    made: Any = None
+    if kind is bool:
+        word = str(value).lower()
+        made = True if word in _YES else False if word in _NO else None
+    elif kind is str:
+        made = value if isinstance(value, str) else None if isinstance(value, bool | list | dict) else str(value)
+    elif not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            return None
+        made = number if kind is float else int(number) if number.is_integer() else None
+    return made
+
+
+def there(said: Said, key: str) -> tuple[str, ...]:
+    """The key, where the file gives it: what a setting comes from, and not the tool's default."""
+    return (key,) if said.has(key) else ()
+
+
+def left_over(said: Said, why: str, *keys: str) -> None:
+    """Those of `keys` that the file gives, and of which nothing was made so far, are without effect."""
+    for key in keys:
+        if said.has(key) and (*said.prefix, key) not in said.ledger.fates:
+            said.raw(key)
+            said.idle(key, why)

@@ -1,0 +1,156 @@
+"""Every key of LLaMA-Factory's that is known here, with its fate."""
+
+from __future__ import annotations
+
+from tunesmith.dialects import hf_arguments
+from tunesmith.dialects.base import Key, carried, idle, refused
+
+_PREPARED = "rows are prepared anew each time, in this process"
+_ANSWERS = "of answering: `tunesmith chat` and `tunesmith generate` have their own"
+_FUSED = "the kernels here are always the fused ones; the numbers are the same"
+_ONE_PROCESS = "one process on one device does the work"
+_TEXT = "text is what is trained here"
+_EXPORT = "of an export: `tunesmith merge`"
+_HUB = "log in with the hub's own tool: `hf auth login`"
+_NO_PPO = "stage is not ppo"
+_OPTIMIZER = "leave it out: AdamW is the optimizer, and adapter.method says what is trained"
+_LOSS = "leave it out: the loss of supervised rows is cross entropy"
+_BENCHMARK = "leave it out: benchmarks are not run here; `tunesmith evaluate` scores answers to your rows"
+_SWANLAB = "use_swanlab is off"
+
+KEYS: dict[str, Key] = {
+    **hf_arguments.KEYS,
+    # The model.
+    **carried("model.name", "model_name_or_path"),
+    **carried("model.adapter", "adapter_name_or_path", "adapter_folder"),
+    **carried("model.revision", "model_revision"),
+    **carried("model.storage", "quantization_bit", "quantization_method", "quantization_type", "double_quantization"),
+    **carried("model.dtype", "pure_bf16"),
+    **carried("model.add_tokens", "add_tokens", "add_special_tokens"),
+    **carried("model.template", "template", "default_system"),
+    **carried("train.recompute", "disable_gradient_checkpointing"),
+    **idle("a file cannot consent to running a model's own code: --trust-remote-code does", "trust_remote_code"),
+    **idle("how attention is computed is chosen by what the machine has; the numbers are the same", "flash_attn"),
+    **idle("the tokenizer is read as transformers reads it", "use_fast_tokenizer"),
+    **idle("new rows begin as the mean of the others", "init_special_tokens"),
+    **idle("where the hub's files lie is said by HF_HOME", "cache_dir", "low_cpu_mem_usage", "offload_folder"),
+    **idle(_HUB, "hf_hub_token", "ms_hub_token", "om_hub_token"),
+    **idle(_FUSED, "use_unsloth", "enable_liger_kernel", "use_v1_kernels", "use_kt", "kt_optimize_rule", "cpu_infer"),
+    **idle(_FUSED, "chunk_size", "mode", "kt_maxlen", "kt_use_cuda_graph", "kt_mode", "kt_force_think"),
+    **idle("how recomputation is done is ours to choose", "use_unsloth_gc", "use_reentrant_gc"),
+    **idle("norms and the loss are reckoned in float32 in any case", "upcast_layernorm", "upcast_lmhead_output"),
+    **idle("the parts that are trained are listed as a run begins", "print_param_status"),
+    **idle(_ONE_PROCESS, "quantization_device_map", "use_mca", "use_hyper_parallel", "hyper_parallel_args"),
+    **idle(_TEXT, "image_max_pixels", "image_min_pixels", "image_do_pan_and_scan", "crop_to_patches", "media_dir"),
+    **idle(_TEXT, "video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen", "use_audio_in_video"),
+    **idle(_TEXT, "audio_sampling_rate", "freeze_vision_tower", "freeze_multi_modal_projector", "image_resolution"),
+    **idle(_TEXT, "video_resolution", "visual_inputs"),
+    **refused("leave it out: positions are as the model's config.json says", "rope_scaling"),
+    **refused("leave it out: shifted sparse attention changes what the model computes", "shift_attn"),
+    **refused("leave it out: depths are not mixed", "mixture_of_depths"),
+    **refused("leave it out: a router's balance is not a part of the loss", "moe_aux_loss_coef"),
+    **refused("begin at a model that is trained already", "train_from_scratch"),
+    **refused("leave it out: special tokens are read as one token each", "split_special_tokens"),
+    **refused("name the tokens in add_special_tokens", "new_special_tokens_config"),
+    **refused("leave it out: matrices are multiplied in model.dtype", "fp8", "fp8_backend"),
+    **refused("leave it out: matrices are multiplied in model.dtype", "fp8_enable_fsdp_float8_all_gather"),
+    **refused("train the language model, or take freeze_language_model out", "freeze_language_model"),
+    # The rows.
+    **carried("data.train", "dataset", "dataset_dir"),
+    **carried("data.held_out", "eval_dataset", "val_size"),
+    **carried("data.max_length", "cutoff_len"),
+    **carried("data.limit", "max_samples"),
+    **carried("data.learn", "train_on_prompt", "mask_history"),
+    **carried("data.shuffle", "disable_shuffling"),
+    **carried("train.batch_tokens", "packing", "neat_packing"),
+    **carried("data.train", "mix_strategy"),
+    **idle("rows are not interleaved", "interleave_probs"),
+    **idle("the chat template writes thoughts as the model knows them", "enable_thinking", "preserve_thinking"),
+    **idle("rows are read as a whole", "streaming", "buffer_size"),
+    **idle(_PREPARED, "overwrite_cache", "preprocessing_batch_size", "preprocessing_num_workers"),
+    **idle(_PREPARED, "data_shared_file_system"),
+    **idle("rows are not padded", "ignore_pad_token_for_loss"),
+    **idle("held-out rows are evaluated together", "eval_on_each_dataset"),
+    **idle("held-out rows are scored by their loss; `tunesmith evaluate` scores answers", "eval_num_beams"),
+    **idle("held-out rows are scored by their loss; `tunesmith evaluate` scores answers", "compute_accuracy"),
+    **refused("leave it out: the chat template words tools and their calls", "tool_format"),
+    **refused("leave it out: rows are prepared anew each time, in seconds", "tokenized_path"),
+    # What is trained.
+    **carried("adapter.method", "finetuning_type", "use_dora"),
+    **carried("adapter.r", "lora_rank"),
+    **carried("adapter.alpha", "lora_alpha"),
+    **carried("adapter.dropout", "lora_dropout"),
+    **carried("adapter.targets", "lora_target", "freeze_trainable_modules"),
+    **carried("adapter.train_in_full", "additional_target", "freeze_extra_modules", "resize_vocab"),
+    **carried("adapter.rank_stabilised", "use_rslora"),
+    **carried("adapter.start", "pissa_init", "pissa_convert"),
+    **carried("adapter.svd_iterations", "pissa_iter"),
+    **carried("adapter.lr_ratio", "loraplus_lr_ratio"),
+    **carried("adapter.embedding_lr_ratio", "loraplus_lr_embedding"),
+    **carried("adapter.last_blocks", "freeze_trainable_layers"),
+    **idle("where training goes on from no adapter, a new one is made", "create_new_adapter"),
+    **refused("train the last blocks: finetuning_type: freeze", "use_llama_pro"),
+    **refused(_OPTIMIZER, "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon"),
+    **idle("its switch is off", "galore_target", "galore_rank", "galore_update_interval", "galore_scale"),
+    **idle("its switch is off", "galore_proj_type", "galore_layerwise", "apollo_target", "apollo_rank"),
+    **idle("its switch is off", "apollo_update_interval", "apollo_scale", "apollo_proj", "apollo_proj_type"),
+    **idle("its switch is off", "apollo_scale_type", "apollo_layerwise", "apollo_scale_front", "badam_mode"),
+    **idle("its switch is off", "badam_start_block", "badam_switch_mode", "badam_switch_interval"),
+    **idle("its switch is off", "badam_update_ratio", "badam_mask_mode", "badam_verbose", "asft_alpha", "eaft_alpha"),
+    **idle("finetuning_type is not oft", "oft_rank", "oft_block_size", "oft_target", "module_dropout"),
+    # What is learned.
+    **carried("objective.kind", "stage"),
+    **carried("objective.beta", "pref_beta"),
+    **carried("objective.nll_weight", "pref_ftx"),
+    **carried("objective.loss", "pref_loss"),
+    **carried("objective.label_smoothing", "dpo_label_smoothing"),
+    **carried("objective.gamma", "simpo_gamma"),
+    **carried("objective.desirable_weight", "kto_chosen_weight"),
+    **carried("objective.undesirable_weight", "kto_rejected_weight"),
+    **carried("the reference is what training begins with", "ref_model", "ref_model_adapters"),
+    **idle("the reference is held as the model is", "ref_model_quantization_bit"),
+    **refused("leave it out: pairs are not weighed by a second loss", "pref_bco_weight"),
+    **refused("leave it out: tokens of an answer weigh alike", "ld_alpha"),
+    **refused(_LOSS, "use_dft_loss", "use_asft_loss", "use_eaft_loss"),
+    **idle(_NO_PPO, "ppo_buffer_size", "ppo_epochs", "ppo_score_norm", "ppo_target", "ppo_whiten_rewards"),
+    **idle(_NO_PPO, "reward_model", "reward_model_adapters", "reward_model_quantization_bit", "reward_model_type"),
+    **refused("write pref_beta: LLaMA-Factory renamed it", "dpo_beta", "orpo_beta", "kto_beta"),
+    **refused("write pref_loss: LLaMA-Factory renamed it", "dpo_loss"),
+    **refused("write pref_ftx: LLaMA-Factory renamed it", "dpo_ftx", "kto_ftx"),
+    **refused("write freeze_trainable_layers: LLaMA-Factory renamed it", "num_layer_trainable"),
+    **refused("write freeze_trainable_modules: LLaMA-Factory renamed it", "name_module_trainable"),
+    **refused("write packing: LLaMA-Factory renamed it", "sft_packing", "efficient_packing"),
+    # Who else gets the numbers, and what comes after.
+    **carried("train.stop_after_no_gain", "early_stopping_steps"),
+    **refused("say report_to: wandb, trackio, tensorboard or mlflow", "use_swanlab"),
+    **idle(_SWANLAB, "swanlab_project", "swanlab_workspace", "swanlab_run_name", "swanlab_mode", "swanlab_api_key"),
+    **idle(_SWANLAB, "swanlab_logdir", "swanlab_lark_webhook_url", "swanlab_lark_secret"),
+    **idle("every step's numbers are kept", "include_effective_tokens_per_second"),
+    **idle("the run folder has the picture of the loss in any case: loss.png", "plot_loss"),
+    **idle("nothing in a run depends on it", "enable_torch_profiler", "profiler_output_dir"),
+    **refused("`tunesmith merge ADAPTER FOLDER` writes the model with its adapter", "export_dir"),
+    **idle(_EXPORT, "export_size", "export_device", "export_quantization_bit", "export_quantization_dataset"),
+    **idle(_EXPORT, "export_quantization_nsamples", "export_quantization_maxlen", "export_legacy_format"),
+    **idle(_EXPORT, "export_hub_model_id"),
+    **idle(
+        _ANSWERS, "infer_backend", "infer_dtype", "use_kv_cache", "vllm_maxlen", "vllm_gpu_util", "vllm_enforce_eager"
+    ),
+    **idle(_ANSWERS, "vllm_max_lora_rank", "vllm_config", "sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size"),
+    **idle(_ANSWERS, "sglang_config", "sglang_lora_backend", "do_sample", "temperature", "top_p", "top_k", "num_beams"),
+    **idle(_ANSWERS, "max_length", "max_new_tokens", "repetition_penalty", "length_penalty", "skip_special_tokens"),
+    **idle(_ONE_PROCESS, "ray_run_name", "ray_storage_path", "ray_storage_filesystem", "ray_num_workers"),
+    **idle(_ONE_PROCESS, "resources_per_worker", "placement_strategy", "ray_init_kwargs", "master_addr", "master_port"),
+    **refused(_BENCHMARK, "task", "task_dir", "lang", "n_shot", "save_dir", "batch_size", "download_mode"),
+    # Of its rewrite ("v1"), whose files are refused as a whole.
+    **refused("write model_name_or_path", "model", "model_class", "init_config"),
+    **refused("write dataset and dataset_dir", "train_dataset"),
+    **refused("write per_device_train_batch_size and gradient_accumulation_steps", "micro_batch_size"),
+    **refused("write per_device_train_batch_size and gradient_accumulation_steps", "global_batch_size"),
+    **refused("write finetuning_type, lora_rank, lora_alpha …", "peft_config"),
+    **refused("write quantization_bit", "quant_config"),
+    **refused("leave it out: " + _ONE_PROCESS, "dist_config"),
+    **refused("leave it out: " + _FUSED, "kernel_config", "batching_strategy", "batching_workers"),
+    **refused("write optim and lr_scheduler_type", "optim_config", "lr_scheduler_config"),
+    **refused("write disable_gradient_checkpointing", "enable_activation_checkpointing"),
+    **refused("leave it out: `tunesmith generate` answers", "sample_backend"),
+}
