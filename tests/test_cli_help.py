@@ -45,7 +45,7 @@ def test_help_lists_every_verb():
     ],
 )
 def test_an_error_is_a_sentence_on_stderr_with_its_exit_code(error, code, monkeypatch):
-    def fails(*arguments):
+    def fails(*arguments, **options):
         raise error
 
     monkeypatch.setattr("tunesmith.dialects.read.load", fails)
@@ -64,7 +64,7 @@ def test_an_error_is_a_sentence_on_stderr_with_its_exit_code(error, code, monkey
     ],
 )
 def test_a_lack_of_memory_or_disk_is_a_sentence_wherever_it_shows(error, said, monkeypatch):
-    def fails(*arguments):
+    def fails(*arguments, **options):
         raise error
 
     monkeypatch.setattr("tunesmith.dialects.read.load", fails)
@@ -75,7 +75,7 @@ def test_a_lack_of_memory_or_disk_is_a_sentence_wherever_it_shows(error, said, m
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.EIO, "Input/output error")])
 def test_other_errors_keep_their_traceback(error, monkeypatch):
-    def fails(*arguments):
+    def fails(*arguments, **options):
         raise error
 
     monkeypatch.setattr("tunesmith.dialects.read.load", fails)
@@ -83,7 +83,7 @@ def test_other_errors_keep_their_traceback(error, monkeypatch):
 
 
 def test_an_interrupt_is_130(monkeypatch):
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("tunesmith.dialects.read.load", interrupted)
@@ -108,7 +108,9 @@ def test_debug_shows_the_traceback(how):
 
 def test_overrides_reach_the_recipe(monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr("tunesmith.dialects.read.load", lambda path, overrides, strict: seen.update(path=path, overrides=overrides))
+    monkeypatch.setattr(
+        "tunesmith.dialects.read.load", lambda path, overrides, strict: seen.update(path=path, overrides=overrides)
+    )
     stand_in = type(sys)("tunesmith.run")
     stand_in.train = lambda resolved, **options: seen.update(options)
     monkeypatch.setitem(sys.modules, "tunesmith.run", stand_in)

@@ -72,7 +72,7 @@ def test_a_length_that_gives_the_better_answer_away(longer: str, sign: str) -> N
     kinds = found(rows, takes=(Preference,))
     assert sign in kinds["length_bias"].text
     assert kinds["shared_prefix"].rows == 20
-    same = [{"prompt": f"what is {i}", "chosen": "it is what", "rejected": "what it is"} for i in range(20)]
+    same = [{"prompt": f"what is {i}", "chosen": "it is a", "rejected": "it is b"} for i in range(20)]
     assert "length_bias" not in found(same, takes=(Preference,))
 
 

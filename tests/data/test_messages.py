@@ -65,6 +65,11 @@ ROWS = {
     "unpaired, messages": lambda w: {"messages": w(TURNS), "label": False},
     "labelled": lambda w: {"messages": w(ASKED), "label": "spam"},
     "prompt": lambda w: {"prompt": w(ASKED)},
+    "openpipe": lambda w: {"messages": w(TURNS), "rejected_message": w(OTHER)[0]},
+    "nemo": lambda w: {
+        "context": w(ASKED), "completions": [{"rank": 1, "completion": w(OTHER)}, {"rank": 0, "completion": w(SAID)}]
+    },
+    "verl": lambda w: {"data_source": "x", "prompt": w(ASKED), "reward_model": {"ground_truth": "y"}},
 }  # fmt: skip
 
 
@@ -161,4 +166,10 @@ def test_files_that_are_asked_of_a_run_are_read_in_its_words(tmp_path):
 
 
 def test_every_format_with_messages_is_looked_at():
-    assert {name.split(",")[0] for name in ROWS} == set(FORMATS) - {"text", "alpaca", "segments", "tokens"}
+    assert {name.split(",")[0] for name in ROWS} == set(FORMATS) - {
+        "text",
+        "alpaca",
+        "segments",
+        "tokens",
+        "input-output",
+    }

@@ -144,6 +144,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "save_total_limit": (1, {}),
     "load_best_model_at_end": (True, {}),
     "early_stopping_patience": (3, HELD),
+    "loss_watchdog_threshold": (5.0, {}),
+    "loss_watchdog_patience": (7, {"loss_watchdog_threshold": 5.0}),
     "seed": (7, {}),
     "output_dir": ("elsewhere", {}),
     "use_wandb": (True, {}),

@@ -58,6 +58,22 @@ def test_patience(tmp_path):
     assert not again.kinds(StepDone)
 
 
+def test_a_loss_that_stays_too_high_ends_the_run_and_its_resumption(tmp_path):
+    plain = bench(tmp_path / "plain", steps=6)
+    plain.loop.run()
+    lowest = min(event.loss for event in plain.kinds(StepDone))
+    made = bench(tmp_path / "watched", steps=6, stop_above=lowest / 2, stop_above_steps=2)
+    ended = made.loop.run()
+    assert ended.step == 2
+    assert "above" in ended.reason
+    assert "for 2 steps in a row" in ended.reason
+    again = bench(tmp_path / "watched", steps=6, stop_above=lowest / 2, stop_above_steps=2)
+    again.loop.restore(again.loop.checkpoints.latest(print))
+    assert again.loop.run().step == 2
+    calm = bench(tmp_path / "calm", steps=6, stop_above=1e6, stop_above_steps=1)
+    assert calm.loop.run().step == 6
+
+
 def test_a_listener_stops_the_run_with_a_checkpoint(tmp_path):
     made = bench(
         tmp_path,

@@ -23,6 +23,7 @@ from tunesmith.data.files import RawRow
 from tunesmith.data.labels import labelled
 from tunesmith.data.learned import learned
 from tunesmith.data.messages import KNOWN_KEYS, Names, Unreadable, need, parsed, read_messages, read_tools, text_of
+from tunesmith.data.other_rows import input_output, nemo, openpipe, verl
 from tunesmith.data.pieces import segments, tokens
 from tunesmith.data.preferences import openai_preference, passed_over, preference, unpaired
 from tunesmith.data.problems import Problems, listed, shown
@@ -127,6 +128,8 @@ class Format:
     reads: frozenset[str]
     passed_over: Callable[[RawColumns], set[str]]
     """Of these, the columns that are not looked at in this row."""
+    unless: frozenset[str] = frozenset()
+    """Columns beside which a row is of another format."""
 
 
 def _nothing(_: RawColumns) -> set[str]:
@@ -139,10 +142,12 @@ def _format(
     needs: str,
     also: str = "",
     passed_over: Callable[[RawColumns], set[str]] = _nothing,
+    unless: str = "",
 ) -> Format:
     """`needs` lists alternatives parted by |, each of columns parted by spaces."""
     alternatives = tuple(frozenset(names.split()) for names in needs.split("|"))
-    return Format(read, makes, alternatives, frozenset().union(*alternatives, also.split()), passed_over)
+    reads = frozenset().union(*alternatives, also.split())
+    return Format(read, makes, alternatives, reads, passed_over, frozenset(unless.split()))
 
 
 FORMATS: dict[str, Format] = {
@@ -167,6 +172,10 @@ FORMATS: dict[str, Format] = {
         "text label | text labels | messages label | messages labels | conversations label | conversations labels",
         "system tools",
     ),
+    "input-output": _format(input_output, Conversation, "input output", unless="instruction"),
+    "openpipe": _format(openpipe, Preference, "messages rejected_message", "tools split"),
+    "nemo": _format(nemo, Preference, "context completions", "tools"),
+    "verl": _format(verl, Prompt, "data_source prompt reward_model", "ability extra_info tools"),
     "segments": _format(segments, Document, "segments"),
     "tokens": _format(tokens, Document, "input_ids", "labels attention_mask token_type_ids position_ids length"),
     "unpaired": _format(
@@ -301,7 +310,7 @@ def recognise(
     filled = [frozenset(name for name, value in row.items() if value is not None) for _, row in raw]
     ways = [_candidates(filled), _candidates([frozenset(row) for _, row in raw])]
     wanted = (_of(kinds, there) for kinds in (takes, or_else) for there in ways)
-    candidates = next((names for names in wanted if names), None) or _most_telling(ways[0] or ways[1])
+    candidates = _widest(next((names for names in wanted if names), [])) or _most_telling(ways[0] or ways[1])
     if len(candidates) == 1:
         return candidates[0]
     seen = listed(dict.fromkeys(name for _, row in raw[:100] for name in row))
@@ -321,22 +330,32 @@ def _of(kinds: tuple[type[Row], ...], names: Sequence[str]) -> list[str]:
     return [name for name in names if FORMATS[name].makes in kinds]
 
 
+def _widest(names: Sequence[str]) -> list[str]:
+    """Without formats that need less than another of them that makes the same."""
+    return [
+        name
+        for name in names
+        if not any(FORMATS[other].makes is FORMATS[name].makes and _says_less(name, other) for other in names)
+    ]
+
+
+def _says_less(one: str, other: str) -> bool:
+    return any(own < more for own in FORMATS[one].needs for more in FORMATS[other].needs)
+
+
 def _most_telling(names: Sequence[str]) -> list[str]:
     """Without formats that need less than another of them: a label beside prompt and completion says more, and a prompt
     alone says nothing."""
     names = [name for name in names if FORMATS[name].makes is not Prompt]
-
-    def says_less(one: str, other: str) -> bool:
-        return any(own < more for own in FORMATS[one].needs for more in FORMATS[other].needs)
-
-    return [name for name in names if not any(says_less(name, other) for other in names)]
+    return [name for name in names if not any(_says_less(name, other) for other in names)]
 
 
 def _candidates(columns: Sequence[frozenset[str]]) -> list[str]:
     return [
         name
         for name, kind in FORMATS.items()
-        if 2 * sum(any(names <= present for names in kind.needs) for present in columns) > len(columns)
+        if 2 * sum(any(names <= present for names in kind.needs) and not kind.unless & present for present in columns)
+        > len(columns)
     ]
 
 

@@ -40,7 +40,7 @@ def preference(row: RawColumns, origin: Origin, names: Names | None = None) -> P
         )
     if prompt[-1].role == "assistant":
         raise Unreadable("the prompt ends in an answer", found=shown(prompt[-1].content))
-    return _pair(_with_system(prompt, row), chosen, rejected, origin, row.get("tools"), row.get("margin"))
+    return pair(_with_system(prompt, row), chosen, rejected, origin, row.get("tools"), row.get("margin"))
 
 
 def passed_over(row: RawColumns) -> set[str]:
@@ -76,7 +76,7 @@ def openai_preference(row: RawColumns, origin: Origin, names: Names | None = Non
     prompt = read_messages(need(given, "messages"), "messages", names)
     chosen = read_messages(need(row, "preferred_output"), "preferred_output", names)
     rejected = read_messages(need(row, "non_preferred_output"), "non_preferred_output", names)
-    return _pair(prompt, chosen, rejected, origin, given.get("tools"))
+    return pair(prompt, chosen, rejected, origin, given.get("tools"))
 
 
 def unpaired(row: RawColumns, origin: Origin, names: Names | None = None) -> Judged:
@@ -151,7 +151,7 @@ def _alike(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> int:
     return count
 
 
-def _pair(
+def pair(
     prompt: tuple[Message, ...],
     chosen: tuple[Message, ...],
     rejected: tuple[Message, ...],
@@ -159,6 +159,7 @@ def _pair(
     tools: Any,
     margin: Any = None,
 ) -> Preference:
+    """Two answers to one prompt; an empty prompt or an answer without a turn of the assistant is refused."""
     if not prompt:
         raise Unreadable("the prompt is empty")
     for key, answer in (("chosen", chosen), ("rejected", rejected)):

@@ -373,7 +373,9 @@ class TokensUnknown(Exception):
 
 def _row_error(error: Exception, origin: Origin) -> DataError:
     if isinstance(error, TokensUnknown):
-        return DataError(str(error), where=str(origin), fix="tokenise the rows with this model's tokenizer, or give text")
+        return DataError(
+            str(error), where=str(origin), fix="tokenise the rows with this model's tokenizer, or give text"
+        )
     if isinstance(error, MaskUnknown):
         return DataError(
             f"the chat template hides {error}, so that its mask cannot be known",

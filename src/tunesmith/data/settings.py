@@ -19,7 +19,7 @@ MessageKeys = dict[MessageKey, str]
 
 FormatName = Literal[
     "auto", "text", "messages", "prompt-completion", "alpaca", "preference", "openai-preference", "unpaired", "prompt",
-    "labelled", "segments", "tokens",
+    "labelled", "segments", "tokens", "input-output", "openpipe", "nemo", "verl",
 ]  # fmt: skip
 
 

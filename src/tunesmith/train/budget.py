@@ -30,6 +30,8 @@ class Progress:
     evaluated_step: int = -1
     evaluated_share: float = 0.0
     no_gain: int = 0
+    high_losses: int = 0
+    """Steps in a row whose loss was above `train.stop_above`."""
     best_step: int | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
     rewarm_from: int = 0
@@ -90,6 +92,20 @@ class Budget:
         if self.num_steps is not None:
             return at.step >= self.num_steps
         return self.share(step=0, seconds=at.train_seconds + at.last_step_seconds) > 1.0
+
+    def stops(self, at: Progress) -> str | None:
+        """Why to end before the budget is spent, as the settings ask for it."""
+        settings = self.settings
+        if settings.stop_after_no_gain is not None and at.no_gain >= settings.stop_after_no_gain:
+            return f"no gain in {at.no_gain} evaluation{'s' if at.no_gain != 1 else ''}"
+        if settings.stop_above is not None and at.high_losses >= settings.stop_above_steps:
+            return f"the loss was above {settings.stop_above:g} for {at.high_losses} steps in a row"
+        return None
+
+    def watch(self, at: Progress, loss: float) -> None:
+        """Note the loss of a step."""
+        above = self.settings.stop_above is not None and loss > self.settings.stop_above
+        at.high_losses = at.high_losses + 1 if above else 0
 
     def seconds_left(self, at: Progress) -> float:
         if self.num_steps is None:

@@ -174,10 +174,7 @@ class Loop:
 
     def _reason(self) -> str | None:
         """Why to stop before the budget is spent."""
-        patience = self.settings.stop_after_no_gain
-        if patience is not None and self.at.no_gain >= patience:
-            return f"no gain in {self.at.no_gain} evaluation{'s' if self.at.no_gain != 1 else ''}"
-        return "a listener asked to stop" if self._stop_asked else None
+        return self.budget.stops(self.at) or ("a listener asked to stop" if self._stop_asked else None)
 
     def _one_step(self, step: Step, begun: float) -> None:
         learning_rate = self.budget.learning_rate(self.at)
@@ -196,6 +193,7 @@ class Loop:
         at.last_step_seconds = seconds
         at.num_tokens += result.num_tokens
         at.num_learned += result.num_learned
+        self.budget.watch(at, result.loss)
         # Here a whole step ends: this is what a checkpoint written from now on must hold.
         self._cursor, self._random = self.objective.state_dict(), self._random_states()
         self._whole = True

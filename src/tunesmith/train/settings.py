@@ -74,6 +74,10 @@ class TrainSettings(Settings):
     """Which checkpoint becomes the run's adapter: that of the lowest held-out loss, or the last."""
     stop_after_no_gain: PositiveInt | None = None
     """Early stopping: evaluations in a row without a lower held-out loss; null: never."""
+    stop_above: PositiveFloat | None = None
+    """End the run where the loss has been above this for stop_above_steps in a row; null: never."""
+    stop_above_steps: PositiveInt = 3
+    """See stop_above."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the start, the order of the rows, the split, dropout and noise."""
 

@@ -70,6 +70,13 @@ def steps(said: Said) -> None:
         said.put("train.neftune_alpha", said.take("noisy_embedding_alpha", float), "noisy_embedding_alpha")
     norm = said.take("max_grad_norm", float, 1.0)
     said.put("train.max_grad_norm", norm if norm > 0 else None, *there(said, "max_grad_norm"))
+    threshold = said.take("loss_watchdog_threshold", float)
+    if threshold is not None:
+        said.put("train.stop_above", threshold, "loss_watchdog_threshold")
+        patience = said.take("loss_watchdog_patience", int, 3)
+        said.put("train.stop_above_steps", patience, *there(said, "loss_watchdog_patience"))
+    else:
+        said.idle("loss_watchdog_patience", "loss_watchdog_threshold is not given")
     said.put("train.seed", said.take("seed", int, 42), *there(said, "seed"))
     recompute = said.raw("gradient_checkpointing")
     if recompute in ("unsloth", "offload", "offload_disk") or said.take("gradient_checkpointing", bool, False):

@@ -151,7 +151,9 @@ def _learned(said: Said, formats: set[str]) -> None:
         said.put("data.learn", "answers", *keys)
     else:
         said.put("data.learn", "completions", *keys)
-        said.note("conversations are learned whole, questions too, as TRL does; assistant_only_loss=true for the answers")
+        said.note(
+            "conversations are learned whole, questions too, as TRL does; assistant_only_loss=true for the answers"
+        )
 
 
 def most_tokens(said: Said) -> int | None:
