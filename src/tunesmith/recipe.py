@@ -136,10 +136,9 @@ class Resolved:
     @property
     def given(self) -> str:
         """The settings that are not at their defaults, as YAML, each line with where its value came from."""
-        plain = self.recipe.model_dump(mode="json")
         given = {
             section: {key: value for key, value in settings.items() if self.provenance[f"{section}.{key}"] != "default"}
-            for section, settings in plain.items()
+            for section, settings in self.recipe.explicit().items()
         }
         return self._written(f"# from {self.source}", {section: keys for section, keys in given.items() if keys})
 

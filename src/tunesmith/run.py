@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tunesmith.data.mixture import FROM_PYTHON
 from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.report import summary
 from tunesmith.data.templates import install
-from tunesmith.errors import CheckpointError, Interrupted, RecipeError
+from tunesmith.errors import CheckpointError, Interrupted, RecipeError, TunesmithError
 from tunesmith.events import Ended, Listener
 from tunesmith.machine import cache_folder
 from tunesmith.models.load import (
@@ -91,6 +91,7 @@ def train(
         Progress(quiet=quiet, picture=run.picture) as progress,
         ExitStack() as on_exit,
         _told_how_to_go_on(run.folder, rows is not None),
+        _said_where(resolved),
     ):
         for line in resolved.notes:
             progress.say(line)
@@ -165,6 +166,18 @@ def _told_how_to_go_on(folder: Path, in_python: bool) -> Iterator[None]:
         raise error.to_do(f"tunesmith train {shlex.quote(str(folder))} --resume") from None
 
 
+@contextmanager
+def _said_where(resolved: Resolved) -> Iterator[None]:
+    """An error that names a setting says in which file and line it was given, too."""
+    try:
+        yield
+    except TunesmithError as error:
+        named = error.where or ""
+        setting = max((key for key in resolved.provenance if named.startswith(key)), key=len, default=None)
+        given = "default" if setting is None else resolved.provenance[setting]
+        raise (error if given == "default" else error.noted("given in", given)) from None
+
+
 def _last_checkpoint(run: Run, recipe: Recipe, resume: bool, progress: Progress) -> Restored | None:
     if not resume:
         return None
@@ -182,8 +195,7 @@ def read_rows(
         config = load_config(recipe.model, trust_remote_code=trust_remote_code)
         _refuse_pair(recipe, settle(recipe.model, config, trust_remote_code=trust_remote_code))
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code, folder=origin(recipe))
-        if recipe.model.template:
-            install(recipe.model.template, tokenizer)
+        note = install(recipe.model.template, tokenizer) if recipe.model.template else None
     with progress.stage("reading the data"):
         prepared = prepare(
             recipe.data,
@@ -194,7 +206,7 @@ def read_rows(
             made_for=made_for(config),
             takes=recipe.takes,
         )
-    return tokenizer, prepared
+    return tokenizer, prepared if note is None else replace(prepared, notes=(*prepared.notes, note))
 
 
 def _room(recipe: Recipe, config: Any) -> int | None:
@@ -348,7 +360,7 @@ def check(
     from tunesmith.data.report import as_json as as_dict
     from tunesmith.data.report import print_report
 
-    with Progress(quiet=as_json) as progress:
+    with Progress(quiet=as_json) as progress, _said_where(resolved):
         for line in resolved.notes:
             progress.say(line)
         tokenizer, prepared = read_rows(resolved.recipe, trust_remote_code, progress)

@@ -232,3 +232,15 @@ def test_a_quantised_weight_is_refused():
     model.model.layers[0].self_attn.q_proj = layer
     with pytest.raises(AdapterError, match="quantised"):
         add(model, switch, Settings(), name="a", seed=0)
+
+
+def test_modules_by_a_regular_expression_are_those_of_their_names():
+    model = tiny("llama")
+    named = choose(model, Settings(targets="none", train_in_full=("lm_head", "layers.1.mlp")))
+    matched = choose(model, Settings(targets="none", train_in_full=("re:lm_head", r"re:(?:.*layers\.1\.mlp).*")))
+    assert matched.in_full == named.in_full
+    assert "lm_head" in matched.in_full
+    with pytest.raises(AdapterError, match="matches nothing"):
+        choose(model, Settings(targets="none", train_in_full=("re:nothing",)))
+    with pytest.raises(ValidationError, match="broken regular expression"):
+        Settings(train_in_full=("re:(",))

@@ -437,3 +437,13 @@ def test_smollm2_real_rows_keep_every_law():
         [{"role": m.role, "content": m.content} for m in row.messages], return_dict=False
     )
     assert np.array_equal(example.token_ids, whole)
+
+
+def test_a_template_that_replaces_another_says_so_and_one_that_writes_the_same_does_not():
+    tokenizer = tiny.byte_level(tiny.CHATML)
+    note = templates.install("plain", tokenizer)
+    assert "replaces the tokenizer's own chat template" in note
+    assert "<|im_start|>user" in note
+    assert templates.install("plain", tokenizer) is None
+    assert templates.install("chatml", tiny.byte_level(tiny.CHATML)) is None, "the same text by another template"
+    assert templates.install("plain", tiny.byte_level()) is None, "there was none before"

@@ -142,7 +142,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "save_steps": (20, {}),
     "save_strategy": ("steps", {}),
     "save_total_limit": (1, {}),
-    "load_best_model_at_end": (True, {}),
+    "load_best_model_at_end": (False, {**HELD, "eval_steps": 10, "save_steps": 20}),
     "early_stopping_patience": (3, HELD),
     "loss_watchdog_threshold": (5.0, {}),
     "loss_watchdog_patience": (7, {"loss_watchdog_threshold": 5.0}),
@@ -363,3 +363,100 @@ def test_the_example_file_key_by_key() -> None:
     assert (made.train.evaluate_every, made.train.save_every) == ("1/4 epochs", "1 epoch")
     assert made.model.special_tokens == {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
     assert (made.data.held_out, made.data.max_length) == (0.05, 4096)
+
+
+@pytest.mark.parametrize(
+    ("said", "publish"),
+    [
+        ({}, "last"),
+        (HELD, "best"),
+        ({**HELD, "load_best_model_at_end": False}, "last"),
+        ({**HELD, "load_best_model_at_end": False, "early_stopping_patience": 3}, "best"),
+        ({**HELD, "evals_per_epoch": 4, "saves_per_epoch": 1}, "best"),
+        ({**HELD, "evals_per_epoch": 4, "saves_per_epoch": 3}, "last"),
+        ({**HELD, "eval_steps": 20, "save_steps": 50}, "last"),
+        ({**HELD, "eval_steps": 20, "saves_per_epoch": 1}, "last"),
+    ],
+)
+def test_which_checkpoint_a_run_ends_with(said: dict[str, Any], publish: str, tmp_path: Path) -> None:
+    """load_best_model_at_end is on unless it is false, where each checkpoint comes with an evaluation."""
+    assert load_any(file(tmp_path, {**BASE, **said})).resolved.recipe.train.publish == publish
+
+
+@pytest.mark.parametrize("key", ["evals_per_epoch", "eval_steps", "saves_per_epoch", "save_steps"])
+def test_zero_says_nothing(key: str, tmp_path: Path) -> None:
+    assert recipe(file(tmp_path, {**BASE, **HELD, key: 0})) == recipe(file(tmp_path, {**BASE, **HELD}, "without.yml"))
+
+
+def test_zero_warmup_steps_leave_the_ratio(tmp_path: Path) -> None:
+    made = load_any(file(tmp_path, {**BASE, "warmup_steps": 0, "warmup_ratio": 0.1})).resolved.recipe
+    assert made.train.warmup == 0.1
+
+
+def test_what_is_typed_in_ours_goes_before_what_the_file_says(tmp_path: Path) -> None:
+    path = file(tmp_path, {**BASE, "num_epochs": 4, "sample_packing": True})
+    made = load_any(path, ["train.minutes=3", "train.batch_size=4"]).resolved.recipe.train
+    assert (made.minutes, made.epochs, made.steps, made.batch_size, made.batch_tokens) == (3, None, None, 4, None)
+
+
+def test_unfrozen_parameters_are_trained_and_nothing_else(tmp_path: Path) -> None:
+    made = load_any(
+        file(tmp_path, {**BASE, "adapter": None, "unfrozen_parameters": ["^lm_head.weight$", "layers.1.mlp"]})
+    )
+    adapter = made.resolved.recipe.adapter
+    assert (adapter.method, adapter.targets) == ("full", "none")
+    assert adapter.train_in_full == ("re:lm_head", "re:(?:layers.1.mlp).*")
+
+
+def test_relora_as_it_was_written_before_it_had_a_key(tmp_path: Path) -> None:
+    made = load_any(file(tmp_path, {**BASE, "relora_steps": 150, "relora_warmup_steps": 10})).resolved.recipe
+    assert (made.adapter.method, made.adapter.restart_every, made.adapter.rewarm) == ("relora", 150, 10)
+
+
+def test_rows_of_several_types_keep_their_words(tmp_path: Path) -> None:
+    entries = [
+        {"path": "a/b", "type": "alpaca"},
+        {"path": "c/d", "type": "chat_template"},
+        {"path": "e/f", "type": "completion"},
+    ]
+    made = load_any(file(tmp_path, {**BASE, "datasets": entries, "chat_template": "chatml"})).resolved.recipe
+    assert made.model.template == "chatml"
+    assert [source.template for source in made.data.train] == ["alpaca", None, None]
+    assert [source.format if isinstance(source.format, str) else "words" for source in made.data.train] == [
+        "words",
+        "messages",
+        "text",
+    ]
+
+
+def test_an_entry_that_asks_for_the_tokenizer_s_own_template_gets_it(tmp_path: Path) -> None:
+    entry = {"path": "a/b", "type": "chat_template", "chat_template": "tokenizer_default"}
+    made = load_any(file(tmp_path, {**BASE, "datasets": [entry], "chat_template": "chatml"})).resolved.recipe
+    assert made.model.template is None
+
+
+@pytest.mark.parametrize("key", ["datasets", "pretraining_dataset"])
+def test_one_mapping_is_a_list_of_it(key: str, tmp_path: Path) -> None:
+    said = {**BASE, "datasets": None, "max_steps": 3, key: {"path": "a/b", "type": "completion"}}
+    assert load_any(file(tmp_path, said)).resolved.recipe.data.train == "a/b"
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ({"pretraining_dataset": [{"path": "a/b"}]}, "stands beside keys that go before it"),
+        ({"rl": "dpo", "datasets": [{"path": "a/b", "type": {"prompt_format": "{instruction}"}}]}, "cannot be filled"),
+        ({"rl": "kto", "datasets": [{"path": "a/b", "type": {"prompt_format": "[I] {prompt}"}}]}, "not done for kto"),
+        ({**GRPO, "datasets": [{"path": "a/b", "type": "rewards.transform"}]}, "not called here"),
+        ({"test_datasets": [{"path": "json", "data_files": ["a.jsonl", "b.jsonl"]}]}, "names 2 files"),
+    ],
+)
+def test_what_hangs_together_wrongly_is_a_sentence(said: dict[str, Any], what: str, tmp_path: Path) -> None:
+    with pytest.raises(TunesmithError, match=what):
+        load_any(file(tmp_path, {**BASE, **said}))
+
+
+def test_a_file_beside_its_kind_and_its_files(tmp_path: Path) -> None:
+    entry = {"path": "rows.jsonl", "ds_type": "json", "data_files": ["rows.jsonl"], "type": "alpaca"}
+    made = load_any(file(tmp_path, {**BASE, "datasets": [entry]})).resolved.recipe
+    assert made.data.train == str(tmp_path / "rows.jsonl")

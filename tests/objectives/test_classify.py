@@ -358,3 +358,16 @@ def test_way_features_is_a_fit_of_the_model_s_own_head(tmp_path):
     lines = objective.begin(policy, num_steps=0, max_tokens=200, cache=tmp_path, stage=stage)
     assert lines[0] == "the features were in the cache"
     assert objective.evaluate(policy, 1000)["loss"] == pytest.approx(after, rel=1e-4)
+
+
+@pytest.mark.parametrize("meaning", MEANINGS)
+def test_gradients_of_every_meaning_by_finite_differences(meaning):
+    draw = torch.Generator().manual_seed(0)
+    outputs = torch.randn(5, 4, dtype=torch.float64, generator=draw).requires_grad_()
+    wanted = {
+        "one": torch.eye(4, dtype=torch.float64)[[0, 1, 2, 3, 1]],
+        "several": torch.randint(0, 2, (5, 4), generator=draw).double(),
+        "ordered": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]]).double(),
+    }[meaning]
+    weights = torch.rand(4, dtype=torch.float64, generator=draw) + 0.5
+    assert torch.autograd.gradcheck(lambda x: MEANINGS[meaning].loss(x, wanted, weights), (outputs,))

@@ -263,3 +263,15 @@ def test_evaluation_needs_no_step(tmp_path):
     assert objective.evaluate(policy, 20)["loss"] == pytest.approx(
         loss.sums["loss"].item() / step.denominators["loss"], rel=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
+def test_gradients_of_every_divergence_by_finite_differences(kind):
+    draw = torch.Generator().manual_seed(0)
+    logits, taught = (torch.randn(3, 7, dtype=torch.float64, generator=draw) for _ in range(2))
+    teacher = torch.log_softmax(taught, -1)
+
+    def loss(student: torch.Tensor) -> torch.Tensor:
+        return divergence(torch.log_softmax(student, -1), teacher, kind, 0.3)
+
+    assert torch.autograd.gradcheck(loss, (logits.requires_grad_(),))

@@ -147,3 +147,11 @@ def test_losses_and_gradients_are_trls(name, share):
     largest = max(max(map(abs, values)) for values in golden["gradients"].values())
     for key, values in golden["gradients"].items():
         assert (found[key].flatten() - torch.tensor(values)).abs().max() <= 1e-5 * largest, key
+
+
+@pytest.mark.parametrize("centring", [0.0, 0.1])
+def test_gradients_by_finite_differences(centring):
+    draw = torch.Generator().manual_seed(0)
+    chosen, rejected = (torch.randn(6, dtype=torch.float64, generator=draw).requires_grad_() for _ in range(2))
+    margins = torch.rand(6, dtype=torch.float64, generator=draw)
+    assert torch.autograd.gradcheck(lambda c, r: bradley_terry(c, r, margins, centring), (chosen, rejected))

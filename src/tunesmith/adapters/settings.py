@@ -26,7 +26,8 @@ class AdapterSettings(Settings):
     last_blocks: PositiveInt | None = None
     """Adapt only the last so many blocks."""
     train_in_full: tuple[str, ...] = ()
-    """Modules trained in full beside the adapter: embeddings, norms, head, rest (all the targets leave), or names."""
+    """Modules trained in full beside the adapter: embeddings, norms, head, rest (all the targets leave), names, or
+    "re:" and a regular expression over full paths."""
 
     @property
     def virtual_tokens(self) -> int:
@@ -38,6 +39,7 @@ class AdapterSettings(Settings):
         if not self.targets or (not isinstance(self.targets, str) and "" in self.targets):
             raise Contradiction("targets", "is empty", "name layers, or say all-linear")
         patterns_compile("targets", self.targets)
+        patterns_compile("train_in_full", self.train_in_full)
         return self
 
 

@@ -313,6 +313,8 @@ def _modules_in_full(
             found = [path for path in owners if path not in adapted]
             if settings.last_blocks is not None:
                 found = [path for path in found if body.block_of(path) is not None or _follows_blocks(body, path)]
+        elif name.startswith("re:"):
+            found = [path for path in owners if re.fullmatch(name[3:], path)]
         else:
             tops = [path for path in body.modules if _ends(path, name)]
             found = [path for path in owners if any(path == top or path.startswith(top + ".") for top in tops)]

@@ -34,6 +34,7 @@ class Part:
     raw: list[RawRow]
     weight: float = 1.0
     number: int = 0
+    template: str | None = None
 
     @property
     def path(self) -> str:
@@ -79,7 +80,7 @@ def read_parts(
     def part(number: int) -> Part:
         one = settings.sources[number]
         raw = read(one.named, split=one.split, subset=one.subset, limit=limit or one.limit)
-        return Part(one, raw, settings.weights[number], number)
+        return Part(one, raw, settings.weights[number], number, settings.templates[number])
 
     return each(range(len(settings.sources)), part)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from tunesmith.data.problems import Problems, counted
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.split import group_of
+from tunesmith.data.templates import install
 from tunesmith.data.types import (
     CHOSEN,
     Answer,
@@ -101,8 +103,11 @@ def prepare(
     parted = part_rows(parts, settings, seed=seed)
     readings = _read(parted.train, takes), _read(parted.held_out, takes)
     refuse_unseen_keys([one for side in readings for one in side if one[0].raw])
-    renderer = Renderer(tokenizer, system_turn=settings.system_turn, learn_ends=settings.learn_ends)
-    of_train, of_held_out = ([_side(part, reading, renderer, advice) for part, reading in side] for side in readings)
+    worded = _renderers(tokenizer, settings, [part.template for part in parts])
+    renderer = worded[None]
+    of_train, of_held_out = (
+        [_side(part, reading, worded[part.template], advice) for part, reading in side] for side in readings
+    )
     for side in of_train:
         _refuse_nothing_left(side.examples, side.counts, side.part.path, advice)
         side.examples, side.counts.visited = mixed(side.examples, side.part, seed=seed)
@@ -128,11 +133,28 @@ def prepare(
         total(side.counts for side in of_train),
         held_out_counts,
         " and ".join(dict.fromkeys(side.format for side in of_train if side.format)),
-        (parted.how, *bound, *_beyond([*train, *held_out], made_for), *_noted(of_train), *renderer.notes),
+        (parted.how, *bound, *_beyond([*train, *held_out], made_for), *_noted(of_train), *_rendered(worded)),
         fingerprint(train, held_out),
         renderer,
         _by_source(of_train, of_held_out),
     )
+
+
+def _renderers(tokenizer: Any, settings: DataSettings, templates: Sequence[str | None]) -> dict[str | None, Renderer]:
+    """The model's own renderer, and one for each template that only some rows are worded by."""
+    made: dict[str | None, Renderer] = {}
+    for template in dict.fromkeys([None, *templates]):
+        own = tokenizer
+        if template is not None:
+            own = copy.deepcopy(tokenizer)
+            install(template, own)
+        made[template] = Renderer(own, system_turn=settings.system_turn, learn_ends=settings.learn_ends)
+    return made
+
+
+def _rendered(worded: Mapping[str | None, Renderer]) -> list[str]:
+    """Where templates needed help."""
+    return list(dict.fromkeys(note for renderer in worded.values() for note in renderer.notes))
 
 
 def _refuse_unread(settings: DataSettings, takes: tuple[type[Row], ...]) -> None:

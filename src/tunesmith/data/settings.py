@@ -98,6 +98,9 @@ class SourceSettings(Settings):
     """Its names of roles: {theirs: ours}."""
     limit: PositiveInt | None = None
     """Read only its first so many rows."""
+    template: str | None = None
+    """Chat template that words its rows, a name or Jinja, where they are worded otherwise than the others. The model is
+    asked in its own, or in model.template, afterwards."""
     weight: PositiveFloat = 1.0
     """How many times its rows come in a pass: 2 is each twice, 0.5 half of them, 1.5 each once and half of them twice.
     Which ones is drawn by `train.seed`, and is the same in every pass. Held-out rows are taken away before that, and
@@ -196,6 +199,11 @@ class DataSettings(Settings):
     def weights(self) -> tuple[float, ...]:
         """How many times the rows of each source come in a pass."""
         return (1.0,) if isinstance(self.train, str) else tuple(source.weight for source in self.train)
+
+    @property
+    def templates(self) -> tuple[str | None, ...]:
+        """The chat template of each source that has one of its own."""
+        return (None,) if isinstance(self.train, str) else tuple(source.template for source in self.train)
 
     @property
     def named(self) -> str:

@@ -16,6 +16,7 @@ from jinja2.nodes import Node
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tunesmith.data.problems import listed, shown
+from tunesmith.data.sandbox import TEMPLATE_ERRORS
 from tunesmith.errors import DataError
 
 
@@ -151,9 +152,23 @@ def resolve(template: str, tokenizer: Any) -> str:
     return text
 
 
-def install(template: str, tokenizer: Any) -> None:
-    """Give `tokenizer` this chat template, in place of its own if it has one."""
+_SAMPLE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def install(template: str, tokenizer: Any) -> str | None:
+    """Give `tokenizer` this chat template. What a person should know where it had one that writes otherwise."""
+    before = _tried(tokenizer) if tokenizer.chat_template else None
     tokenizer.chat_template = resolve(template, tokenizer)
+    if before is None or before == _tried(tokenizer):
+        return None
+    return f"model.template replaces the tokenizer's own chat template, which writes a turn as {shown(before, 80)}"
+
+
+def _tried(tokenizer: Any) -> str | None:
+    try:
+        return str(tokenizer.apply_chat_template(_SAMPLE, tokenize=False))
+    except TEMPLATE_ERRORS:
+        return None
 
 
 def begins_with_bos(tokenizer: Any) -> bool:

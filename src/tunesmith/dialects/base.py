@@ -13,10 +13,12 @@ after `translate` each key of the file has exactly one fate, and one that nobody
 
 from __future__ import annotations
 
+import difflib
 import enum
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any, Protocol, TypeVar, overload
 
 from tunesmith.errors import RecipeError, TunesmithError
@@ -99,6 +101,11 @@ class Said:
     ) -> None:
         self.values, self.where, self.dialect, self.prefix = values, where, dialect, prefix
         self.ledger = _Ledger() if ledger is None else ledger
+
+    @property
+    def folder(self) -> FilePath:
+        """Where the file lies."""
+        return FilePath(self.where(())).parent
 
     # ---- reading ------------------------------------------------------------------------------------------------
 
@@ -208,7 +215,9 @@ class Said:
         self.ledger.taken.add(path)
         known, texts = self.ledger.fates.setdefault(path, (fate, []))
         if known is not fate:  # what is refused stays so; what is carried once is not without effect
-            fate, texts = (known, texts) if known is Fate.REFUSED or fate is Fate.IDLE else (fate, [])
+            if known is Fate.REFUSED or fate is Fate.IDLE:
+                return
+            texts = []
             self.ledger.fates[path] = (fate, texts)
         same = text.partition(" = ")[0]  # of a setting that is put again the last value counts
         texts[:] = [*(old for old in texts if old.partition(" = ")[0] != same), text]
@@ -220,9 +229,10 @@ class Said:
         entries = []
         for path, value in self._leaves(self.values, ()):
             pattern = _pattern(path)
-            key = self.dialect.KEYS.get(pattern)
-            if key is None and value in EMPTY and any(name.startswith(f"{pattern}.") for name in self.dialect.KEYS):
-                entries.append(Entry(dotted(path), value, Fate.IDLE, "empty", self.where(path)))
+            key = self.dialect.KEYS.get(pattern) or self.dialect.KEYS.get(pattern.replace(".", "[].", 1))
+            if key is None and value in EMPTY:
+                why = "empty" if self._is_section(pattern) else f"empty, and no key of {self.dialect.CALLED} known here"
+                entries.append(Entry(dotted(path), value, Fate.IDLE, why, self.where(path)))
                 continue
             if key is None:
                 self._unknown(path)
@@ -231,6 +241,9 @@ class Said:
             entries.append(Entry(dotted(path), value, fate, text, self.where(path)))
         return entries
 
+    def _is_section(self, pattern: str) -> bool:
+        return any(name.startswith(f"{pattern}.") for name in self.dialect.KEYS)
+
     def _settled(self, path: Path, value: Any, key: Key) -> tuple[Fate, str]:
         if path in self.ledger.fates:
             fate, texts = self.ledger.fates[path]
@@ -238,8 +251,11 @@ class Said:
         if value in EMPTY:
             return Fate.IDLE, "empty"
         if key.fate is Fate.CARRIED:
-            read = path in self.ledger.taken or self.ledger.errors
-            assert read, f"{self.dialect.CALLED}: nobody reads {dotted(path)}"
+            if path not in self.ledger.taken:
+                what = "stands beside keys that go before it, and is not read"
+                self.ledger.errors.append(
+                    RecipeError(f"{dotted(path)} {what}", where=self.where(path), fix="take it out, or the others")
+                )
             return Fate.CARRIED, f"{key.text}, as it is anyway"
         if key.fate is Fate.REFUSED:
             if value is False:
@@ -258,6 +274,8 @@ class Said:
             str(path[-1]), path, self.where(path), called=self.dialect.CALLED, settings=siblings, elsewhere=elsewhere
         )
         error.notes.pop("settings", None)
+        if not _alike(str(path[-1]), error.notes.get("did you mean", "")):
+            error.notes.pop("did you mean", None)
         fix = "correct it, or take it out" if "did you mean" in error.notes else "take it out"
         self.ledger.errors.append(error if error.fix else error.noted("to do", fix))
 
@@ -273,6 +291,13 @@ class Said:
                     yield from self._leaves(item, (*here, index) if isinstance(inner, list) else here)
             else:
                 yield here, inner
+
+
+def _alike(key: str, meant: str) -> bool:
+    """Whether a guess is worth making: alike letter by letter, or by a word of some length."""
+    last = meant.rpartition(".")[2]
+    shared = {word for word in key.split("_") if len(word) > 4} & set(last.split("_"))
+    return bool(shared) or difflib.SequenceMatcher(None, key, last).ratio() >= 0.75
 
 
 def _pattern(path: Path) -> str:

@@ -160,6 +160,8 @@ def translated(
         ]
     if errors:
         raise together(errors)
+    for override in ours:
+        _give_way(override, said)
     translation = Translation(name, dialect.CALLED, str(file), tuple(entries), tuple(said.ledger.notes))
     resolved = from_dict(
         _tree(said),
@@ -171,6 +173,19 @@ def translated(
         changes=changes,
     )
     return Read(replace(resolved, notes=tuple(translation.summary)), translation)
+
+
+_ONE_OF = (("train.steps", "train.epochs", "train.minutes"), ("train.batch_size", "train.batch_tokens"))
+"""Settings of which a recipe has one."""
+
+
+def _give_way(override: str, said: Said) -> None:
+    """What the file says of a budget or a batch gives way to what is typed in its place."""
+    typed = override.partition("=")[0].strip()
+    for names in _ONE_OF:
+        if typed in names:
+            for other in names:
+                said.ledger.settings.pop(tuple(other.split(".")), None)
 
 
 def _tree(said: Said) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tunesmith.dialects.base import Said, there
+from tunesmith.dialects.base import Said, left_over, there
 
 
 def adapter(said: Said) -> None:
@@ -58,9 +58,7 @@ _OF_LORA = (
 
 
 def _idle_lora(said: Said, why: str) -> None:
-    for key in _OF_LORA:
-        if said.has(key) and (key != "lora_model_dir" or ("model.adapter" not in why and not why.endswith(key))):
-            said.idle(key, why)
+    left_over(said, why, *_OF_LORA)
 
 
 def _in_full(said: Said) -> None:
@@ -86,25 +84,34 @@ def _of_modules(said: Said, pattern: str) -> str:
 
 
 def _lora_method(said: Said) -> str:
-    if not said.take("relora", bool, False):
+    old = (said.take("relora_steps", int) or 0) > 0 and not said.has("relora")  # before `relora` was a key of its own
+    if not old and not said.take("relora", bool, False):
         for key in ("jagged_restart_steps", "jagged_restart_warmup_steps"):
             if said.has(key):
                 said.refuse(key, "stands without relora: true", "set relora=true, or take it out")
         for key in ("relora_steps", "relora_warmup_steps", "relora_prune_method", "relora_prune_ratio"):
             said.idle(key, "relora is off")
         return "dora" if said.take("peft_use_dora", bool, False) else "lora"
-    every = next((key for key in ("jagged_restart_steps", "relora_steps") if said.has(key)), None)
+    every = _one_of(said, "jagged_restart_steps", "relora_steps")
     if every is None:
         said.refuse("relora", "needs jagged_restart_steps", "say after how many steps the adapter is merged")
     else:
         said.put("adapter.restart_every", said.take(every, int), every)
-    rewarm = next((key for key in ("jagged_restart_warmup_steps", "relora_warmup_steps") if said.has(key)), None)
+    rewarm = _one_of(said, "jagged_restart_warmup_steps", "relora_warmup_steps")
     if rewarm is not None:
         said.put("adapter.rewarm", said.take(rewarm, int), rewarm)
     how = said.choose("relora_prune_method", ("magnitude", "reset"), "magnitude")
     share = 0.0 if how == "reset" else round(1.0 - said.take("relora_prune_ratio", float, 0.9), 6)
     said.put("adapter.moments_kept", share, *there(said, "relora_prune_method"), *there(said, "relora_prune_ratio"))
     return "relora"
+
+
+def _one_of(said: Said, new: str, old: str) -> str | None:
+    """Which of two names of one thing the file uses; the new one goes first."""
+    if said.has(new):
+        left_over(said, f"{new} goes before it", old)
+        return new
+    return old if said.has(old) else None
 
 
 def _targets(said: Said) -> None:

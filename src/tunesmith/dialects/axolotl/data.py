@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tunesmith.dialects.axolotl.types import INSTRUCT, JUDGED, PAIRS, REWARDED, Rows, jinja
+from tunesmith.dialects.axolotl.types import ASKED, INSTRUCT, JUDGED, PAIRS, REWARDED, Rows, jinja
 from tunesmith.dialects.base import Fate, Key, Said, carried, idle, refused, there
 from tunesmith.notation import write_inline
+from tunesmith.recipe_paths import DATA_SUFFIXES
 
 _PREPARED = "rows are prepared anew each time, in seconds"
 _OF_ENTRIES = {
@@ -60,6 +61,8 @@ DATA_KEYS: dict[str, Key] = {
 }
 _LENGTHS = {"drop": "drop", "truncate": "truncate", "raise": "error"}
 _SHAREGPT = {"chatml": "chatml", "llama-2": None, "llama3": "llama3", "vicuna_v1.1": "vicuna", "gemma": "gemma"}
+OWN = "tokenizer_default"
+"""An entry that asks for the tokenizer's own chat template, whatever the file says for all."""
 _BUILDERS = ("json", "csv", "parquet", "text", "arrow")
 
 
@@ -77,27 +80,41 @@ def datasets(said: Said) -> str | None:
         said.refuse(key, "is missing", "give datasets: [{path: …, type: …}]")
     known = _types(said)
     sources: list[dict[str, Any]] = []
-    templates: dict[str | None, Said] = {}
     for entry in entries:
         rows = _rows(entry, known)
-        sources += _sources(entry, rows)
+        own = _sources(entry, rows)
         words = _own_template(entry, rows)
-        templates.setdefault(words, entry)
+        sources += [source | ({} if _is_bare(rows) else {"template": words}) for source in own]
         if rows.note:
             said.note(rows.note)
+    template = _shared_template(sources)
     _put_sources(said, key, entries, sources)
     _learned(said, entries)
     _of_all(said, texts=any(source.get("format") == "text" for source in sources))
-    if len(templates) > 1:
-        last = list(templates.values())[-1]
-        last.refuse("type", "words its rows otherwise than the others: a run has one chat template", "train one type")
-    return next(iter(templates), None)
+    return template
+
+
+def _is_bare(rows: Rows) -> bool:
+    """Whether no template words rows of this type."""
+    return rows.format in ("text", "segments", "tokens")
+
+
+def _shared_template(sources: list[dict[str, Any]]) -> str | None:
+    """The template of the run: that of conversations, else of the first; rows of another keep theirs to themselves."""
+    given = list(dict.fromkeys(source["template"] for source in sources if "template" in source))
+    main = next((words for words in (OWN, None) if words in given), given[0] if given else None)
+    for source in sources:
+        if "template" in source and source["template"] == main:
+            del source["template"]
+    return main
 
 
 def _types(said: Said) -> dict[str, Rows]:
     rl = said.take("rl", str)
     if said.take("reward_model", bool, False):
         return REWARDED
+    if rl == "grpo":
+        return ASKED
     return JUDGED if rl == "kto" else PAIRS if rl in ("dpo", "ipo", "orpo", "simpo") else INSTRUCT
 
 
@@ -107,15 +124,19 @@ def _rows(entry: Said, known: dict[str, Rows]) -> Rows:
         return _user_defined(entry, raw, known)
     if raw is None and entry.prefix[0] == "pretraining_dataset":
         return INSTRUCT["pretrain"]
+    if raw is None and known is not INSTRUCT:
+        return Rows("auto")
     if raw is None:
         entry.carry("type", "empty: rows of token ids")
         return Rows("tokens")
     name = str(raw).removesuffix(".load")
     family = name.partition(".")[0].partition(":")[0]
-    if known is INSTRUCT and family in ("chat_template", "sharegpt"):
-        return Rows("messages")
-    if known is INSTRUCT and family not in ("completion", "pretrain") and name not in known and family in known:
-        name = name if name in known else family if name == family else name
+    if known in (INSTRUCT, ASKED) and family in ("chat_template", "sharegpt"):
+        return Rows("messages" if known is INSTRUCT else "auto")
+    if known is ASKED:
+        fix = "leave the type out, and have the prompt in the column prompt; or word it by data.format={prompt: …}"
+        entry.refuse("type", f"is {name}: code that makes rows into prompts is not called here", fix)
+        return Rows("auto")
     if name in known:
         return known[name]
     if known is not INSTRUCT and name == "user_defined":
@@ -137,8 +158,10 @@ def _user_defined(entry: Said, given: dict[str, Any], known: dict[str, Rows]) ->
     if odd:
         entry.refuse("type", f"holds {', '.join(odd)}, which is not known", expected=", ".join(dict.fromkeys(names)))
         return Rows("auto")
+    if known is JUDGED:
+        return _user_defined_judged(entry, given)
     if known is not INSTRUCT:
-        return _user_defined_pair(given)
+        return _user_defined_pair(entry, given)
     columns = {
         "instruction": given.get("field_instruction") or "instruction",
         "input": given.get("field_input") or "input",
@@ -168,15 +191,27 @@ def _user_defined(entry: Said, given: dict[str, Any], known: dict[str, Rows]) ->
     return Rows({"prompt": opening + prompt, "answer": answer}, "plain")
 
 
-def _user_defined_pair(given: dict[str, Any]) -> Rows:
-    if any(name in given for name in ("field_completion", "field_label", "completion_format")):
-        names = {ours: str(given.get(f"field_{ours}") or ours) for ours in ("prompt", "completion", "label")}
-        return Rows("unpaired", "plain", {ours: yours for ours, yours in names.items() if ours != yours})
+def _user_defined_judged(entry: Said, given: dict[str, Any]) -> Rows:
+    """Answers that are wanted or not are read as they stand."""
+    worded = [name for name in ("prompt_format", "completion_format", "field_system") if given.get(name)]
+    plain = {"prompt_format": "{prompt}", "completion_format": "{completion}"}
+    if any(given[name] != plain.get(name) for name in worded):
+        fix = "write the words into the rows, or leave them to a chat template: type: chatml.ultra"
+        entry.refuse("type", f"words its rows by {', '.join(worded)}, which is not done for kto", fix)
+    names = {ours: str(given.get(f"field_{ours}") or ours) for ours in ("prompt", "completion", "label")}
+    return Rows("unpaired", "plain", {ours: yours for ours, yours in names.items() if ours != yours})
+
+
+def _user_defined_pair(entry: Said, given: dict[str, Any]) -> Rows:
     made = {}
     for name in ("prompt", "chosen", "rejected"):
         columns = {name: str(given.get(f"field_{name}") or name), "system": str(given.get("field_system") or "system")}
-        made[name] = jinja(given.get(f"{name}_format") or f"{{{name}}}", columns)
-    return Rows(made, "plain")
+        try:
+            made[name] = jinja(given.get(f"{name}_format") or f"{{{name}}}", columns)
+        except (KeyError, ValueError, IndexError) as error:
+            what = f"has a {name}_format that cannot be filled: {error}"
+            entry.refuse("type", what, expected=f"{{{name}}}, {{system}}")
+    return Rows(made or "auto", "plain")
 
 
 def _own_template(entry: Said, rows: Rows) -> str | None:
@@ -189,7 +224,9 @@ def _own_template(entry: Said, rows: Rows) -> str | None:
         return rows.template
     if text is not None and name in (None, "jinja"):
         return text
-    if name not in (None, "tokenizer_default"):
+    if name == "tokenizer_default":
+        return OWN
+    if name is not None:
         from tunesmith.dialects.axolotl.model import TEMPLATES
 
         if name not in TEMPLATES:
@@ -202,27 +239,36 @@ def _own_template(entry: Said, rows: Rows) -> str | None:
     return None
 
 
-def _sources(entry: Said, rows: Rows) -> list[dict[str, Any]]:
-    """What an entry comes to as sources of ours: one for each of its files."""
-    path = entry.take("path", str)
+def _paths(entry: Said) -> list[str]:
+    """The files of an entry: its path, or the data_files of a folder or of a kind of file."""
+    path, files = entry.take("path", str), entry.items("data_files", str)
     if path is None:
         entry.refuse("path", "is missing", expected="a file, a folder, or a hub id")
         return []
-    paths = [path]
-    files = entry.items("data_files", str)
-    if files and path in _BUILDERS:
-        paths = files
-    elif files and os.path.isdir(path):
-        paths = [os.path.join(path, file) for file in files]
-    elif files:
-        entry.refuse("data_files", "stands beside a hub id", "download the file, and give its path")
+    if not files:
+        return [path]
+    if path in _BUILDERS:
+        return files
+    if path.endswith(DATA_SUFFIXES):
+        if any(os.path.basename(file) != os.path.basename(path) for file in files):
+            entry.refuse("data_files", f"names others than {path}", "leave one of the two out")
+        return [path]
+    if any(os.path.isdir(folder) for folder in (path, entry.folder / path)):
+        return [os.path.join(path, file) for file in files]
+    entry.refuse("data_files", "stands beside a hub id", "download the file, and give its path")
+    return [path]
+
+
+def _sources(entry: Said, rows: Rows) -> list[dict[str, Any]]:
+    """What an entry comes to as sources of ours: one for each of its files."""
+    paths = _paths(entry)
     source: dict[str, Any] = {"format": rows.format}
     split = next((entry.take(key, str) for key in ("split", "train_on_split") if entry.has(key)), None)
     if split is not None:
         source["split"] = split
     if entry.has("name"):
         source["subset"] = entry.take("name", str)
-    columns = dict(rows.columns) | _columns(entry)
+    columns = dict(rows.columns) | _columns(entry, is_pair=rows.format == "preference")
     if columns:
         source["columns"] = columns
     keys, roles = _message_keys(entry), dict(rows.roles) | _roles(entry)
@@ -236,13 +282,12 @@ def _sources(entry: Said, rows: Rows) -> list[dict[str, Any]]:
     return [{"path": each, **source} for each in paths]
 
 
-def _columns(entry: Said) -> dict[str, str]:
-    named = {"field_messages": "messages", "field_tools": "tools", "field_system": "system"}
+def _columns(entry: Said, is_pair: bool) -> dict[str, str]:
+    named = {"field_messages": "prompt" if is_pair else "messages", "field_tools": "tools", "field_system": "system"}
     named |= {"field_chosen": "chosen", "field_rejected": "rejected", "field": "text", "text_column": "text"}
     columns = {ours: entry.take(key, str, "") for key, ours in named.items() if entry.has(key)}
-    if columns.get("messages") in ("messages", "conversations"):
-        del columns["messages"]
-    return {ours: yours for ours, yours in columns.items() if ours != yours}
+    known = {"messages": ("messages", "conversations"), "prompt": ("messages", "conversations")}
+    return {ours: yours for ours, yours in columns.items() if yours not in (ours, *known.get(ours, ()))}
 
 
 def _message_keys(entry: Said) -> dict[str, str]:
@@ -362,9 +407,11 @@ def _of_all(said: Said, texts: bool) -> None:
 
 def _held_out(test: Said, entries: list[Said]) -> None:
     """Held-out rows of their own; they are read as the training rows are."""
-    path, split, files = test.take("path", str, ""), test.take("split", str), test.items("data_files", str)
-    path = files[0] if files and path in _BUILDERS else path
-    split = None if os.path.isfile(path) else split
+    paths, split = _paths(test), test.take("split", str)
+    if len(paths) > 1:
+        test.refuse("data_files", f"names {len(paths)} files", "put the held-out rows into one")
+    path = paths[0] if paths else ""
+    split = None if path.endswith(DATA_SUFFIXES) else split
     keys = tuple(key for key in ("path", "split", "data_files") if test.has(key))
     test.put("data.held_out", f"{path}:{split}" if split else path, *keys)
     trained = entries[0].values if entries else {}

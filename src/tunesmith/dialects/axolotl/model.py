@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tunesmith.dialects.axolotl.data import OWN
 from tunesmith.dialects.base import Said
 
 
@@ -72,9 +73,10 @@ def template(said: Said, worded: str | None) -> None:
     """`worded`: the template that the rows' type brings; then the file's own words nothing."""
     name, text = said.take("chat_template", str), said.take("chat_template_jinja", str)
     if worded is not None:
-        said.put("model.template", worded)
+        if worded != OWN:
+            said.put("model.template", worded)
         for key in ("chat_template", "chat_template_jinja"):
-            said.idle(key, "the type of the rows words them")
+            said.idle(key, "the type of the rows words them, or asks for the tokenizer's own")
         return
     if text is not None and name in (None, "jinja"):
         said.put("model.template", text, "chat_template_jinja")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
-from tunesmith.dialects.base import Said, there
+from tunesmith.dialects.base import Said, left_over, there
+from tunesmith.train.every import passes
 
 _OPTIMIZERS = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "paged_adamw_32bit"), "adamw"),
@@ -85,14 +87,18 @@ def steps(said: Said) -> None:
 
 def _warmup(said: Said, schedule: str) -> None:
     steps, share = said.take("warmup_steps", float), said.take("warmup_ratio", float)
-    if steps is not None and share is not None:
+    if steps and share:
         said.refuse("warmup_ratio", "stands beside warmup_steps", "take one of them out")
     if schedule == "constant":
         said.put("train.warmup", 0.0)
         for key in ("warmup_steps", "warmup_ratio"):
             said.idle(key, "lr_scheduler constant has no warm-up (constant_with_warmup has)")
+    elif share and not steps:
+        said.put("train.warmup", share, "warmup_ratio")
+        left_over(said, "warmup_ratio says it", "warmup_steps")
     elif steps is not None:
         said.put("train.warmup", steps, "warmup_steps")
+        left_over(said, "warmup_steps says it", "warmup_ratio")
     elif share is not None:
         said.put("train.warmup", share, "warmup_ratio")
 
@@ -100,44 +106,59 @@ def _warmup(said: Said, schedule: str) -> None:
 def when(said: Said) -> None:
     """Evaluations and checkpoints: so many in a pass, every so many steps, or at the end of each."""
     holds_out = said.has("test_datasets") or bool(said.take("val_set_size", float, 0.0))
+    evaluates: int | str | None = None
     if holds_out:
-        _every(said, "train.evaluate_every", "evals_per_epoch", "eval_steps", ("eval_strategy", "evaluation_strategy"))
+        strategies = ("eval_strategy", "evaluation_strategy")
+        evaluates = _every(said, "train.evaluate_every", "evals_per_epoch", "eval_steps", strategies)
     else:
         for key in ("evals_per_epoch", "eval_steps", "eval_strategy", "evaluation_strategy"):
             said.idle(key, "no rows are held out")
-    _every(said, "train.save_every", "saves_per_epoch", "save_steps", ("save_strategy",))
+    saves = _every(said, "train.save_every", "saves_per_epoch", "save_steps", ("save_strategy",))
     said.put("train.keep_checkpoints", said.take("save_total_limit", int, 4), *there(said, "save_total_limit"))
-    best = said.take("load_best_model_at_end", bool, False)
-    said.put("train.publish", "best" if best else "last", *there(said, "load_best_model_at_end"))
     patience = said.take("early_stopping_patience", int)
     if patience is not None and holds_out:
         said.put("train.stop_after_no_gain", patience, "early_stopping_patience")
     elif patience is not None:
         said.idle("early_stopping_patience", "no rows are held out")
+    wanted = said.take("load_best_model_at_end", bool)
+    is_best = holds_out and (wanted is not False or patience is not None) and _falls_on(saves, evaluates)
+    said.put("train.publish", "best" if is_best else "last", *there(said, "load_best_model_at_end"))
 
 
-def _every(said: Said, setting: str, per_epoch: str, in_steps: str, strategies: tuple[str, ...]) -> None:
-    times, every = said.take(per_epoch, int), said.take(in_steps, float)
+def _falls_on(saves: int | str | None, evaluates: int | str | None) -> bool:
+    """Whether each checkpoint comes with an evaluation: then Axolotl ends with the best of them."""
+    if saves is None or evaluates is None or isinstance(saves, int) is not isinstance(evaluates, int):
+        return False
+    apart = [Fraction(every) if isinstance(every, int) else passes(every) for every in (saves, evaluates)]
+    return bool(apart[0] and apart[1] and (apart[0] / apart[1]).denominator == 1)
+
+
+def _every(said: Said, setting: str, per_epoch: str, in_steps: str, strategies: tuple[str, ...]) -> int | str | None:
+    """How often something is done, put as a setting; 0 counts as nothing said. None: at the end of the run alone."""
+    times, every = said.take(per_epoch, int) or None, said.take(in_steps, float) or None
     strategy = next((said.take(key, str) for key in strategies if said.has(key)), None)
     keys = tuple(key for key in strategies if said.has(key))
+    made: int | str | None = None
     if times is not None and every is not None:
         said.refuse(in_steps, f"stands beside {per_epoch}", "take one of them out")
     elif times is not None:
-        said.put(setting, "1 epoch" if times == 1 else f"1/{times} epochs", per_epoch, *keys)
-    elif every is not None and every >= 1:
-        said.put(setting, int(every), in_steps, *keys)
+        made, keys = "1 epoch" if times == 1 else f"1/{times} epochs", (per_epoch, *keys)
     elif every is not None:
-        said.put(setting, _share(said, every), in_steps, *keys)
+        made, keys = int(every) if every >= 1 else _share(said, every), (in_steps, *keys)
     elif strategy == "no":
         said.idle(keys[0], "at the end of the run it is done all the same")
     elif strategy == "best":
         said.carry(keys[0], "a checkpoint is kept of each best evaluation")
     elif strategy == "steps":
-        said.put(setting, 500, *keys)
+        made = 500
     elif strategy in (None, "epoch"):
-        said.put(setting, "1 epoch", *keys)
+        made = "1 epoch"
     else:
         said.refuse(keys[0], f"cannot be {strategy}", expected="steps, epoch, no, best")
+    if made is not None:
+        said.put(setting, made, *keys)
+    left_over(said, "0 says nothing", per_epoch, in_steps)
+    return made
 
 
 def _passes(share: float) -> str:

@@ -134,6 +134,14 @@ INSTRUCT: dict[str, Rows] = {
         output=f"{{% if {_given('output')} %}}{{{{ output }}}}{{% else %}}{{{{ response }}}}{{% endif %}}",
     ),
     "alpaca_chat.load_camel_ai": Rows({"prompt": "{{ message_1 }} ", "answer": "{{ message_2 }}"}, "plain"),
+    "alpaca:chatml": Rows(
+        {
+            "system": f"{{% if {_given('input')} %}}{_INPUT}{{% else %}}{_NO_INPUT}{{% endif %}}",
+            "prompt": f"{{{{ instruction }}}}{{% if {_given('input')} %}}\n{{{{ input }}}}{{% endif %}}",
+            "answer": "{{ output }}",
+        },
+        "chatml",
+    ),
     "alpaca:phi": instruct(
         "<|user|>\n{instruction}<|end|>{input}<|assistant|>",
         "<|user|>\n{instruction}<|end|><|assistant|>",
@@ -243,11 +251,14 @@ _PAIRS: dict[str, dict[str, str]] = {
 }
 PAIRS: dict[str, Rows] = {
     **{f"{family}.{name}": Rows(form, family) for family in ("chatml", "llama3") for name, form in _PAIRS.items()},
-    "chat_template": Rows("preference", columns={"prompt": "messages"}),
-    "chat_template.default": Rows("preference", columns={"prompt": "messages"}),
+    "chat_template": Rows("preference"),
+    "chat_template.default": Rows("preference"),
     "chat_template.argilla_chat": Rows("preference"),
     "chat_template.argilla": Rows("preference"),
+    "orpo.chat_template": Rows("preference"),
     "passthrough": Rows("preference", "plain"),
+    "user_defined": Rows("preference", "plain"),
+    "user_defined.default": Rows("preference", "plain"),
 }
 """Of pairs: `rl: dpo`, `ipo`, `orpo`, `simpo`."""
 
@@ -270,3 +281,6 @@ REWARDED: dict[str, Rows] = {
     "bradley_terry.llama3.icr": Rows(_pair("{{ input }}"), "llama3"),
 }
 """Of a reward model's pairs."""
+
+ASKED: dict[str, Rows] = {}
+"""Of prompts, `rl: grpo`: rows are read by their columns."""
