@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from their_files import entry_of, file, mixtures, recipe, survives, with_key
 
 from tunesmith.dialects import axolotl
 from tunesmith.dialects.base import Fate
 from tunesmith.dialects.read import load_any
 from tunesmith.errors import TunesmithError
 from tunesmith.notation import write
-from tunesmith.recipe import load as load_recipe
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "shared" / "examples" / "axolotl_lora_codellama.yml"
 
@@ -204,30 +204,6 @@ OF_OTHER_LISTS = ("pretraining_dataset[].", "test_datasets[].")
 """Entries of these are read by the code that reads `datasets`."""
 
 
-def file(folder: Path, values: dict[str, Any], name: str = "their.yml") -> Path:
-    path = folder / name
-    (folder / "rows.jsonl").touch()
-    path.write_text(write({key: value for key, value in values.items() if value is not None}))
-    return path
-
-
-def with_key(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy with the key of the table set: `datasets[].type` in the first entry."""
-    made = json.loads(json.dumps(values))
-    head, _, rest = key.partition(".")
-    if not rest:
-        return {**made, head: value}
-    if head.endswith("[]"):
-        entries = made.get(head[:-2]) or [{}]
-        entries[0][rest] = value
-        return {**made, head[:-2]: entries}
-    return {**made, head: {**made.get(head, {}), rest: value}}
-
-
-def recipe(path: Path) -> dict[str, Any]:
-    return load_any(path).resolved.recipe.model_dump(mode="json")
-
-
 def beside(key: str) -> dict[str, Any]:
     """A file in which an entry of the key's list, or its block, means something."""
     if key.startswith("trl."):
@@ -251,8 +227,7 @@ def test_a_carried_key_changes_the_recipe(key: str, tmp_path: Path) -> None:
     without = BASE if key in ALONE else {**BASE, **beside}
     changed = load_any(file(tmp_path, with_key({**BASE, **beside}, key, value), "with.yml"))
     assert changed.translation is not None
-    entries = {entry.key.replace("[0]", "[]"): entry for entry in changed.translation.entries}
-    assert entries[key].fate is Fate.CARRIED
+    assert entry_of(changed, key).fate is Fate.CARRIED
     assert changed.resolved.recipe.model_dump(mode="json") != recipe(file(tmp_path, without, "without.yml"))
 
 
@@ -261,7 +236,7 @@ def test_an_idle_key_is_named_with_its_reason(key: str, tmp_path: Path) -> None:
     path = file(tmp_path, with_key(beside(key), key, "something"))
     read = load_any(path)
     assert read.translation is not None
-    entry = {entry.key.replace("[0]", "[]"): entry for entry in read.translation.entries}[key]
+    entry = entry_of(read, key)
     assert entry.fate is Fate.IDLE
     assert entry.text
     assert any(entry.key in line and entry.text in line for line in read.resolved.notes)
@@ -333,16 +308,20 @@ def test_an_override_that_names_no_entry_is_refused(tmp_path: Path) -> None:
         load_any(file(tmp_path, {**BASE, "datasets": two}), ["datasets.path=mine"])
 
 
+MIXTURES = list(mixtures(BASE, CHANGES))
 CASES = {key: with_key({**BASE, **beside}, key, value) for key, (value, beside) in CHANGES.items()}
 
 
 @pytest.mark.parametrize("key", CASES)
 def test_round_trip(key: str, tmp_path: Path) -> None:
     """What is converted, loaded and resolved again is the same recipe."""
-    first = load_any(file(tmp_path, CASES[key])).resolved
-    (tmp_path / "ours.yaml").write_text(first.given)
-    again = load_recipe(tmp_path / "ours.yaml")
-    assert again.recipe.model_dump() == first.recipe.model_dump()
+    survives(file(tmp_path, CASES[key]))
+
+
+@pytest.mark.parametrize("number", range(100))
+def test_no_mixture_of_keys_makes_more_than_a_sentence(number: int, tmp_path: Path) -> None:
+    with contextlib.suppress(TunesmithError):
+        load_any(file(tmp_path, MIXTURES[number]))
 
 
 @pytest.mark.skipif(not EXAMPLE.is_file(), reason="the examples are not beside the checkout")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
-from test_axolotl import BASE, file
+from test_axolotl import BASE
+from their_files import file
 from tiny_tokenizers import byte_level
 
 from tunesmith.data.prepare import Prepared, prepare
@@ -41,6 +42,12 @@ WORDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("alpaca:chat", ALPACA, f"SYSTEM: {PAIRED}\nUSER: Add.\n1 2\nASSISTANT:", "3"),
     ("alpaca_chat", BARE, f"SYSTEM: {ALONE}\nUSER: Add.\nASSISTANT:", "3"),
     ("alpaca_chat.load_qa", {"question": "Q?", "answer": "A"}, f"SYSTEM: {ALONE}\nUSER: Q?\nASSISTANT:", "A"),
+    (
+        "alpaca:chatml",
+        ALPACA,
+        f"<|im_start|>system\n{PAIRED}<|im_end|>\n<|im_start|>user\nAdd.\n1 2<|im_end|>\n<|im_start|>assistant\n",
+        "3",
+    ),
     ("alpaca_chat.load_camel_ai", {"message_1": "Hi", "message_2": "Ho"}, "Hi ", "Ho"),
     ("alpaca:phi", BARE, f"<|system|>\n{ALONE}<|end|>\n<|user|>\nAdd.<|end|><|assistant|>", "3"),
     ("alpaca_w_system", {**BARE, "system": "Be."}, "SYSTEM: Be.\nUSER: Add.\nASSISTANT:", "3"),

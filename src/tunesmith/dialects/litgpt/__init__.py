@@ -25,7 +25,9 @@ def is_mine(values: Mapping[str, Any]) -> bool:
         return False
     data = values.get("data")
     by_class = isinstance(data, dict) and "class_path" in data
-    return "checkpoint_dir" in values or any(key in values for key in PARTS) or (by_class and "out_dir" in values)
+    pretrains = "model_name" in values or "initial_checkpoint_dir" in values
+    known = "checkpoint_dir" in values or any(key in values for key in PARTS)
+    return known or ("out_dir" in values and (by_class or pretrains))
 
 
 def translate(said: Said) -> None:

@@ -96,7 +96,7 @@ KEYS: dict[str, Key] = {
     # Refused, but at the values of HARMLESS.
     **refused("write it as a mapping", "model_init_kwargs"),
     **refused("leave it out: rows are cut at their end, as keep_start does", "truncation_mode"),
-    **refused("leave it out: prompts are not cut; max_length holds for the whole row", "max_prompt_length"),
+    **idle("prompts are not cut: max_length holds for the whole row, and longer rows are counted", "max_prompt_length"),
     **refused("leave it out: experts are not balanced by a loss", "router_aux_loss_coef"),
     **refused("name the layers in lora_target_modules, or train the stacks in full", "lora_target_parameters"),
     **refused("write it into the template: chat_template_path", "chat_template_kwargs"),
