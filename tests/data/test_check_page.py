@@ -26,3 +26,21 @@ def test_findings_stand_on_the_page() -> None:
     tokenizer = byte_level(CHATML)
     made = prepare(DataSettings(train="rows"), tokenizer, seed=0, rows=[*ROWS, ROWS[0]])
     assert "1 row like an earlier one" in check_page("mine", made, tokenizer, 1)
+
+
+def test_each_finding_stands_there_once() -> None:
+    tokenizer = byte_level(CHATML)
+    made = prepare(DataSettings(train="rows"), tokenizer, seed=0, rows=[*ROWS, ROWS[0]])
+    assert check_page("mine", made, tokenizer, 1).count("like an earlier one") == 1
+
+
+def test_lengths_before_cutting_and_the_share_that_is_cut_stand_on_the_page() -> None:
+    tokenizer = byte_level(CHATML)
+    rows = [*ROWS, {"prompt": "what", "completion": "it is what it is " * 40}]
+    whole = check_page("mine", prepare(DataSettings(train="rows"), tokenizer, seed=0, rows=rows), tokenizer, 1)
+    assert "before cutting" not in whole
+    made = prepare(DataSettings(train="rows", max_length=60), tokenizer, seed=0, rows=rows)
+    page = check_page("mine", made, tokenizer, 1)
+    assert "before cutting" in page
+    assert f"<td>{max(made.counts.lengths):,}</td>" in page
+    assert "1 row (10.0%) longer than data.max_length" in page

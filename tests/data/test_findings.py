@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
-from tiny_tokenizers import CHATML, byte_level
+from tiny_tokenizers import CHATML, LLAMA2, NEVER_ENDS, byte_level
 
-from tunesmith.data.findings import Finding, findings, learned_runs
-from tunesmith.data.prepare import prepare
+from tunesmith.data import findings as module
+from tunesmith.data.findings import Finding, findings
+from tunesmith.data.prepare import digest_of, learned_runs, prepare
 from tunesmith.data.settings import DataSettings
-from tunesmith.data.types import Preference
+from tunesmith.data.types import Judged, Preference, Prompt
 
 
-def found(rows: list[dict[str, Any]], takes: Any = None, **settings: Any) -> dict[str, Finding]:
+def found(rows: list[dict[str, Any]], takes: Any = None, template: str = CHATML, **settings: Any) -> dict[str, Finding]:
     more = {} if takes is None else {"takes": takes}
-    data = DataSettings(train="rows", **settings)
-    made = prepare(data, byte_level(CHATML), seed=0, rows=rows, **more)
+    data = DataSettings(**{"train": "rows", **settings})
+    made = prepare(data, byte_level(template), seed=0, rows=None if "train" in settings else rows, **more)
     return {finding.kind: finding for finding in findings(made)}
 
 
@@ -56,6 +58,55 @@ def test_an_answer_cut_before_its_end_does_not_teach_to_stop() -> None:
     assert found(CLEAN, learn_ends="none")["endless"].rows == len(CLEAN)
 
 
+def talk(*turns: str) -> dict[str, Any]:
+    """Turns of user and assistant, one after the other."""
+    return {"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]}
+
+
+def test_the_end_of_every_learned_answer_counts_not_that_of_the_last_alone() -> None:
+    rows = [talk("what is a", "it is b", "and c", "it is d", "and e", "it is f"), talk("what", "it is the fox")]
+    assert "endless" not in found(rows)
+    last = found(rows, learn_ends="last")["endless"]
+    assert (last.rows, last.first) == (1, ("rows, row 1",))
+    assert "2 of 4 answers" in last.text
+    open_ended = found(rows, template=NEVER_ENDS)["endless"]
+    assert "2 of 4 answers" in open_ended.text, "EOS is added behind the last answer alone"
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA2])
+@pytest.mark.parametrize("learn", [("assistant", "user"), ("user",)])
+def test_turns_of_others_need_no_end(template: str, learn: tuple[str, ...]) -> None:
+    rows = [talk("what is a", "it is b", "and the fox"), talk("the quick fox", "jumps over", "the dog", "it is")]
+    rows += [{"messages": [*talk("what")["messages"], {"role": "assistant", "content": "it"}, *CLOSING]}]
+    assert "endless" not in found(rows, template=template, learn=learn)
+    if learn != ("user",):
+        cut = found([*rows, talk("what", "it is what it is " * 20)], learn=learn, max_length=40, overlong="truncate")
+        assert cut["endless"].first == ("rows, row 4",)
+        none = found(rows, template=template, learn=learn, learn_ends="none")["endless"]
+        assert none.rows == len(rows)
+
+
+def test_end_tokens_of_other_turns_are_no_empty_answers() -> None:
+    rows = [talk("what is a", "it is b", "and the fox"), talk("what", "it is the fox")]
+    for learn in ("answers", ("assistant", "user")):
+        assert found(rows, learn=learn, learn_ends="all") == {}
+    cut = found([*rows, talk("what", "it is what it is " * 20)], learn_ends="all", max_length=40, overlong="truncate")
+    assert cut["endless"].first == ("rows, row 3",)
+
+
+CLOSING = [{"role": "user", "content": "thanks"}, {"role": "user", "content": "bye"}]
+
+
+def test_of_pieces_the_last_one_is_asked_for_its_end() -> None:
+    def pieces(*texts: tuple[bool, str]) -> dict[str, Any]:
+        return {"segments": [{"label": label, "text": text} for label, text in texts]}
+
+    asked = (False, "what is it? ")
+    rows = [pieces(asked, (True, "it is"), (False, " so "), (True, "it is the fox</s>")), pieces(asked, (True, "it"))]
+    endless = found(rows)["endless"]
+    assert endless.first == ("rows, row 2",)
+
+
 def test_an_empty_answer_among_full_ones() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]
     turns += [{"role": "user", "content": "b"}, {"role": "assistant", "content": "yes"}]
@@ -74,6 +125,66 @@ def test_a_length_that_gives_the_better_answer_away(longer: str, sign: str) -> N
     assert kinds["shared_prefix"].rows == 20
     same = [{"prompt": f"what is {i}", "chosen": "it is a", "rejected": "it is b"} for i in range(20)]
     assert "length_bias" not in found(same, takes=(Preference,))
+
+
+MIXED = [{"prompt": f"what is {i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(5)]
+
+
+def test_rows_of_one_source_that_fill_other_columns() -> None:
+    whole = [{side: f"Human: what is {i}\n\nAssistant: {side}" for side in ("chosen", "rejected")} for i in range(2)]
+    mixed = found([*MIXED, *whole], takes=(Preference,))["mixed_columns"]
+    assert mixed.rows == 2
+    assert mixed.first == ("rows, row 6", "rows, row 7")
+    assert "5 chosen + prompt + rejected; 2 chosen + rejected" in mixed.text
+    renamed = [{("asked" if name == "prompt" else name): value for name, value in row.items()} for row in MIXED]
+    some = [{"asked": None, **row} for row in whole]
+    assert "5 chosen + asked + rejected" in str(
+        found([*renamed, *some], takes=(Preference,), columns={"prompt": "asked"})["mixed_columns"]
+    )
+
+
+def test_labels_that_some_rows_of_tokens_lack_are_found() -> None:
+    rows: list[dict[str, Any]] = [{"input_ids": [9, 10, 11], "labels": [-100, -100, 11]}] * 3
+    assert found([*rows, {"input_ids": [9, 10, 12]}])["mixed_columns"].rows == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "takes"),
+    [
+        ([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "c", "input": "d", "system": "e"}], None),
+        ([{"instruction": "a", "output": "b", "input": None}, {"instruction": "a", "output": "c", "input": ""}], None),
+        ([{**talk("a", "b"), "tools": None}, {**talk("a", "c"), "tools": [], "source": "web"}], None),
+        ([{**CLEAN[0], "id": 1}, CLEAN[1]], None),
+        ([MIXED[0], {**MIXED[1], "score": 3, "system": "so"}], (Preference,)),
+        ([{"prompt": "a", "answer": "b"}, {"prompt": "c", "tools": []}], (Prompt,)),
+        ([{"prompt": "a", "completion": "b", "label": True}, {"prompt": "a", "completion": "", "label": 0}], (Judged,)),
+    ],
+)
+def test_columns_that_a_row_may_do_without_or_that_nobody_reads_are_no_finding(rows: Any, takes: Any) -> None:
+    assert "mixed_columns" not in found([*rows, rows[0]], takes=takes)
+
+
+def test_sources_may_differ_in_their_columns(tmp_path: Any) -> None:
+    for name, rows in (("a", CLEAN), ("b", [talk("what", "it")])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [{"path": str(tmp_path / f"{name}.jsonl")} for name in "ab"]
+    assert "mixed_columns" not in found([], train=sources)
+
+
+@pytest.mark.parametrize("held_out", [None, 10])
+def test_each_row_is_looked_at_once_and_remembered_by_sixteen_bytes(
+    monkeypatch: pytest.MonkeyPatch, held_out: int | None
+) -> None:
+    rows = [pair(f"what is {i}", f"it is {i}") for i in range(40)]
+    made = prepare(DataSettings(train="rows", held_out=held_out), byte_level(CHATML), seed=0, rows=rows)
+    seen: list[Any] = []
+    digests: list[bytes] = []
+    monkeypatch.setattr(module, "learned_runs", lambda example: seen.append(example) or learned_runs(example))
+    monkeypatch.setattr(module, "digest_of", lambda *parts: digests.append(digest_of(*parts)) or digests[-1])
+    assert findings(made) == []
+    assert len({id(example) for example in seen}) == len(seen) == 40
+    assert {len(digest) for digest in digests} == {16}
+    assert held_out is not None or len(digests) == 40, "questions are not remembered where nobody asks"
 
 
 def test_learned_runs_are_where_the_weights_are() -> None:

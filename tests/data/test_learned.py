@@ -215,6 +215,60 @@ def test_which_ends_are_learned_differ_in_the_end_tokens_alone(name, marks):
     assert last == [weight * (place not in ends[:-1]) for place, weight in enumerate(turn)]
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_all_ends_are_those_of_turns_that_are_not_learned_too(name):
+    """What `all` adds are end tokens alone: one of every turn that has one."""
+    tokenizer = TOKENIZERS[name]
+    turns = [
+        {"role": "user", "content": "what is it?"},
+        {"role": "assistant", "content": "it is 42.", "learn": False},
+        {"role": "user", "content": "and then"},
+        {"role": "assistant", "content": "the fox\n\njumps"},
+    ]
+    rows = [{"messages": turns}]
+    [ids], [all_ends], [usual] = (
+        tokens(rows, tokenizer, learn_ends="all"),
+        weights(rows, tokenizer, learn_ends="all"),
+        weights(rows, tokenizer),
+    )
+    assert [ids] == tokens(rows, tokenizer)
+    added = [token for token, more, less in zip(ids, all_ends, usual, strict=True) if more != less]
+    traits = Renderer(tokenizer).chat.traits
+    assert set(added) <= set(tokenizer(traits.ends[0], add_special_tokens=False).input_ids[-1:] if traits.ends else [])
+    base = name.partition(",")[0]
+    only_answers = (
+        base in ("mistral", "alpaca", "vicuna", "plain", "LLAMA2", "word mark") and name != "word mark, CHATML"
+    )
+    assert len(added) == (0 if base == "NEVER_ENDS" else 1 if only_answers else 3)
+
+
+def test_the_ends_of_learned_turns_of_other_roles_are_learned_with_all():
+    tokenizer = TOKENIZERS["CHATML, bos False"]
+    [ids], [row] = (
+        tokens(ROWS[:1], tokenizer),
+        weights(ROWS[:1], tokenizer, learn=["user", "assistant"], learn_ends="all"),
+    )
+    learned = tokenizer.decode([token for token, weight in zip(ids, row, strict=True) if weight])
+    assert learned == "what is it?<|im_end|>it is 42.<|im_end|>"
+
+
+def test_a_turn_that_is_not_shown_has_no_end():
+    tokenizer = tiny.byte_level(tiny.CHATML.replace("in messages", "in messages if m['content'] != 'away'"))
+    row = Conversation((Message("tool", "away"), Message("user", "q"), Message("assistant", "a")), ORIGIN)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    example = Renderer(tokenizer, learn_ends="all").render(row)
+    assert example.token_ids[example.loss_weights > 0].tolist().count(end) == 2
+
+
+def test_an_end_within_a_turn_s_own_words_is_not_the_turn_s():
+    tokenizer = TOKENIZERS["mistral, bos False"]
+    row = Conversation(
+        (Message("user", "q"), Message("assistant", "a</s>b", learn=False), Message("user", "w")), ORIGIN
+    )
+    example = Renderer(tokenizer, learn_ends="all").render(row)
+    assert int((example.loss_weights > 0).sum()) == 1
+
+
 def test_an_end_that_is_added_is_learned_as_the_ends_are_and_it_is_said():
     tokenizer = TOKENIZERS["NEVER_ENDS, bos False"]
     for ends, learned in (("turn", 1.0), ("last", 1.0), ("none", 0.0)):

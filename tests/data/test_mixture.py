@@ -269,8 +269,17 @@ def test_the_same_file_twice_is_refused_unless_it_is_read_otherwise(files):
     both = made([{"path": path, "format": form} for form in forms])
     assert len(both.train) == 12
     assert len({example.token_ids.tobytes() for example in both.train}) == 12
-    for more in ({"split": "test"}, {"subset": "other"}):
+    for more in (
+        {"split": "test"},
+        {"subset": "other"},
+        {"columns": {"completion": "other"}},
+        {"message_keys": {"role": "speaker"}},
+        {"roles": {"asker": "user"}},
+        {"template": "chatml"},
+    ):
         assert len(DataSettings(train=[{"path": "owner/name"}, {"path": "owner/name", **more}]).sources) == 2
+        with pytest.raises(ValueError, match="twice"):
+            DataSettings(train=[{"path": "owner/name", **more}, {"path": "owner/name", **more}])
 
 
 def test_a_key_of_messages_is_looked_for_in_all_sources_that_name_it(tmp_path, files):

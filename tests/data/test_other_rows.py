@@ -70,6 +70,7 @@ def test_alpaca_with_an_input_is_alpaca() -> None:
     ("name", "change", "said"),
     [
         ("openpipe", {"messages": TURNS[:1]}, "must end in the chosen answer"),
+        ("openpipe", {"split": "TEST"}, r"rows, row 1: the row's column 'split' keeps it from training"),
         ("nemo", {"completions": [{"rank": 0, "completion": TURNS[1:]}]}, "must hold two"),
         ("nemo", {"completions": [{"rank": 0, "completion": TURNS[1:]}] * 2}, "the same rank"),
         ("verl", {"reward_model": {"style": "model"}}, "ground_truth"),
@@ -79,3 +80,9 @@ def test_what_is_wrong_is_named(name: str, change: dict[str, Any], said: str) ->
     row, takes = ROWS[name]
     with pytest.raises(DataError, match=said):
         read({**row, **change}, takes, name)
+
+
+@pytest.mark.parametrize("split", [None, "", "TRAIN"])
+def test_rows_that_no_split_keeps_from_training_are_read(split: str | None) -> None:
+    row, takes = ROWS["openpipe"]
+    assert read({**row, "split": split}, takes, "openpipe").chosen == (YES,)

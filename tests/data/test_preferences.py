@@ -135,6 +135,16 @@ def test_unpaired_answers():
         one({"messages": [said("user", "q")], "label": True}, (Judged,))
 
 
+def test_a_system_turn_in_a_column_of_unpaired_answers():
+    turns = [said("user", "q"), said("assistant", "yes")]
+    for row in ({"prompt": "q", "completion": "yes"}, {"messages": turns}):
+        row = {**row, "label": True, "system": "be brief"}
+        assert one(row, (Judged,)).prompt == (Message("system", "be brief"), USER)
+        assert convert([(Origin("file.jsonl", 1), row)], "unpaired", {}, (Judged,)).notes == ()
+    with pytest.raises(DataError, match="two system turns"):
+        one({"messages": [said("system", "s"), *turns], "label": True, "system": "other"}, (Judged,))
+
+
 WRONG = [
     ({"prompt": "q", "chosen": "yes", "rejected": None}, "'rejected' is null"),
     ({"chosen": "q yes", "rejected": "q no"}, "no prompt in common"),
@@ -213,7 +223,7 @@ def test_pairs_that_are_no_choice_are_left_out():
     assert (made.counts["identical"], made.counts["empty"], made.counts.kept) == (1, 2, 1)
     start = "the same beginning " * 40
     cut = prepared([pair(), pair(start + "a", start + "b")], max_length=90, overlong="truncate")
-    assert cut.counts["identical"] == 1
+    assert cut.counts["cut_alike"] == 1
     with pytest.raises(DataError, match="no row is left"):
         prepared([pair("same", "same")])
 

@@ -20,7 +20,7 @@ from tunesmith.data.prepare import fingerprint, prepare
 from tunesmith.data.report import as_json, print_report, seen, summary
 from tunesmith.data.settings import DataSettings, HeldOut, TemplateFormat
 from tunesmith.data.split import split
-from tunesmith.data.types import Example, Origin
+from tunesmith.data.types import Example, Labelled, Origin, Preference, Prompt
 from tunesmith.errors import DataError
 
 TOKENIZER = tiny.byte_level(tiny.CHATML)
@@ -171,6 +171,60 @@ def test_overlong_rows_are_dropped_cut_split_or_refused():
     assert all(len(piece) <= 20 and piece.loss_weights[0] == 0 for piece in pieces)
     with pytest.raises(DataError, match=r"max_length"):
         prepare(data(max_length=20, overlong="error"), TOKENIZER, seed=0, rows=rows)
+
+
+@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+def test_lengths_before_cutting_say_which_max_length_would_do(overlong):
+    rows = [{"prompt": "q", "completion": "word " * n} for n in (1, 20, 60)]
+    whole = prepare(data(), TOKENIZER, seed=0, rows=rows)
+    assert not whole.counts.is_cut
+    assert "before cutting" not in printed(whole)
+    assert "length_percentiles_before_cutting" not in as_json(whole)["train"]
+    made = prepare(data(max_length=60, overlong=overlong), TOKENIZER, seed=0, rows=rows)
+    assert list(made.counts.lengths) == list(map(len, whole.train))
+    shown = as_json(made)["train"]
+    assert shown["length_percentiles_before_cutting"] == as_json(whole)["train"]["length_percentiles"]
+    assert shown["length_percentiles"]["100"] <= 60
+    kind = "overlong" if overlong == "drop" else "truncated"
+    assert shown["shares"] == {"overlong": 0.0, "truncated": 0.0} | {kind: round(made.counts[kind] / 3, 4)}
+    assert f"{made.counts[kind]} ({made.counts.share(kind):.1%})" in printed(made)
+    assert f"({made.counts.share(kind):.1%}) " in "\n".join(summary(made))
+    assert "before cutting" in printed(made)
+
+
+@pytest.mark.parametrize(("takes", "overlong"), [(Labelled, "drop"), (Labelled, "truncate"), (Prompt, "drop")])
+def test_lengths_before_cutting_of_rows_of_which_no_token_is_learned(takes, overlong):
+    key = "text" if takes is Labelled else "prompt"
+    rows = [{key: "word " * n, "label": "a"} for n in (1, 20, 60, 61)]
+    whole, made = (
+        prepare(data(max_length=limit, overlong=overlong), TOKENIZER, seed=0, rows=rows, takes=(takes,))
+        for limit in (1000, 70)
+    )
+    assert list(made.counts.lengths) == list(whole.counts.lengths) == list(map(len, whole.train))
+    assert made.counts.is_cut
+
+
+def test_pairs_that_differ_only_beyond_the_cut_are_told_from_those_that_never_did():
+    start = "the same beginning " * 40
+    rows = [("yes", "no"), ("same", "same"), (start + "a", start + "b"), (start, start)]
+    made = prepare(
+        data(max_length=90, overlong="truncate"),
+        TOKENIZER,
+        seed=0,
+        rows=[{"prompt": "q", "chosen": chosen, "rejected": rejected} for chosen, rejected in rows],
+        takes=(Preference,),
+    )
+    assert (made.counts["identical"], made.counts["cut_alike"], made.counts.kept) == (2, 1, 1)
+    assert made.counts.kinds["cut_alike"].first == [Origin("rows", 3)]
+    assert "cut alike" in printed(made)
+    with pytest.raises(DataError, match=r"raise data\.max_length: the answers differ behind it"):
+        prepare(
+            data(max_length=90, overlong="truncate"),
+            TOKENIZER,
+            seed=0,
+            rows=[{"prompt": "q", "chosen": start + "a", "rejected": start + "b"}],
+            takes=(Preference,),
+        )
 
 
 def test_a_model_s_table_of_positions_bounds_the_rows():

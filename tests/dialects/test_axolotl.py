@@ -10,7 +10,8 @@ import pytest
 from their_files import entry_of, file, mixtures, recipe, survives, with_key
 
 from tunesmith.dialects import axolotl
-from tunesmith.dialects.base import Fate
+from tunesmith.dialects.axolotl.objective import prompts_per_step
+from tunesmith.dialects.base import Fate, Said
 from tunesmith.dialects.read import load_any
 from tunesmith.errors import TunesmithError
 from tunesmith.notation import write
@@ -31,13 +32,20 @@ HELD = {"val_set_size": 0.1}
 RELORA = {"relora": True, "jagged_restart_steps": 50}
 PAIRS = {"rl": "dpo", "datasets": [{"path": "some/pairs", "type": "chat_template.argilla_chat"}]}
 KTO = {"rl": "kto", "datasets": [{"path": "some/rows", "type": "chatml.ultra"}]}
-GRPO = {"rl": "grpo", "datasets": [{"path": "some/rows", "type": "chat_template"}], "trl": {"reward_funcs": ["exact"]}}
+GRPO = {
+    "rl": "grpo",
+    "datasets": [{"path": "some/rows", "type": "chat_template"}],
+    "trl": {"reward_funcs": ["exact"]},
+    "micro_batch_size": 8,
+}
 PRETRAIN = {"datasets": None, "pretraining_dataset": [{"path": "some/text"}], "max_steps": 5}
 
 CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "base_model": ("other/model", {}),
     "revision_of_model": ("main", {}),
+    "model_revision": ("main", {}),
     "model_type": ("LlamaForCausalLM", {}),
+    "type_of_model": ("LlamaForCausalLM", {}),
     "tokenizer_type": ("LlamaTokenizer", {}),
     "load_in_8bit": (True, {}),
     "load_in_4bit": (True, {}),
@@ -152,6 +160,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "use_trackio": (True, {}),
     "use_mlflow": (True, {}),
     "use_tensorboard": (True, {}),
+    "wandb_mode": ("disabled", {"use_wandb": True}),
     "wandb_project": ("mine", {}),
     "wandb_entity": ("team", {"wandb_project": "mine"}),
     "trackio_project_name": ("mine", {}),
@@ -188,6 +197,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "trl.epsilon": (0.1, GRPO),
     "trl.epsilon_high": (0.3, GRPO),
     "trl.mask_truncated_completions": (True, GRPO),
+    "trl.importance_sampling_level": ("sequence", GRPO),
+    "trl.use_bias_correction_kl": (False, GRPO),
 }
 """A value of each carried key that says something else than the file without it, and what must stand beside it."""
 
@@ -439,3 +450,114 @@ def test_a_file_beside_its_kind_and_its_files(tmp_path: Path) -> None:
     entry = {"path": "rows.jsonl", "ds_type": "json", "data_files": ["rows.jsonl"], "type": "alpaca"}
     made = load_any(file(tmp_path, {**BASE, "datasets": [entry]})).resolved.recipe
     assert made.data.train == str(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("rl", ["dpo", "ipo", "kto", "orpo", "simpo", "grpo"])
+def test_beta_is_the_first_of_its_keys_whatever_is_learned(rl: str, tmp_path: Path) -> None:
+    beside = {"kto": KTO, "grpo": GRPO}.get(rl, {**PAIRS, "rl": rl})
+    keys = {"orpo_alpha": 0.4, "dpo_beta": 0.3, "rl_beta": 0.2}
+    said: dict[str, Any] = {**BASE, **beside}
+    for key, beta in keys.items():
+        said[key] = beta
+        read = load_any(file(tmp_path, said))
+        assert read.resolved.recipe.objective.beta == beta
+        assert entry_of(read, key).fate is Fate.CARRIED
+    read = load_any(file(tmp_path, {**said, "trl": {**said.get("trl", {}), "beta": 0.1}}))
+    assert read.resolved.recipe.objective.beta == 0.1
+    assert {entry_of(read, key).text for key in keys} == {"trl.beta goes before it"}
+
+
+def test_trl_s_defaults_of_grpo_are_written_down(tmp_path: Path) -> None:
+    made = load_any(file(tmp_path, {**BASE, **GRPO})).resolved.recipe.objective
+    assert (made.num_generations, made.max_completion_length, made.aggregation) == (8, 512, "tokens")
+    assert (made.advantage, made.beta) == ("group", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "nothing"),
+    [("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1), ("entropy_coef", 0), ("scale_rewards", "group")],
+)
+def test_what_grpo_says_and_means_nothing_by_is_no_hindrance(key: str, nothing: Any, tmp_path: Path) -> None:
+    path = file(tmp_path, with_key({**BASE, **GRPO}, f"trl.{key}", nothing))
+    assert recipe(path) == recipe(file(tmp_path, {**BASE, **GRPO}, "without.yml"))
+
+
+def test_a_reward_that_is_a_model_is_one(tmp_path: Path) -> None:
+    said = with_key({**BASE, **GRPO}, "trl.reward_funcs", ["some/judge-2.5", "mine.right"])
+    assert load_any(file(tmp_path, said)).resolved.recipe.objective.rewards == ("model:some/judge-2.5", "mine.py:right")
+
+
+def test_a_batch_of_grpo_counts_completions() -> None:
+    def prompts(rows: int, **said: Any) -> tuple[int, Said]:
+        values = Said(said, lambda _: "their.yml", axolotl)
+        return prompts_per_step(values, rows), values
+
+    assert prompts(16, rl="dpo")[0] == 16
+    assert prompts(16, rl="grpo")[0] == 2
+    made, values = prompts(16, rl="grpo", trl={"num_generations": 4, "generation_batch_size": 16})
+    assert made == 4
+    assert values.ledger.fates[("trl", "generation_batch_size")][0] is Fate.IDLE
+    _, values = prompts(12, rl="grpo", micro_batch_size=12)
+    assert "no multiple of trl.num_generations (8)" in str(values.ledger.errors[0])
+    assert values.ledger.errors[0].fix == "set micro_batch_size=8"
+
+
+def test_a_reward_model_as_axolotl_s_example_has_it(tmp_path: Path) -> None:
+    pairs = {"datasets": [{"path": "some/pairs", "type": "bradley_terry.chat_template"}]}
+    head = {"model_type": "AutoModelForSequenceClassification", "num_labels": 1}
+    read = load_any(file(tmp_path, {**BASE, **pairs, **head, "reward_model": True}))
+    assert read.resolved.recipe.objective.kind == "reward"
+    assert {entry_of(read, key).fate for key in head} == {Fate.CARRIED}
+    for odd in ({"num_labels": 2}, {"reward_model": None}):
+        with pytest.raises(TunesmithError, match="num_labels is set"):
+            load_any(file(tmp_path, {**BASE, **pairs, **head, "reward_model": True, **odd}))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "mistral_v3_tekken", "phi_4", "tokenizer_default_fallback_chatml"])
+def test_a_family_s_template_is_the_tokenizer_s_own(name: str, tmp_path: Path) -> None:
+    read = load_any(file(tmp_path, {**BASE, **CHAT, "chat_template": name}))
+    assert read.resolved.recipe.model.template is None
+    assert entry_of(read, "chat_template").fate is Fate.CARRIED
+    assert any(f"{name}: the tokenizer's own chat template is taken" in note for note in read.resolved.notes)
+
+
+def test_wandb_is_as_its_mode_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    said = {**BASE, "wandb_project": "mine", "wandb_entity": "team", "use_tensorboard": True}
+    path = file(tmp_path, {**said, "wandb_mode": "disabled"})
+    assert load_any(path).resolved.recipe.output.report_to == ("tensorboard",)
+    assert {entry_of(load_any(path), key).text for key in ("wandb_project", "wandb_entity")} == {
+        "wandb_mode is disabled"
+    }
+    path = file(tmp_path, {**said, "wandb_mode": "offline"})
+    with pytest.raises(TunesmithError, match="export WANDB_MODE=offline"):
+        load_any(path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert load_any(path).resolved.recipe.output.report_to == ("wandb", "tensorboard")
+    with pytest.raises(TunesmithError, match="cannot be shared"):
+        load_any(path, ["wandb_mode=shared"])
+
+
+def test_a_project_that_is_carried_over_is_not_said_to_be_off(tmp_path: Path) -> None:
+    read = load_any(file(tmp_path, {**BASE, "wandb_project": "mine"}))
+    assert "off" not in entry_of(read, "wandb_project").text
+    read = load_any(file(tmp_path, {**BASE, "wandb_project": "mine", "use_wandb": False}))
+    assert entry_of(read, "wandb_project").text == "its service is off"
+
+
+@pytest.mark.parametrize(
+    ("key", "harmless", "harmful"),
+    [
+        ("dataset_exact_deduplication", False, True),
+        ("pretraining_sample_concatenation", False, True),
+        ("tokenizer_legacy", True, False),
+        ("base_model_config", "some/model", "other/model"),
+        ("tokenizer_config", "some/model", "other/tokenizer"),
+    ],
+)
+def test_a_key_is_refused_where_it_would_change_something(
+    key: str, harmless: Any, harmful: Any, tmp_path: Path
+) -> None:
+    assert recipe(file(tmp_path, {**BASE, key: harmless})) == recipe(file(tmp_path, BASE, "without.yml"))
+    with pytest.raises(TunesmithError, match=key):
+        load_any(file(tmp_path, {**BASE, key: harmful}))

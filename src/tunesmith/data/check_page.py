@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from tunesmith.data.findings import findings
 from tunesmith.data.prepare import Prepared
-from tunesmith.data.report import PERCENTILES, first_rows, pieces, summary, title_of, visible
+from tunesmith.data.report import PERCENTILES, counts_told, first_rows, lengths, percentiles, pieces, title_of, visible
 from tunesmith.data.types import Example
 from tunesmith.pages import bullets, document, table
 
@@ -29,7 +30,7 @@ def check_page(title: str, prepared: Prepared, tokenizer: Any, rows: int) -> str
     sections = [
         STYLE,
         f"<h1>{escape(title)}</h1>",
-        bullets(summary(prepared)),
+        bullets(counts_told(prepared)),
         "<h2>What to look at</h2>",
         bullets([str(finding) for finding in found]) if found else "<p>Nothing odd was found.</p>",
         "<h2>Tokens a row</h2>",
@@ -51,24 +52,20 @@ def _row(example: Example, tokenizer: Any) -> str:
 
 
 def _lengths(prepared: Prepared) -> str:
-    lengths = [len(example) for example in prepared.train]
-    learned = [example.num_learned for example in prepared.train]
+    of_all = lengths(prepared)
     titles = ["percentile", *("longest" if p == 100 else str(p) for p in PERCENTILES)]
-    cells = [
-        [name, *(f"{value:,.0f}" for value in np.percentile(values, PERCENTILES))]
-        for name, values in (("all", lengths), ("learned", learned))
-    ]
-    return _histogram(lengths) + table(titles, cells)
+    cells = [[name, *(f"{value:,}" for value in percentiles(values))] for name, values in of_all.items()]
+    return _histogram(of_all["all"]) + table(titles, cells)
 
 
-def _histogram(lengths: list[int]) -> str:
-    counts, edges = np.histogram(lengths, bins=min(NUM_BARS, max(1, max(lengths) - min(lengths) + 1)))
+def _histogram(values: Sequence[int]) -> str:
+    counts, edges = np.histogram(values, bins=min(NUM_BARS, max(1, max(values) - min(values) + 1)))
     bar = WIDTH / len(counts)
     bars = "".join(
         f"<rect x='{index * bar:.1f}' y='{HEIGHT - height:.1f}' width='{bar - 1:.1f}' height='{height:.1f}'>"
         f"<title>{edges[index]:.0f} to {edges[index + 1]:.0f} tokens: {count} rows</title></rect>"
         for index, (count, height) in enumerate(zip(counts, HEIGHT * counts / counts.max(), strict=True))
     )
-    labels = f"<text x='0' y='{HEIGHT + 15}'>{min(lengths):,} tokens</text>"
-    labels += f"<text x='{WIDTH}' y='{HEIGHT + 15}' text-anchor='end'>{max(lengths):,}</text>"
+    labels = f"<text x='0' y='{HEIGHT + 15}'>{min(values):,} tokens</text>"
+    labels += f"<text x='{WIDTH}' y='{HEIGHT + 15}' text-anchor='end'>{max(values):,}</text>"
     return f"<svg viewBox='0 0 {WIDTH} {HEIGHT + 20}' role='img' aria-label='rows by length'>{bars}{labels}</svg>"

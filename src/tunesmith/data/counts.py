@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from tunesmith.data.files import RawRow
+from tunesmith.data.formats import FORMATS
 from tunesmith.data.problems import counted
 from tunesmith.data.types import Origin
 
 FIRST = 5
+TELLING = frozenset().union(*(names for kind in FORMATS.values() for names in kind.needs), {"margin"}) - {"input"}
+"""Columns that say what a row is, or what is learned of it. What a row may do without (input beside an instruction,
+system, tools, history) is not among them: rows with it and rows without are ordinary."""
 
 
 @dataclass
@@ -37,12 +43,15 @@ KINDS = {
     "split": "of plain text, cut into pieces",
     "unlearnable": "with nothing to learn, left out",
     "identical": "whose chosen and rejected answers are the same, left out",
+    "cut_alike": "whose chosen and rejected answers differ only beyond data.max_length, left out",
     "straddled": "whose tokens at the border of prompt and answer are others than in generation",
     "unprompted": "whose earlier turns are shown otherwise than generation shows them",
     "hidden": "with words that the chat template does not write out",
     "control": "whose own text holds special tokens",
     "leaked": "also found in training",
 }
+OF_LENGTH = ("overlong", "truncated")
+"""Of these the share of the rows is told."""
 
 
 @dataclass
@@ -56,12 +65,23 @@ class Counts:
     tokens: int = 0
     learned: int = 0
     kinds: dict[str, Tally] = field(default_factory=lambda: {kind: Tally() for kind in KINDS})
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    """Tokens of each row, of a pair of each side, before any is cut or left out for its length."""
 
     def add(self, kind: str, origin: Origin) -> None:
         self.kinds[kind].add(origin)
 
     def __getitem__(self, kind: str) -> int:
         return self.kinds[kind].count
+
+    def share(self, kind: str) -> float:
+        """Of the rows that were read."""
+        return self[kind] / self.read if self.read else 0.0
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the length of a row changed it, or left it out."""
+        return any(self[kind] for kind in (*OF_LENGTH, "split"))
 
 
 @dataclass
@@ -86,16 +106,33 @@ def total(parts: Iterable[Counts]) -> Counts:
         for kind, tally in counts.kinds.items():
             known = made.kinds[kind]
             made.kinds[kind] = Tally(known.count + tally.count, (known.first + tally.first)[:FIRST])
+        made.lengths.extend(counts.lengths)
     return made
+
+
+def by_shape(rows: Iterable[RawRow], format: str, columns: Mapping[str, str]) -> dict[tuple[str, ...], Tally]:
+    """The rows by the columns of `TELLING` that they fill, of those that `format` reads, the most frequent first; null
+    is nothing. `columns` renames: {ours: theirs}."""
+    reads = FORMATS[format].reads if format in FORMATS else frozenset()
+    telling = [columns.get(name, name) for name in sorted(reads & TELLING)]
+    shapes: dict[tuple[str, ...], Tally] = {}
+    for origin, row in rows:
+        filled = tuple(name for name in telling if row.get(name) is not None)
+        shapes.setdefault(filled, Tally()).add(origin)
+    return dict(sorted(shapes.items(), key=lambda item: -item[1].count))
 
 
 def told(counts: Counts) -> list[str]:
     """What happened to rows, in words, with the first rows of each kind."""
     return [
-        f"{counted(tally.count, 'row')} {KINDS[kind]} ({_places(tally)})"
+        f"{counted(tally.count, 'row')}{_of_all(counts, kind)} {KINDS[kind]} ({_places(tally)})"
         for kind, tally in counts.kinds.items()
         if tally.count
     ]
+
+
+def _of_all(counts: Counts, kind: str) -> str:
+    return f" ({counts.share(kind):.1%})" if kind in OF_LENGTH else ""
 
 
 def _places(tally: Tally) -> str:

@@ -1,15 +1,21 @@
-"""Rows that are longer than `data.max_length`: left out, cut, cut into pieces, or an error."""
+"""Rows that are longer than `data.max_length`: left out, cut, cut into pieces, or an error; and pairs that are no
+choice then."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
 
 from tunesmith.data.counts import Counts
 from tunesmith.data.problems import Problems
 from tunesmith.data.settings import DataSettings
-from tunesmith.data.types import Document, Example, Row
+from tunesmith.data.types import Document, Example, Origin, Preference, Row
 from tunesmith.errors import DataError
+
+T = TypeVar("T", bound=Row)
 
 
 def fit(
@@ -20,6 +26,7 @@ def fit(
     advice: Mapping[str, str],
 ) -> list[Example]:
     """Examples of at most `max_length` tokens, each with something to learn."""
+    counts.lengths.extend(map(len, examples))
     problems = Problems("rows are longer than data.max_length")
     fitted: list[Example] = []
     for row, example in zip(rows, examples, strict=True):
@@ -69,3 +76,36 @@ def _piece(example: Example, start: int, end: int) -> Example:
     weights = example.loss_weights[start:end].copy()
     weights[:1] = 0.0
     return replace(example, token_ids=example.token_ids[start:end], loss_weights=weights)
+
+
+def measure(
+    rows: Sequence[T], examples: Sequence[Example], settings: DataSettings, counts: Counts, tokens: Callable[[T], int]
+) -> None:
+    """Note how long each row was uncut, where `fit` is not asked: what reaches the limit is written anew."""
+    limit, known = settings.max_length, {example.origin: len(example) for example in examples}
+    for row in rows:
+        length = known.get(row.origin, limit)
+        counts.lengths.append(length if length < limit else tokens(row))
+
+
+def whole_pairs(
+    rows: Sequence[Row], uncut: Sequence[Example], examples: list[Example], counts: Counts
+) -> list[Example]:
+    """Without sides whose other side was left out, and without pairs that are no choice."""
+    pairs: dict[Origin, list[Example]] = {row.origin: [] for row in rows if isinstance(row, Preference)}
+    for example in examples:
+        if example.origin in pairs:
+            pairs[example.origin].append(example)
+    alike = {origin: sides for origin, sides in pairs.items() if len(sides) == 2 and _same_tokens(*sides)}
+    whole: dict[Origin, list[Example]] = {origin: [] for origin in alike}
+    for example in uncut:
+        if example.origin in whole:
+            whole[example.origin].append(example)
+    for origin, sides in alike.items():
+        counts.add("identical" if _same_tokens(*whole[origin]) else "cut_alike", origin)
+        sides.clear()
+    return [example for example in examples if len(pairs.get(example.origin, "ok")) == 2]
+
+
+def _same_tokens(one: Example, other: Example) -> bool:
+    return np.array_equal(one.token_ids, other.token_ids)

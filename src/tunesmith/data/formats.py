@@ -182,7 +182,7 @@ FORMATS: dict[str, Format] = {
         unpaired,
         Judged,
         "prompt completion label | messages label | conversations label | messages kto_tag | conversations kto_tag",
-        "tools",
+        "tools system",
     ),
 }
 LEARNABLE: tuple[type[Row], ...] = (Conversation, Document)

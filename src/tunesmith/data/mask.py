@@ -2,7 +2,7 @@
 
 A learned answer runs from the end of what the model is given (the prompt as generation would show it) to the end of
 the turn's end token; the line break behind that token is the template's, not the model's, and is not learned. Of the
-end tokens, `data.learn_ends` may leave out all, or all but the last learned one.
+end tokens, `data.learn_ends` may leave out all, or all but the last learned one, or add those of all other turns.
 
 The start is where the prompt of generation ends: `render(turns before, open_answer=True)` must be a beginning of the
 whole text. Templates that rewrite earlier turns, or open an answer otherwise than they show it, break that; then the
@@ -55,7 +55,7 @@ def learned_spans(
 
 def with_ends(chat: ChatTemplate, text: str, spans: Sequence[Span], which: Ends) -> list[Span]:
     """The spans less what ends an answer, where that is not learned; what then says nothing is left out."""
-    if which == "turn":
+    if which in ("turn", "all"):
         return list(spans)
     answers = [index for index, span in enumerate(spans) if span.is_answer]
     kept = answers[-1:] if which == "last" else []
@@ -64,6 +64,45 @@ def with_ends(chat: ChatTemplate, text: str, spans: Sequence[Span], which: Ends)
         for index, span in enumerate(spans)
     ]
     return [span for span in cut if span.start < span.end]
+
+
+def ends_of_others(
+    chat: ChatTemplate, text: str, turns: Sequence[Turn], learned: Sequence[bool], tools: Sequence[dict[str, Any]]
+) -> list[Span]:
+    """The end tokens of all turns but learned answers, whose spans hold them. Turns that no token ends have none."""
+    if not chat.traits.stops:
+        return []
+    starts = [_shown_at(chat, text, turns, index, tools) for index in range(len(turns))]
+    found = []
+    for index, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            limit = next((start for start in starts[index + 1 :] if start is not None), len(text))
+            found.append(_first_end(chat, text, turn["content"], starts[index], limit))
+        elif not learned[index]:
+            start, _ = _start(chat, text, turns, index, tools)
+            whole = Span(start, _end(chat, text, turns, index, tools, start), True)
+            found.append(replace(whole, start=_before_end(chat, text, whole)))
+    return [span for span in found if span is not None and span.start < span.end]
+
+
+def _shown_at(
+    chat: ChatTemplate, text: str, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]]
+) -> int | None:
+    """Where the content of a turn begins; None where the template does not show it."""
+    try:
+        return _content_start(chat, text, turns, index, tools)
+    except MaskUnknown:
+        return None
+
+
+def _first_end(chat: ChatTemplate, text: str, content: str, start: int | None, limit: int) -> Span | None:
+    """The end token behind a content that begins at `start`, before the next one does at `limit`."""
+    if start is None:
+        return None
+    said = next((written for written in (content, content.strip()) if text.startswith(written, start)), "")
+    places = [(text.find(end, start + len(said), limit), end) for end in chat.traits.ends]
+    at, end = min(((at, end) for at, end in places if at >= 0), default=(0, ""))
+    return Span(at, at + len(end), True) if end else None
 
 
 def _before_end(chat: ChatTemplate, text: str, span: Span) -> int:

@@ -1,7 +1,7 @@
 """Rows as other tools write them.
 
 input-output   {"input": …, "output": …}                                                    Lamini
-openpipe       {"messages": [… answer], "rejected_message": {…}}                            OpenPipe
+openpipe       {"messages": [… answer], "rejected_message": {…}, "split": "TRAIN"}          OpenPipe
 nemo           {"context": […], "completions": [{"rank": 0, "completion": […]}, …]}         NeMo RL
 verl           {"data_source", "prompt": […], "reward_model": {"ground_truth": …}, …}       verl
 """
@@ -25,6 +25,13 @@ def input_output(row: RawColumns, origin: Origin, names: Names) -> Conversation:
 
 
 def openpipe(row: RawColumns, origin: Origin, names: Names) -> Preference:
+    """A row that is kept for testing is refused: it would be trained on."""
+    if row.get("split") not in (None, "", "TRAIN"):
+        raise Unreadable(
+            "the row's column 'split' keeps it from training",
+            found=shown(row["split"], 40),
+            fix="put such rows into a file of their own without that column, and name it in data.held_out",
+        )
     turns = read_messages(need(row, "messages"), "messages", names)
     if not turns or turns[-1].role != "assistant":
         raise Unreadable("'messages' must end in the chosen answer", found=turns[-1].role if turns else "no turn")

@@ -6,6 +6,8 @@ preference          {"prompt": …, "chosen": …, "rejected": …}, text or mes
 openai-preference   {"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}
 unpaired            {"prompt": …, "completion": …, "label": true}, or {"messages": […], "label": true}, of which the
                     last answer is judged
+
+A column `system` stands before the prompt of the first and the last.
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ def unpaired(row: RawColumns, origin: Origin, names: Names | None = None) -> Jud
     _refuse_no_answer(completion, keys[0] if keys else "completion")
     if not prompt:
         raise Unreadable("the prompt is empty")
-    return Judged(prompt, completion, bool(label), origin, read_tools(row.get("tools")))
+    return Judged(_with_system(prompt, row), completion, bool(label), origin, read_tools(row.get("tools")))
 
 
 def _prompt(row: RawColumns, names: Names | None) -> tuple[Message, ...]:

@@ -7,14 +7,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
 
-from tunesmith.data.counts import Counts, OfSource, told, total
+from tunesmith.data.counts import Counts, OfSource, Tally, by_shape, told, total
 from tunesmith.data.files import RawRow
-from tunesmith.data.fit import fit
+from tunesmith.data.fit import fit, measure, whole_pairs
 from tunesmith.data.formats import IN_WORDS, LEARNABLE, Reading
 from tunesmith.data.mixture import Part, each, mixed, part_rows, read_parts, refuse_unseen_keys
 from tunesmith.data.problems import Problems, counted
@@ -42,6 +42,9 @@ from tunesmith.data.types import (
 from tunesmith.data.unlearned import asked, classified
 from tunesmith.errors import DataError, RecipeError
 
+Place = tuple[Origin, str]
+"""A row; of a pair, one of its sides."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -63,6 +66,10 @@ class Prepared:
     renderer: Renderer
     sources: tuple[OfSource, ...] = ()
     """Of each of several sources."""
+    answering: Mapping[Place, tuple[bool, ...]] = field(default_factory=dict)
+    """Which of its learned runs are answers, of each row that learns others too."""
+    shapes: Mapping[str, Mapping[tuple[str, ...], Tally]] = field(default_factory=dict)
+    """Of each source whose rows do not all fill the same columns: the rows by those that they fill."""
 
 
 @dataclass
@@ -75,6 +82,8 @@ class _Side:
     examples: list[Example] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     rows: list[Row] = field(default_factory=list)
+    answering: dict[Place, tuple[bool, ...]] = field(default_factory=dict)
+    shapes: dict[tuple[str, ...], Tally] = field(default_factory=dict)
 
 
 def prepare(
@@ -114,7 +123,7 @@ def prepare(
         _count_tokens(side.examples, side.counts)
     train = [example for side in of_train for example in side.examples]
     held_out = [example for side in of_held_out for example in side.examples]
-    known = {example.token_ids.tobytes() for example in train}
+    known = {digest_of(example.token_ids) for example in train} if held_out else set()
     for side in of_held_out:
         side.counts.visited = side.counts.kept
         _count_leaks(known, side.examples, side.counts)
@@ -137,6 +146,8 @@ def prepare(
         fingerprint(train, held_out),
         renderer,
         _by_source(of_train, of_held_out),
+        {key: runs for side in (*of_train, *of_held_out) for key, runs in side.answering.items()},
+        {side.part.path: side.shapes for side in of_train if len(side.shapes) > 1},
     )
 
 
@@ -216,7 +227,8 @@ _ADVICE = {
     "empty": "look whether data.format reads the column that holds the text: the rows are empty",
     "unlearnable": "give rows with a turn of the assistant (or of another role, named in data.learn), or with a turn "
     "marked to be learned",
-    "identical": "give pairs whose answers differ within data.max_length",
+    "identical": "give pairs whose answers differ",
+    "cut_alike": "raise data.max_length: the answers differ behind it",
 }
 
 
@@ -224,6 +236,7 @@ _ADVICE = {
 _OF_TABLES = {
     "overlong": "shorten the rows, or take a model with more positions",
     "truncated": "shorten the rows, or take a model with more positions: what is learned may have been cut off",
+    "cut_alike": "shorten the rows, or take a model with more positions: the answers differ behind them",
 }
 
 
@@ -242,7 +255,8 @@ def _beyond(examples: Sequence[Example], made_for: int | None) -> tuple[str, ...
 
 def _side(part: Part, reading: Reading, renderer: Renderer, advice: Mapping[str, str]) -> _Side:
     settings, counts = part.settings, Counts(read=len(part.raw))
-    side = _Side(part, reading.format, reading.notes, counts=counts)
+    shapes = by_shape(part.raw, reading.format, settings.columns)
+    side = _Side(part, reading.format, reading.notes, counts=counts, shapes=shapes)
     full: list[Row] = []
     for row in reading.rows:
         if is_empty(row):
@@ -254,9 +268,11 @@ def _side(part: Part, reading: Reading, renderer: Renderer, advice: Mapping[str,
     side.rows = [row if isinstance(row, Labelled | Prompt) else answered(row) for row in full]
     if texts := [row for row in full if isinstance(row, Labelled)]:
         side.examples, _ = classified(texts, settings, renderer, counts, advice)
+        measure(texts, side.examples, settings, counts, lambda row: len(renderer.classified_ids(row.text)[0]))
         return side
     if prompts := [row for row in full if isinstance(row, Prompt)]:
         side.examples, _ = asked(prompts, settings, renderer, counts)
+        measure(prompts, side.examples, settings, counts, lambda row: len(renderer.prompt_ids(row.messages, row.tools)))
         return side
     written = [part for row in full for part in written_as(row).values()]
     rendering = renderer.render_all(written)
@@ -264,10 +280,11 @@ def _side(part: Part, reading: Reading, renderer: Renderer, advice: Mapping[str,
         for origin in dict.fromkeys(getattr(rendering, kind)):
             counts.add(kind, origin)
     rendered = _judged(full, rendering.examples)
+    side.answering = _answering(written, rendered)
     if settings.group_by is not None:
         groups = _groups(part.raw, settings.group_by)
         rendered = [replace(example, group=groups[example.origin]) for example in rendered]
-    side.examples = _whole_pairs(full, fit(written, rendered, settings, counts, advice), counts)
+    side.examples = whole_pairs(full, rendered, fit(written, rendered, settings, counts, advice), counts)
     counts.kept = sum(not isinstance(example, Answer) for example in side.examples)
     counts.kept += len({example.origin for example in side.examples if isinstance(example, Answer)})
     _count_tokens(side.examples, counts)
@@ -304,17 +321,39 @@ def _judged(rows: Sequence[Row], examples: Sequence[Example]) -> list[Example]:
     ]
 
 
-def _whole_pairs(rows: Sequence[Row], examples: list[Example], counts: Counts) -> list[Example]:
-    """Without sides whose other side was left out, and without pairs that are no choice."""
-    pairs: dict[Origin, list[Example]] = {row.origin: [] for row in rows if isinstance(row, Preference)}
-    for example in examples:
-        if example.origin in pairs:
-            pairs[example.origin].append(example)
-    for origin, sides in pairs.items():
-        if len(sides) == 2 and np.array_equal(sides[0].token_ids, sides[1].token_ids):
-            counts.add("identical", origin)
-            sides.clear()
-    return [example for example in examples if len(pairs.get(example.origin, "ok")) == 2]
+def learned_runs(example: Example) -> list[tuple[int, int]]:
+    """[start, end) of each run of learned tokens."""
+    edges = np.diff(np.concatenate([[0], example.loss_weights > 0, [0]]).astype(np.int8))
+    return list(zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist(), strict=True))
+
+
+def place_of(example: Example) -> Place:
+    return example.origin, example.side if isinstance(example, Answer) else ""
+
+
+def _answering(rows: Sequence[Text], examples: Sequence[Example]) -> dict[Place, tuple[bool, ...]]:
+    """Which learned runs are answers, of rows of which not all are."""
+    made: dict[Place, tuple[bool, ...]] = {}
+    for row, example in zip(rows, examples, strict=True):
+        turns = _are_answers(row)
+        if all(turns):
+            continue
+        count = len(learned_runs(example))
+        if count != len(turns):  # the template joined or dropped some: of the last one alone it is known
+            turns = [False] * (count - 1) + turns[-1:]
+        made[place_of(example)] = tuple(turns)
+    return made
+
+
+def _are_answers(row: Text) -> list[bool]:
+    """Of each turn that is learned, whether it is the assistant's. Of pieces, which know no turns, the last one is."""
+    if isinstance(row, Pieces):
+        pieces = [is_learned for is_learned, _ in groupby(row.pieces, key=lambda piece: piece.is_learned) if is_learned]
+        return [False] * (len(pieces) - 1) + pieces[-1:]
+    if isinstance(row, Document) or row.is_whole:
+        return []
+    said = [turn for turn in row.messages if turn.is_learned and (turn.content or turn.role == "assistant")]
+    return [turn.role == "assistant" for turn in said]
 
 
 def _groups(raw: Sequence[RawRow], column: str) -> dict[Origin, str]:
@@ -348,10 +387,18 @@ def is_empty(row: Row) -> bool:
 
 
 def _count_leaks(known: set[bytes], held_out: Sequence[Example], counts: Counts) -> None:
-    """`known`: the tokens of every row of training."""
+    """`known`: digests of the tokens of every row of training."""
     for example in held_out:
-        if example.token_ids.tobytes() in known:
+        if digest_of(example.token_ids) in known:
             counts.add("leaked", example.origin)
+
+
+def digest_of(*parts: np.ndarray | bytes) -> bytes:
+    """Sixteen bytes to remember tokens by, where a million rows are remembered."""
+    made = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        made.update(part if isinstance(part, bytes) else part.tobytes())
+    return made.digest()
 
 
 def fingerprint(*sides: Sequence[Example]) -> str:

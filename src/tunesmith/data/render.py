@@ -18,7 +18,7 @@ import numpy as np
 
 from tunesmith.data import call_ids
 from tunesmith.data.chat import ANSWER, USER, ChatTemplate, TemplateFailed, as_turn
-from tunesmith.data.mask import MaskUnknown, Span, learned_spans, with_ends
+from tunesmith.data.mask import MaskUnknown, Span, ends_of_others, learned_spans, with_ends
 from tunesmith.data.problems import Problems, shown
 from tunesmith.data.settings import Ends
 from tunesmith.data.types import Conversation, Document, Example, Message, Origin, Piece, Pieces, Text
@@ -227,9 +227,12 @@ class Renderer:
         if ends_open:
             self._notes[f"the chat template never ends an answer: {self._remedy()}"] = None
             text = text[: spans[-1].end]
+        spans = with_ends(self.chat, text, spans, self.learn_ends)
+        if self.learn_ends == "all" and not row.is_whole:
+            spans += ends_of_others(self.chat, text, turns, learned, tools)
         return _Text(
             text,
-            with_ends(self.chat, text, spans, self.learn_ends),
+            spans,
             ends_open and self.eos_id is not None,
             row.origin,
             is_hidden=is_hidden,

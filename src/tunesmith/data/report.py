@@ -14,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.data.counts import Counts, OfSource, told
+from tunesmith.data.counts import OF_LENGTH, Counts, OfSource, told
 from tunesmith.data.findings import findings
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.problems import counted
@@ -62,6 +62,11 @@ def _what(example: Example) -> str:
 
 def summary(prepared: Prepared) -> list[str]:
     """The few lines shown before a run."""
+    return [*counts_told(prepared), *map(str, findings(prepared))]
+
+
+def counts_told(prepared: Prepared) -> list[str]:
+    """What was read, and what became of it."""
     counts = prepared.counts
     lines = [
         f"{counted(counts.read, 'row')} read as {prepared.format}: {counts.kept:,} to train on, "
@@ -73,7 +78,7 @@ def summary(prepared: Prepared) -> list[str]:
         held_out = prepared.held_out_counts
         learned = f", {counted(held_out.learned, 'learned token')}" if held_out.learned else ""
         lines.append(f"{held_out.kept:,} held out{learned}")
-    return [*lines, *_notes(prepared), *map(str, findings(prepared))]
+    return [*lines, *_notes(prepared)]
 
 
 def _of_source(one: OfSource, learned: int) -> str:
@@ -117,18 +122,23 @@ def _numbers(counts: Counts) -> dict[str, Any]:
         "tokens": counts.tokens,
         "learned": counts.learned,
         **{kind: tally.count for kind, tally in counts.kinds.items()},
+        "shares": {kind: round(counts.share(kind), 4) for kind in OF_LENGTH},
         "first_rows": {kind: [str(at) for at in tally.first] for kind, tally in counts.kinds.items() if tally.count},
     }
 
 
 def _counts_as_json(counts: Counts, examples: Sequence[Example]) -> dict[str, Any]:
-    return {
-        **_numbers(counts),
-        "length_percentiles": dict(zip(map(str, PERCENTILES), _percentiles([len(e) for e in examples]), strict=True)),
-    }
+    made = _numbers(counts) | {"length_percentiles": _by_percentile([len(example) for example in examples])}
+    if counts.is_cut:
+        made["length_percentiles_before_cutting"] = _by_percentile(counts.lengths)
+    return made
 
 
-def _percentiles(values: Sequence[int]) -> list[int]:
+def _by_percentile(values: Sequence[int]) -> dict[str, int]:
+    return dict(zip(map(str, PERCENTILES), percentiles(values), strict=True))
+
+
+def percentiles(values: Sequence[int]) -> list[int]:
     return [round(float(value)) for value in np.percentile(values, PERCENTILES)] if values else [0] * len(PERCENTILES)
 
 
@@ -153,10 +163,16 @@ def _counts_table(prepared: Prepared) -> Table:
     for label, name in (("rows read", "read"), ("rows used", "kept"), ("tokens", "tokens"), ("learned", "learned")):
         table.add_row(label, *(f"{getattr(counts, name):,}" for _, counts in sides))
     for label, kind in (("dropped", "overlong"), ("truncated", "truncated"), ("empty", "empty")):
-        table.add_row(label, *(f"{counts[kind]:,}" for _, counts in sides))
-    for kind in ("unlearnable", *(["identical"] if any(counts["identical"] for _, counts in sides) else [])):
-        table.add_row(kind, *(f"{counts[kind]:,}" for _, counts in sides))
+        table.add_row(label, *(_with_share(counts, kind) for _, counts in sides))
+    of_pairs = [kind for kind in ("identical", "cut_alike") if any(counts[kind] for _, counts in sides)]
+    for kind in ("unlearnable", *of_pairs):
+        table.add_row(kind.replace("_", " "), *(f"{counts[kind]:,}" for _, counts in sides))
     return table
+
+
+def _with_share(counts: Counts, kind: str) -> str:
+    share = f" ({counts.share(kind):.1%})" if kind in OF_LENGTH and counts[kind] else ""
+    return f"{counts[kind]:,}{share}"
 
 
 def _sources_table(sources: Sequence[OfSource]) -> Table:
@@ -183,10 +199,16 @@ def _lengths_table(prepared: Prepared) -> Table:
     table.add_column("percentile")
     for percentile in PERCENTILES:
         table.add_column("longest" if percentile == 100 else str(percentile), justify="right")
-    lengths, learned = [len(e) for e in prepared.train], [e.num_learned for e in prepared.train]
-    table.add_row("all", *(f"{value:,}" for value in _percentiles(lengths)))
-    table.add_row("learned", *(f"{value:,}" for value in _percentiles(learned)))
+    for name, values in lengths(prepared).items():
+        table.add_row(name, *(f"{value:,}" for value in percentiles(values)))
     return table
+
+
+def lengths(prepared: Prepared) -> dict[str, Sequence[int]]:
+    """Tokens of each row of training; where some are cut or left out, those of all rows before that too."""
+    made: dict[str, Sequence[int]] = {"all": [len(example) for example in prepared.train]}
+    made["learned"] = [example.num_learned for example in prepared.train]
+    return made | ({"before cutting": prepared.counts.lengths} if prepared.counts.is_cut else {})
 
 
 def seen(example: Example, tokenizer: Any, *, in_colour: bool) -> Text:

@@ -13,7 +13,7 @@ from tunesmith.settings import Contradiction, Settings
 Share = Annotated[float, Field(gt=0, lt=1)]
 Role = Literal["system", "user", "assistant", "tool"]
 Learn = Literal["answers", "everything", "completions"] | tuple[Role, ...]
-Ends = Literal["turn", "last", "none"]
+Ends = Literal["turn", "last", "none", "all"]
 MessageKey = Literal["role", "content", "learn", "reasoning", "tool_calls", "name", "tool_call_id"]
 MessageKeys = dict[MessageKey, str]
 
@@ -138,7 +138,8 @@ class DataSettings(Settings):
     message's own mark (learn, train, weight) wins over the first two, and beside everything is an error where it says
     no. Plain text is always learned whole."""
     learn_ends: Ends = "turn"
-    """Whose end token is learned: that of each learned turn of the assistant, of the last of them alone, or none."""
+    """Whose end token is learned: that of each learned turn of the assistant (turn), of the last of them alone (last),
+    none, or that of every turn, learned or not and of any role (all)."""
     held_out: float | int | str | HeldOut | None = None
     """Share (0.1), count (200), a source of its own ("valid.jsonl", "folder:test", "owner/name:test"), or
     {key: column}."""
@@ -217,8 +218,12 @@ class DataSettings(Settings):
 
     @property
     def repeated_source(self) -> int | None:
-        """The place of a source that stands in the list already, and would be read alike."""
-        known = [(os.path.normpath(one.named), one.split, one.subset, one.format) for one in self.sources]
+        """The place of a source that stands in the list already, and would be read alike, but for how many rows."""
+        reading = [name for name in OF_A_SOURCE if name != "limit"]
+        known = [
+            (os.path.normpath(one.named), template, *(getattr(one, name) for name in reading))
+            for one, template in zip(self.sources, self.templates, strict=True)
+        ]
         return next((place for place, one in enumerate(known) if one in known[:place]), None)
 
 

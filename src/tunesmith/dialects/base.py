@@ -26,6 +26,8 @@ from tunesmith.notation import Path, dotted, write_inline
 from tunesmith.strict import unknown_key
 
 T = TypeVar("T", bool, int, float, str)
+LONGEST = 100
+"""Letters of a value in the report; the recipe holds it whole."""
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 _YES, _NO = ("true", "yes", "on"), ("false", "no", "off")
 
@@ -182,15 +184,20 @@ class Said:
         paths = [(*self.prefix, key) for key in keys]
         there = [path for path, key in zip(paths, keys, strict=True) if key in self.values]
         for path in there:
-            self._fate(path, Fate.CARRIED, f"{setting} = {write_inline(value)}")
+            self._fate(path, Fate.CARRIED, f"{setting} = {_short(write_inline(value))}")
         own = tuple(setting.split("."))
         self.ledger.settings[own] = (value, self._source(there))
 
     def _source(self, paths: Sequence[Path]) -> str:
         if not paths:
             return f"{self.dialect.CALLED}'s default"
-        places = dict.fromkeys(self.where(path) for path in paths)
-        return f"{'; '.join(places)} ({', '.join(dotted(path) for path in paths)})"
+        places = [place.rpartition(", line ") for place in dict.fromkeys(map(self.where, paths))]
+        by_file = {file: [line for other, _, line in places if other == file] for file, _, _ in places}
+        said = [
+            f"{file}, line{'s' if len(lines) > 1 else ''} {', '.join(lines)}" if file else lines[0]
+            for file, lines in by_file.items()
+        ]
+        return f"{'; '.join(said)} ({', '.join(dotted(path) for path in paths)})"
 
     def carry(self, key: str, text: str) -> None:
         """`key` is carried over by what we do anyway."""
@@ -291,6 +298,10 @@ class Said:
                     yield from self._leaves(item, (*here, index) if isinstance(inner, list) else here)
             else:
                 yield here, inner
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 2]} …"
 
 
 def _alike(key: str, meant: str) -> bool:

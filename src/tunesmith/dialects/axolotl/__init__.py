@@ -12,8 +12,9 @@ from typing import Any
 from tunesmith.dialects.axolotl.adapter import adapter
 from tunesmith.dialects.axolotl.data import datasets
 from tunesmith.dialects.axolotl.keys import KEYS as KEYS
-from tunesmith.dialects.axolotl.model import model, template
+from tunesmith.dialects.axolotl.model import model
 from tunesmith.dialects.axolotl.objective import objective
+from tunesmith.dialects.axolotl.templates import template
 from tunesmith.dialects.axolotl.training import steps, when
 from tunesmith.dialects.axolotl.watching import output
 from tunesmith.dialects.base import Said

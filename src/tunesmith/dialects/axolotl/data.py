@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from tunesmith.dialects.axolotl.templates import OWN, named
 from tunesmith.dialects.axolotl.types import ASKED, INSTRUCT, JUDGED, PAIRS, REWARDED, Rows, jinja
 from tunesmith.dialects.base import Fate, Key, Said, carried, idle, refused, there
 from tunesmith.notation import write_inline
@@ -61,8 +62,6 @@ DATA_KEYS: dict[str, Key] = {
 }
 _LENGTHS = {"drop": "drop", "truncate": "truncate", "raise": "error"}
 _SHAREGPT = {"chatml": "chatml", "llama-2": None, "llama3": "llama3", "vicuna_v1.1": "vicuna", "gemma": "gemma"}
-OWN = "tokenizer_default"
-"""An entry that asks for the tokenizer's own chat template, whatever the file says for all."""
 _BUILDERS = ("json", "csv", "parquet", "text", "arrow")
 
 
@@ -224,14 +223,8 @@ def _own_template(entry: Said, rows: Rows) -> str | None:
         return rows.template
     if text is not None and name in (None, "jinja"):
         return text
-    if name == "tokenizer_default":
-        return OWN
     if name is not None:
-        from tunesmith.dialects.axolotl.model import TEMPLATES
-
-        if name not in TEMPLATES:
-            entry.refuse("chat_template", f"is {name}, which is not among those here", expected=", ".join(TEMPLATES))
-        return TEMPLATES.get(str(name))
+        return named(entry, name)
     if style is not None:
         if _SHAREGPT.get(style) is None:
             entry.refuse("conversation", f"cannot be {style}", expected=", ".join(filter(_SHAREGPT.get, _SHAREGPT)))
@@ -323,27 +316,20 @@ def _roles(entry: Said) -> dict[str, str]:
 
 
 def _put_sources(said: Said, key: str, entries: list[Said], sources: list[dict[str, Any]]) -> None:
-    if len(sources) == 1 and sources[0].keys() <= {
-        "path",
-        "split",
-        "subset",
-        "format",
-        "columns",
-        "message_keys",
-        "roles",
-    }:
-        entry = entries[0]
+    if len(sources) == 1 and sources[0].keys() <= _OF_ONE:
         for name, value in sources[0].items():
-            setting = "data.train" if name == "path" else f"data.{name}"
-            entry.put(setting, value, *_FROM[name])
+            entries[0].put("data.train" if name == "path" else f"data.{name}", value, *_FROM[name])
         return
-    for entry in entries:
-        for names in _FROM.values():
-            entry.put("data.train", sources, *(name for name in names if entry.has(name)))
-    said.put("data.train", sources)
-    said.ledger.settings[("data", "train")] = (sources, said.where((key,)) + f" ({key})")
+    for number, entry in enumerate(entries):
+        for name, keys in _FROM.items():
+            for of_entry in keys:
+                if entry.has(of_entry):
+                    entry.carry(of_entry, f"{name} of data.train[{number}]")
+    said.ledger.settings[("data", "train")] = (sources, f"{said.where((key,))} ({key})")
 
 
+_OF_ONE = {"path", "split", "subset", "format", "columns", "message_keys", "roles"}
+"""What the data section says of a single source itself."""
 _FROM: dict[str, tuple[str, ...]] = {
     "path": ("path", "data_files"),
     "split": ("split", "train_on_split"),
@@ -369,9 +355,9 @@ def _learned(said: Said, entries: list[Said]) -> None:
     for name, values in (("roles_to_train", roles), ("train_on_eos", ends)):
         if len(set(values)) > 1:
             entries[-1].refuse(name, "differs between data sets", "say the same of all of them")
-    for entry, end in zip(entries, ends, strict=True):
-        if end == "all":
-            entry.refuse("train_on_eos", "cannot be all: ends of turns that are not learned stay out", "write turn")
+    if everything and (said.has("rl") or said.take("reward_model", bool, False)):
+        said.idle("train_on_inputs", "the objective learns the answers")
+        everything = False
     if everything:
         said.put("data.learn", "everything", "train_on_inputs")
         for entry in entries:
@@ -383,7 +369,7 @@ def _learned(said: Said, entries: list[Said]) -> None:
         learned = [theirs.get(role, role) for role in roles[0]]
         if learned != ["assistant"]:
             entries[0].put("data.learn", learned, "roles_to_train")
-    if entries and ends[0] in ("last", "none"):
+    if entries and ends[0] in ("last", "none", "all"):
         entries[0].put("data.learn_ends", ends[0], "train_on_eos")
 
 

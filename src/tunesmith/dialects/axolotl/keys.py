@@ -173,7 +173,7 @@ KEYS: dict[str, Key] = {
     **idle("how recomputation is done is ours to choose", "gradient_checkpointing_kwargs", "selective_checkpointing"),
     **idle("activations that do not fit are recomputed: gradient_checkpointing", "activation_offloading"),
     **idle("micro-batches are cut to fit, in evaluation too", "eval_batch_size", "auto_find_batch_size"),
-    **idle("memory is given back where it runs short", "gc_steps", "gc_collect_steps", "torch_empty_cache_steps"),
+    **idle("memory is freed where it runs short", "gc_steps", "gc_collect_steps", "torch_empty_cache_steps"),
     **idle(_ONE_PROCESS, "deepspeed", "fsdp", "fsdp_version", "ddp", "ddp_timeout", "ddp_bucket_cap_mb", "local_rank"),
     **idle(_ONE_PROCESS, "ddp_find_unused_parameters", "ddp_broadcast_buffers", "world_size", "dp_shard_size"),
     **idle(_ONE_PROCESS, "fsdp_config", "dp_replicate_size", "tensor_parallel_size", "context_parallel_size"),

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from tunesmith.dialects.axolotl.data import OWN
 from tunesmith.dialects.base import Said
 
 
 def model(said: Said) -> None:
-    for key, setting in (("revision_of_model", "model.revision"), ("tokenizer_type", "model.tokenizer_class")):
+    for key, setting in (
+        ("model_revision", "model.revision"),
+        ("revision_of_model", "model.revision"),
+        ("tokenizer_type", "model.tokenizer_class"),
+    ):
         if said.has(key):
             said.put(setting, said.take(key, str), key)
-    kind = said.take("model_type", str)
-    if kind is not None:
-        if kind == "AutoModelForCausalLM" or kind.endswith(("ForCausalLM", "LMHeadModel")):
-            said.put("model.architecture", kind, "model_type")
-        else:
-            said.refuse("model_type", f"is {kind}: causal language models are trained here", "leave it out")
+    for key in ("model_type", "type_of_model"):
+        if said.has(key):
+            _architecture(said, key)
+    for key in ("base_model_config", "tokenizer_config"):
+        if said.has(key) and said.raw(key) == said.raw("base_model"):
+            said.idle(key, "it is base_model's own")
+    if str(said.raw("tokenizer_legacy")).lower() in ("false", "no", "off"):
+        fix = "set legacy to false in the model's tokenizer_config.json, and take it out"
+        said.refuse("tokenizer_legacy", "is false, which can change token ids: a tokenizer is read as it is", fix)
     in8, in4 = said.take("load_in_8bit", bool, False), said.take("load_in_4bit", bool, False)
     is_gptq, adapter = said.take("gptq", bool, False), said.take("adapter", str)
     if in8 and in4:
@@ -45,6 +51,17 @@ def model(said: Said) -> None:
         special.put("model.special_tokens", given, *(f"{name}_token" for name in given))
 
 
+def _architecture(said: Said, key: str) -> None:
+    kind = said.take(key, str, "")
+    if kind.endswith("ForSequenceClassification") and said.take("reward_model", bool, False):
+        said.put("model.architecture", kind, key)
+        said.carry(key, "a reward model ends in a head")
+    elif kind.endswith(("ForCausalLM", "LMHeadModel")):
+        said.put("model.architecture", kind, key)
+    else:
+        said.refuse(key, f"is {kind}: causal language models and reward models are trained here", "leave it out")
+
+
 def _dtype(said: Said) -> None:
     wide = [key for key in ("float32", "fp32") if said.take(key, bool, False)]
     half = [key for key in ("fp16", "float16") if said.take(key, bool, False)]
@@ -61,37 +78,3 @@ def _dtype(said: Said) -> None:
         said.put("model.dtype", "auto", "bf16")
     elif brain is False or str(brain).lower() in ("false", "no", "off"):
         said.put("model.dtype", "float32", "bf16")
-
-
-TEMPLATES = {
-    **{"chatml": "chatml", "llama3": "llama3", "gemma": "gemma", "phi_3": "phi3", "alpaca": "alpaca"},
-    **{"mistral_v1": "mistral", "inst": "mistral", "phi_35": "phi3", "vicuna": "vicuna", "zephyr": "zephyr"},
-}
-
-
-def template(said: Said, worded: str | None) -> None:
-    """`worded`: the template that the rows' type brings; then the file's own words nothing."""
-    name, text = said.take("chat_template", str), said.take("chat_template_jinja", str)
-    if worded is not None:
-        if worded != OWN:
-            said.put("model.template", worded)
-        for key in ("chat_template", "chat_template_jinja"):
-            said.idle(key, "the type of the rows words them, or asks for the tokenizer's own")
-        return
-    if text is not None and name in (None, "jinja"):
-        said.put("model.template", text, "chat_template_jinja")
-    elif name == "jinja":
-        said.refuse("chat_template", "is jinja, and chat_template_jinja is not there", "give chat_template_jinja")
-    elif name in TEMPLATES:
-        said.put("model.template", TEMPLATES[name], "chat_template")
-    elif name is not None and name.startswith("tokenizer_default_fallback_"):
-        other = name.removeprefix("tokenizer_default_fallback_")
-        said.refuse(
-            "chat_template",
-            "leaves it to the tokenizer which template is taken",
-            f"set chat_template=tokenizer_default where the tokenizer has one, else chat_template={other}",
-        )
-    elif name not in (None, "tokenizer_default"):
-        expected = ", ".join(["tokenizer_default", "jinja", *TEMPLATES])
-        fix = "give the template itself: chat_template: jinja, chat_template_jinja: …"
-        said.refuse("chat_template", f"is {name}, which is not among those here", fix, expected=expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+from tunesmith.dialects.axolotl.objective import prompts_per_step
 from tunesmith.dialects.base import Said, left_over, there
 from tunesmith.train.every import passes
 
@@ -24,6 +25,7 @@ def steps(said: Said) -> None:
     rows = whole if whole is not None and not said.has("gradient_accumulation_steps") else micro * times
     if whole is not None:
         keys = ("batch_size", *keys)
+    rows = prompts_per_step(said, rows)
     learns_rows = not said.has("rl") and not said.take("reward_model", bool, False)
     if said.take("sample_packing", bool, False) and learns_rows:
         length = said.take("sequence_len", int, 512)

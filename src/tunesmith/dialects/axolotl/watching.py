@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from tunesmith.dialects.base import Said, there
+import os
+
+from tunesmith.dialects.base import Said, left_over, there
 
 _NAMES = ("wandb_name", "trackio_run_name", "mlflow_run_name")
 _SAME = ("liger", "cut_cross_entropy", "kernels")
 """Plugins that bring what the kernels here do anyway."""
+_SERVICES = {
+    "wandb": ("use_wandb", "wandb_project"),
+    "trackio": ("use_trackio", "trackio_project_name"),
+    "mlflow": ("use_mlflow",),
+    "tensorboard": ("use_tensorboard",),
+}
 
 
 def output(said: Said) -> None:
     said.put("output.folder", said.take("output_dir", str, "model-out"), *there(said, "output_dir"))
-    services = {
-        "wandb": ("use_wandb", "wandb_project"),
-        "trackio": ("use_trackio", "trackio_project_name"),
-        "mlflow": ("use_mlflow",),
-        "tensorboard": ("use_tensorboard",),
-    }
-    chosen = {}
-    for service, (switch, *projects) in services.items():
-        on = said.take(switch, bool)
-        if on or (on is None and said.has(*projects)):
-            chosen[service] = [key for key in (switch, *projects) if said.has(key)]
+    chosen = _services(said)
     if chosen:
         said.put("output.report_to", list(chosen), *(key for keys in chosen.values() for key in keys))
     project, team = said.take("wandb_project", str), said.take("wandb_entity", str)
@@ -31,15 +29,33 @@ def output(said: Said) -> None:
         )
     elif "trackio" in chosen and said.has("trackio_project_name"):
         said.put("output.project", said.take("trackio_project_name", str), "trackio_project_name")
-    for key in ("wandb_entity", "wandb_project", "trackio_project_name"):
-        if said.has(key):
-            said.idle(key, "its service is off")
+    left_over(said, "its service is off", "wandb_entity", "wandb_project", "wandb_mode", "trackio_project_name")
     name = next((key for key in _NAMES if said.has(key)), None)
     if name is not None:
         said.put("output.name", said.take(name, str), name)
-    for other in _NAMES:
-        if said.has(other) and other != name:
-            said.idle(other, f"{name} names the run")
+    left_over(said, f"{name} names the run", *_NAMES)
     odd = [name for name in said.items("plugins", str) if not any(word in name.lower() for word in _SAME)]
     if odd:
         said.refuse("plugins", f"names {', '.join(odd)}, which does not exist here", "take it out")
+
+
+def _services(said: Said) -> dict[str, list[str]]:
+    """Who gets the numbers, each with the keys that say so."""
+    chosen = {}
+    for service, (switch, *projects) in _SERVICES.items():
+        on = said.take(switch, bool)
+        if on or (on is None and said.has(*projects)):
+            chosen[service] = [key for key in (switch, *projects) if said.has(key)]
+    mode = said.take("wandb_mode", str, "online")
+    if "wandb" in chosen and mode == "disabled":
+        said.carry("wandb_mode", "nothing is sent to wandb")
+        left_over(said, "wandb_mode is disabled", *_SERVICES["wandb"], "wandb_entity")
+        del chosen["wandb"]
+    elif "wandb" in chosen and mode == "offline" and os.environ.get("WANDB_MODE") != mode:
+        fix = "say `export WANDB_MODE=offline` in the shell: then it is kept, and not sent"
+        said.refuse("wandb_mode", "is offline, and a file changes no environment here", fix)
+    elif "wandb" in chosen and mode not in ("online", "offline"):
+        said.refuse("wandb_mode", f"cannot be {mode}", expected="online, offline, disabled")
+    elif "wandb" in chosen and said.has("wandb_mode"):
+        said.carry("wandb_mode", f"wandb is {mode}")
+    return chosen
