@@ -561,3 +561,18 @@ def test_a_key_is_refused_where_it_would_change_something(
     assert recipe(file(tmp_path, {**BASE, key: harmless})) == recipe(file(tmp_path, BASE, "without.yml"))
     with pytest.raises(TunesmithError, match=key):
         load_any(file(tmp_path, {**BASE, key: harmful}))
+
+
+def test_who_adds_some_tokens_of_a_template_adds_its_end_too(tmp_path: Path) -> None:
+    said = {"tokens": ["<|im_start|>"], "special_tokens": {"eos_token": "<|im_end|>", "unk_token": "<unk>"}}
+    made = load_any(file(tmp_path, {**BASE, **CHAT, **said})).resolved.recipe.model
+    assert made.add_tokens == ("<|im_start|>", "<|im_end|>")
+    assert made.special_tokens == {"eos": "<|im_end|>", "unk": "<unk>"}
+    alone = load_any(file(tmp_path, {**BASE, "special_tokens": said["special_tokens"]})).resolved.recipe.model
+    assert alone.add_tokens == (), "it is expected to be there, and refused where it is not"
+
+
+def test_a_gptq_checkpoint_is_in_few_bits_already(tmp_path: Path) -> None:
+    read = load_any(file(tmp_path, {**BASE, "gptq": True, "load_in_8bit": True}))
+    assert read.resolved.recipe.model.storage == "auto"
+    assert entry_of(read, "load_in_8bit").text == "the checkpoint is in few bits already"

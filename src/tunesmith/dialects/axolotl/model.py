@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tunesmith.dialects.base import Said
+from tunesmith.data.templates import NAMED
+from tunesmith.dialects.base import Said, left_over, there
+
+_START, _END = NAMED["chatml"].tokens
 
 
 def model(said: Said) -> None:
@@ -24,15 +27,18 @@ def model(said: Said) -> None:
         said.refuse("tokenizer_legacy", "is false, which can change token ids: a tokenizer is read as it is", fix)
     in8, in4 = said.take("load_in_8bit", bool, False), said.take("load_in_4bit", bool, False)
     is_gptq, adapter = said.take("gptq", bool, False), said.take("adapter", str)
-    if in8 and in4:
+    if is_gptq:
+        said.put("model.storage", "auto", "gptq")
+        left_over(said, "the checkpoint is in few bits already", "load_in_8bit", "load_in_4bit")
+    elif in8 and in4:
         said.refuse("load_in_8bit", "stands beside load_in_4bit", "take one of them out")
     elif in8:
         said.put("model.storage", "int8", "load_in_8bit")
     elif in4:
         said.put("model.storage", "nf4-double", "load_in_4bit")
-    elif is_gptq:
-        said.put("model.storage", "auto", "gptq")
-    if adapter == "qlora" and not in4:
+    if adapter == "qlora" and is_gptq:
+        said.refuse("adapter", "is qlora, and the checkpoint is GPTQ's", "set adapter=lora")
+    elif adapter == "qlora" and not in4:
         said.refuse("adapter", "is qlora, and load_in_4bit is not true", "set load_in_4bit=true, or adapter=lora")
     if adapter is None and (in8 or in4):
         said.refuse("adapter", "is missing: a base in few bits is not trained in full", "set adapter=lora")
@@ -41,12 +47,15 @@ def model(said: Said) -> None:
     said.raw("special_tokens")
     special = said.within("special_tokens")
     more = special.items("additional_special_tokens", str)
+    expected = {name: special.take(f"{name}_token", str) for name in ("bos", "eos", "unk")}
+    given = {name: token for name, token in expected.items() if token}
+    if given.get("eos") == _END and _START in added and _END not in added:
+        more = [_END, *more]
+        said.note(f"{_END} is added too: tokens adds {_START}, its other half")
     if added:
         said.put("model.add_tokens", [*added, *more], "tokens")
     if more:
-        special.put("model.add_tokens", [*added, *more], "additional_special_tokens")
-    expected = {name: special.take(f"{name}_token", str) for name in ("bos", "eos", "unk")}
-    given = {name: token for name, token in expected.items() if token}
+        special.put("model.add_tokens", [*added, *more], *there(special, "additional_special_tokens"))
     if given:
         special.put("model.special_tokens", given, *(f"{name}_token" for name in given))
 
