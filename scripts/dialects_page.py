@@ -9,26 +9,47 @@ from tunesmith.dialects.axolotl.types import INSTRUCT, JUDGED, PAIRS, REWARDED, 
 from tunesmith.dialects.base import Dialect, Fate
 
 HEAD = """\
-A file of another tool runs as it stands, and nothing in it is passed over in silence.
+A file of another tool can be given in place of a recipe. Nothing in it is passed over in silence: if it asks for
+something that does not exist here it is refused, with all such keys at once; otherwise it runs.
 
 <!-- not run: the file is yours -->
 ```sh
 tunesmith train their.yml                                         # as it is
-tunesmith train their.yml base_model=my/model datasets[0].path=rows.jsonl max_steps=20    # in its words
+tunesmith train their.yml base_model=my/model "datasets[0].path=rows.jsonl" max_steps=20    # in its words
 tunesmith train their.yml adapter.r=4 train.minutes=10            # in ours
-tunesmith convert their.yml > recipe.yaml                         # a recipe of ours, and what became of each key
+tunesmith convert their.yml > mine.yaml                           # the recipe; the keys' fates go to the terminal
 tunesmith train their.yml --strict                                # refuse what has no effect here
 ```
 
-Which tool a file belongs to is seen from its keys. Each of them is
+`train`, `check`, `rehearse`, `search`, `evaluate --recipe`, the `recipe:` of a study, and in Python
+`tunesmith.load(path)` take such files. Which tool a file belongs to is seen from its keys: Axolotl has `base_model`;
+LLaMA-Factory `model_name_or_path` with one of `stage`, `finetuning_type`, `template`, `cutoff_len`, `dataset_dir`;
+TRL `model_name_or_path` alone; LitGPT `checkpoint_dir` or a `lora_` key.
 
-- **carried over**: a setting of ours says the same; the resolved recipe in the run folder names the line it came from;
-- **without effect here**: nothing that is learned depends on it, and the report says why. `--strict` refuses it;
-- **refused**: it would change what is learned in a way that does not exist here. The error says what to do, for all
-  such keys at once, before anything is loaded.
+What is typed in the other tool's words changes its file before it is read; an entry that stands alone in its list
+needs no number (`datasets.path=rows.jsonl`). What is typed in ours takes the place of what the file says: a budget of
+all its budgets, another method or objective of the settings that it does not have. A dotted key that both know is the
+other tool's.
+
+Each key of the file is
+
+- **carried over**: a setting of ours says the same; the resolved recipe in the run folder names the line it came
+  from. A value can still be one that is refused (`optimizer: lion`);
+- **without effect here**: this program has nothing that the key could change, and the report says why. `--strict`
+  refuses it, empty keys too. (On several devices the other tool's batch was larger by their number: multiply
+  `gradient_accumulation_steps` by it.)
+- **refused**: it asks for something that is not done here, and the error says what to do.
 
 A key that is empty, or whose feature is off, is named as such. A key that nobody knows is refused with what was
-probably meant. Where the other tool has a default that differs from ours, the recipe holds it, marked as its default.
+probably meant. What the file leaves to the other tool's defaults is written down too, and marked as its default.
+`convert` writes paths absolute; `--quiet` leaves out the report.
+
+A TRL file does not say which trainer reads it: type `trainer=dpo` (sft, dpo, kto, orpo, cpo, reward, grpo, rloo).
+Without it a key that one trainer alone has decides, else it is sft. LitGPT's says no command: `command=finetune_full`
+or `finetune_lora`.
+
+LLaMA-Factory's `dataset` names entries of `dataset_info.json`, looked for in `dataset_dir` (default `data`) from the
+current folder and from the file's, and beside the file; a path may stand in place of a name.
 """
 
 
@@ -63,17 +84,19 @@ def _types() -> str:
         "### Axolotl, types of rows\n",
         "Types that word their rows are written here by Jinja over the same columns (`data.format`) under a chat "
         "template; a type that is not here can be worded with `type: {format: …}`.\n",
-        "| type | read as | chat template |",
-        "|---|---|---|",
-        "| `chat_template` and its variants, `sharegpt` | messages | the file's, or the model's own |",
+        "| with | type | read as | chat template |",
+        "|---|---|---|---|",
+        "| | none | tokens: ids with their labels | |",
+        "| | `chat_template` and its variants, `sharegpt` | messages | the file's, or the model's own |",
+        "| | a mapping | its own words | plain |",
+        "| `rl: grpo` | none, `chat_template` | prompts, by their columns | the file's, or the model's own |",
     ]
-    tables = (INSTRUCT, PAIRS, JUDGED, REWARDED)
-    lines += [_row(name, rows) for table in tables for name, rows in table.items()]
-    lines += ["| a mapping | its own words | `plain` |", ""]
-    return "\n".join(lines)
+    tables = {"": INSTRUCT, "`rl: dpo, ipo, orpo, simpo`": PAIRS, "`rl: kto`": JUDGED, "`reward_model: true`": REWARDED}
+    lines += [_row(beside, name, rows) for beside, table in tables.items() for name, rows in table.items()]
+    return "\n".join([*lines, ""])
 
 
-def _row(name: str, rows: Rows) -> str:
+def _row(beside: str, name: str, rows: Rows) -> str:
     form = rows.format if isinstance(rows.format, str) else "its own words: " + ", ".join(rows.format)
     template = "the file's, or the model's own" if rows.template is None else rows.template
-    return f"| `{name}` | {form} | {'a template of its own' if '{' in template else template} |"
+    return f"| {beside} | `{name}` | {form} | {'a template of its own' if '{' in template else template} |"

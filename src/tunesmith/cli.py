@@ -124,7 +124,10 @@ def check(
 ) -> None:
     """Show rows as the model will see them, with counts and what is odd; train nothing."""
     from tunesmith.dialects.read import load
+    from tunesmith.errors import RecipeError
 
+    if as_json and html is not None:
+        raise RecipeError("--json stands beside --html", where="command line", fix="leave one of them out")
     resolved = load(recipe, overrides or [], strict=strict)
     from tunesmith import run
 
@@ -146,11 +149,13 @@ def rehearse(
     resolved = load(recipe, overrides or [], strict=strict)
     from tunesmith.rehearse import rehearse as run
 
+    if not as_json:
+        print("\n".join(resolved.notes), end="\n" if resolved.notes else "")
     made = run(resolved, trust_remote_code=trust_remote_code, say=(lambda line: None) if as_json else print)
     if as_json:
         import json
 
-        print(json.dumps(made.as_json, indent=2, ensure_ascii=False))
+        print(json.dumps({**made.as_json, "notes": resolved.notes}, indent=2, ensure_ascii=False))
     if not made.ok:
         raise MachineError("the rehearsal failed: the run would have, too", fix="mend what stands above")
 

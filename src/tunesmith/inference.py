@@ -24,6 +24,7 @@ from tunesmith.data.formats import LEARNABLE
 from tunesmith.data.mixture import read_parts
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.types import Message
+from tunesmith.dialects.read import load
 from tunesmith.errors import AdapterError, DataError, Interrupted, MachineError, RecipeError
 from tunesmith.evaluate import Evaluation, Item, Mean, scorers_named, write_answers
 from tunesmith.evaluate import evaluate as score_items
@@ -32,7 +33,6 @@ from tunesmith.models.load import without_bars
 from tunesmith.models.session import Params
 from tunesmith.progress import Progress
 from tunesmith.questions import ALL, LAST, calls_apart, questions, refuse_unscorable
-from tunesmith.recipe import load
 from tunesmith.session import Session, adapter_folder, head_of, open_session, recipe_of
 from tunesmith.train.signals import watched
 

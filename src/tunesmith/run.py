@@ -371,6 +371,6 @@ def check(
         write_file(html, check_page(f"Rows of {resolved.name}", prepared, tokenizer, rows).encode())
         print(f"page: {html}")
     elif as_json:
-        print(json.dumps(as_dict(prepared), indent=2, ensure_ascii=False))
+        print(json.dumps({**as_dict(prepared), "of_the_file": resolved.notes}, indent=2, ensure_ascii=False))
     else:
         print_report(prepared, tokenizer, Console(), rows)

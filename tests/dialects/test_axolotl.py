@@ -576,3 +576,17 @@ def test_a_gptq_checkpoint_is_in_few_bits_already(tmp_path: Path) -> None:
     read = load_any(file(tmp_path, {**BASE, "gptq": True, "load_in_8bit": True}))
     assert read.resolved.recipe.model.storage == "auto"
     assert entry_of(read, "load_in_8bit").text == "the checkpoint is in few bits already"
+
+
+def test_another_method_leaves_behind_what_it_has_not(tmp_path: Path) -> None:
+    read = load_any(file(tmp_path, BASE), ["adapter.method=ia3", "train.steps=3"])
+    assert read.resolved.recipe.adapter.method == "ia3"
+    assert "the command line goes before it" in entry_of(read, "lora_r").text
+    assert "the command line goes before it" in entry_of(read, "adapter").text
+
+
+def test_the_tool_is_known_by_what_is_typed_too(tmp_path: Path) -> None:
+    path = file(tmp_path, {**BASE, "base_model": None})
+    assert load_any(path, ["base_model=my/model"]).resolved.recipe.model.name == "my/model"
+    with pytest.raises(TunesmithError, match="lora_r"):
+        load_any(path)

@@ -20,7 +20,7 @@ from tunesmith.dialects import DIALECTS
 from tunesmith.dialects.base import Dialect, Entry, Fate, Said
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.notation import Path, dotted, read_scalar
-from tunesmith.recipe import SECTIONS, Change, Resolved, from_dict, load_lined, read_file
+from tunesmith.recipe import CHOICES, SECTIONS, Change, Resolved, from_dict, load_lined, read_file
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def load_any(
     """The same, with the translation."""
     file, lined = read_file(path)
     values = lined.value if isinstance(lined.value, dict) else {}
-    name = recognise(values, str(file))
+    typed = {key: True for key in (text.partition("=")[0].strip() for text in overrides) if key.isidentifier()}
+    name = recognise({**typed, **values} if values else values, str(file))
     if name is None:
         return Read(load_lined(file, lined, overrides, changes=changes))
     if lined.errors:
@@ -125,7 +126,9 @@ def recognise(values: Mapping[str, Any], where: str) -> str | None:
     mine = [name for name, dialect in DIALECTS.items() if dialect.is_mine(values)]
     if len(mine) > 1:
         said = " or ".join(DIALECTS[name].CALLED for name in mine)
-        raise RecipeError(f"the file could be one of {said}", where=where, fix="take out the keys of the other")
+        found = ", ".join(list(values)[:12])
+        fix = "take out the keys of the other tool"
+        raise RecipeError(f"the file could be one of {said}", where=where, found=f"keys {found}", fix=fix)
     return mine[0] if mine else None
 
 
@@ -160,8 +163,8 @@ def translated(
         ]
     if errors:
         raise together(errors)
-    for override in ours:
-        _give_way(override, said)
+    given = {setting for override in ours for setting in _give_way(override, said)}
+    entries = [_given_instead(entry, given) for entry in entries]
     translation = Translation(name, dialect.CALLED, str(file), tuple(entries), tuple(said.ledger.notes))
     resolved = from_dict(
         _tree(said),
@@ -179,13 +182,26 @@ _ONE_OF = (("train.steps", "train.epochs", "train.minutes"), ("train.batch_size"
 """Settings of which a recipe has one."""
 
 
-def _give_way(override: str, said: Said) -> None:
-    """What the file says of a budget or a batch gives way to what is typed in its place."""
-    typed = override.partition("=")[0].strip()
-    for names in _ONE_OF:
-        if typed in names:
-            for other in names:
-                said.ledger.settings.pop(tuple(other.split(".")), None)
+def _give_way(override: str, said: Said) -> list[str]:
+    """What the file says gives way to what is typed in its place: all budgets to a budget, all batches to a batch, to
+    another method or objective the settings that it has not. Gives their names."""
+    typed, _, value = (part.strip() for part in override.partition("="))
+    gone = [name for names in _ONE_OF if typed in names for name in names]
+    section, _, key = typed.partition(".")
+    choice = CHOICES.get(section)
+    if choice is not None and key == choice.key and value in choice.table:
+        known = choice.table[value].Settings.model_fields
+        gone += [".".join(map(str, own)) for own in said.ledger.settings if own[0] == section and own[1] not in known]
+    for name in gone:
+        said.ledger.settings.pop(tuple(name.split(".")), None)
+    return [typed, *gone]
+
+
+def _given_instead(entry: Entry, given: set[str]) -> Entry:
+    setting = entry.text.partition(" = ")[0]
+    if entry.fate is Fate.CARRIED and setting in given:
+        return replace(entry, text=f"{setting}: what is typed on the command line goes before it")
+    return entry
 
 
 def _tree(said: Said) -> dict[str, Any]:

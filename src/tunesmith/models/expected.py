@@ -150,7 +150,7 @@ def set_special_tokens(wanted: Mapping[SpecialToken, str], tokenizer: PreTrained
                     f"the tokenizer itself puts its {name}_token {place} every text: {token!r} would stand beside it",
                     where=f"model.special_tokens.{name}",
                     found=own,
-                    fix=f"leave special_tokens.{name} out, or save the tokenizer with another post-processor",
+                    fix=f"leave special_tokens.{name} out, or set add_{name}_token: false in tokenizer_config.json",
                 )
             )
     if errors:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from tunesmith.compare.settings import Planned, PlanSettings, planned, read_plan
+from tunesmith.dialects.read import recognise
 from tunesmith.notation import Path
 from tunesmith.recipe import SECTIONS
 from tunesmith.search.space import Range
@@ -57,7 +58,8 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Search:
     """The search in a YAML file; or of a recipe, with what is looked for on the command line or left to us."""
     values, lines = read_plan(path, "a search", SearchSettings)
     file = FilePath(path)
-    if "recipe" not in values and any(section in values for section in SECTIONS):
+    theirs = recognise(values, str(file)) is not None
+    if "recipe" not in values and (theirs or any(section in values for section in SECTIONS)):
         values, lines = {"recipe": str(file.absolute())}, {}
         overrides = [_of_every_run(text) for text in overrides]
         return planned(

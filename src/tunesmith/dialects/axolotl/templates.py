@@ -24,6 +24,8 @@ def template(said: Said, worded: str | None) -> None:
     if worded is not None:
         if worded != OWN:
             said.put("model.template", worded)
+            source = f"{said.where(('datasets', 0, 'type'))} (datasets[0].type)"
+            said.ledger.settings[("model", "template")] = (worded, source)
         for key in ("chat_template", "chat_template_jinja"):
             said.idle(key, "the type of the rows words them, or asks for the tokenizer's own")
     elif text is not None and name in (None, "jinja"):
