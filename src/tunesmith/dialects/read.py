@@ -95,7 +95,8 @@ def converted(
     made = load_any(path, overrides, strict=strict)
     if made.translation is None:
         known = ", ".join(dialect.CALLED for dialect in DIALECTS.values())
-        raise RecipeError("this is a recipe already", where=str(path), expected=f"a file of {known}")
+        fix = f"train it as it is: tunesmith train {path}"
+        raise RecipeError("this is a recipe already", where=str(path), expected=f"a file of {known}", fix=fix)
     return made.resolved.given, made.translation.table
 
 
