@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.counts import Counts, OfSource, Tally, by_shape, told, total
+from tunesmith.data.digests import digest_of, fingerprint
 from tunesmith.data.files import RawRow
 from tunesmith.data.fit import fit, measure, whole_pairs
 from tunesmith.data.formats import IN_WORDS, LEARNABLE, Reading
@@ -25,13 +24,12 @@ from tunesmith.data.templates import install
 from tunesmith.data.types import (
     CHOSEN,
     Answer,
-    Asked,
-    Classified,
     Conversation,
     Document,
     Example,
     Judged,
     Labelled,
+    Marked,
     Origin,
     Pieces,
     Preference,
@@ -57,7 +55,7 @@ class Prepared:
 
     train: list[Example]
     held_out: list[Example]
-    held_out_rows: list[Row]
+    held_out_rows: Sequence[Row]
     counts: Counts
     held_out_counts: Counts
     format: str
@@ -73,7 +71,7 @@ class Prepared:
 
 
 @dataclass
-class _Side:
+class Side:
     """What became of the rows of one source on one side."""
 
     part: Part
@@ -102,31 +100,69 @@ def prepare(
     `most_tokens`: the model has no more positions, whatever `data.max_length` says. `made_for`: it goes on beyond
     these, but was not made for it; rows that do are counted in a note.
     """
-    bound: tuple[str, ...] = ()
-    if most_tokens is not None and most_tokens < settings.max_length:
-        settings = settings.model_copy(update={"max_length": most_tokens})
-        bound = (f"the model has {most_tokens:,} positions for a row: that is data.max_length here",)
-    advice = _ADVICE | (_OF_TABLES if bound else {})
-    _refuse_unread(settings, takes)
+    task = Task.of(settings, seed, most_tokens, made_for, takes)
+    settings = task.settings
     parts = read_parts(settings, rows)
     parted = part_rows(parts, settings, seed=seed)
     readings = _read(parted.train, takes), _read(parted.held_out, takes)
     refuse_unseen_keys([one for side in readings for one in side if one[0].raw])
-    worded = _renderers(tokenizer, settings, [part.template for part in parts])
-    renderer = worded[None]
+    worded = renderers(tokenizer, settings, [part.template for part in parts])
     of_train, of_held_out = (
-        [_side(part, reading, worded[part.template], advice) for part, reading in side] for side in readings
+        [side_of(part, reading, worded[part.template], task.advice) for part, reading in side] for side in readings
     )
+    return joined(task, parted.how, of_train, of_held_out, worded)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be prepared, whatever the rows. `bound`: the note that the model's positions are the limit."""
+
+    settings: DataSettings
+    seed: int
+    made_for: int | None
+    takes: tuple[type[Row], ...]
+    bound: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        settings: DataSettings,
+        seed: int,
+        most_tokens: int | None,
+        made_for: int | None,
+        takes: tuple[type[Row], ...],
+    ) -> Task:
+        bound: tuple[str, ...] = ()
+        if most_tokens is not None and most_tokens < settings.max_length:
+            settings = settings.model_copy(update={"max_length": most_tokens})
+            bound = (f"the model has {most_tokens:,} positions for a row: that is data.max_length here",)
+        _refuse_unread(settings, takes)
+        return cls(settings, seed, made_for, takes, bound)
+
+    @property
+    def advice(self) -> Mapping[str, str]:
+        return _ADVICE | (_OF_TABLES if self.bound else {})
+
+
+def joined(
+    task: Task, how: str, of_train: Sequence[Side], of_held_out: Sequence[Side], worded: Mapping[str | None, Renderer]
+) -> Prepared:
+    """All sides as one; `how` they were parted."""
+    advice, seed = task.advice, task.seed
+    for side in (*of_train, *of_held_out):
+        side.counts = total([side.counts])
     for side in of_train:
         _refuse_nothing_left(side.examples, side.counts, side.part.path, advice)
-        side.examples, side.counts.visited = mixed(side.examples, side.part, seed=seed)
-        _count_tokens(side.examples, side.counts)
+        side.counts.visited = side.counts.kept
+        if side.part.weight != 1:
+            side.examples, side.counts.visited = mixed(side.examples, side.part, seed=seed)
+            _count_tokens(side.examples, side.counts)
     train = [example for side in of_train for example in side.examples]
     held_out = [example for side in of_held_out for example in side.examples]
-    known = {digest_of(example.token_ids) for example in train} if held_out else set()
+    leaked = _in_both(train, held_out)
     for side in of_held_out:
         side.counts.visited = side.counts.kept
-        _count_leaks(known, side.examples, side.counts)
+        _count_leaks(leaked, side.examples, side.counts)
     held_out_counts = total(side.counts for side in of_held_out)
     if held_out_counts.read and not held_out:
         raise DataError(
@@ -142,16 +178,16 @@ def prepare(
         total(side.counts for side in of_train),
         held_out_counts,
         " and ".join(dict.fromkeys(side.format for side in of_train if side.format)),
-        (parted.how, *bound, *_beyond([*train, *held_out], made_for), *_noted(of_train), *_rendered(worded)),
+        (how, *task.bound, *_beyond([*train, *held_out], task.made_for), *_noted(of_train), *_rendered(worded)),
         fingerprint(train, held_out),
-        renderer,
+        worded[None],
         _by_source(of_train, of_held_out),
         {key: runs for side in (*of_train, *of_held_out) for key, runs in side.answering.items()},
         {side.part.path: side.shapes for side in of_train if len(side.shapes) > 1},
     )
 
 
-def _renderers(tokenizer: Any, settings: DataSettings, templates: Sequence[str | None]) -> dict[str | None, Renderer]:
+def renderers(tokenizer: Any, settings: DataSettings, templates: Sequence[str | None]) -> dict[str | None, Renderer]:
     """The model's own renderer, and one for each template that only some rows are worded by."""
     made: dict[str | None, Renderer] = {}
     for template in dict.fromkeys([None, *templates]):
@@ -203,16 +239,16 @@ def _refuse_nothing_left(examples: Sequence[Example], counts: Counts, where: str
         )
 
 
-def _noted(sides: Sequence[_Side]) -> list[str]:
+def _noted(sides: Sequence[Side]) -> list[str]:
     """What was noticed in reading, of several sources with the source's name."""
     return [f"{side.part.path}: {note}" if len(sides) > 1 else note for side in sides for note in side.notes]
 
 
-def _by_source(train: Sequence[_Side], held_out: Sequence[_Side]) -> tuple[OfSource, ...]:
+def _by_source(train: Sequence[Side], held_out: Sequence[Side]) -> tuple[OfSource, ...]:
     """The counts of each of several sources; held-out rows of a file are of none."""
     if len(train) < 2:
         return ()
-    beside = held_out if len(held_out) == len(train) else [_Side(side.part) for side in train]
+    beside = held_out if len(held_out) == len(train) else [Side(side.part) for side in train]
     starts = accumulate((len(side.examples) for side in train), initial=0)
     return tuple(
         OfSource(side.part.path, side.format or other.format, side.part.weight, side.counts, other.counts, start)
@@ -253,10 +289,10 @@ def _beyond(examples: Sequence[Example], made_for: int | None) -> tuple[str, ...
     return (f"{what}: the model was made for {made_for:,}, and may learn worse beyond them",)
 
 
-def _side(part: Part, reading: Reading, renderer: Renderer, advice: Mapping[str, str]) -> _Side:
+def side_of(part: Part, reading: Reading, renderer: Renderer, advice: Mapping[str, str]) -> Side:
     settings, counts = part.settings, Counts(read=len(part.raw))
     shapes = by_shape(part.raw, reading.format, settings.columns)
-    side = _Side(part, reading.format, reading.notes, counts=counts, shapes=shapes)
+    side = Side(part, reading.format, reading.notes, counts=counts, shapes=shapes)
     full: list[Row] = []
     for row in reading.rows:
         if is_empty(row):
@@ -336,13 +372,18 @@ def _answering(rows: Sequence[Text], examples: Sequence[Example]) -> dict[Place,
     made: dict[Place, tuple[bool, ...]] = {}
     for row, example in zip(rows, examples, strict=True):
         turns = _are_answers(row)
-        if all(turns):
+        if all(turns) and not _is_marked(row):
             continue
         count = len(learned_runs(example))
         if count != len(turns):  # the template joined or dropped some: of the last one alone it is known
             turns = [False] * (count - 1) + turns[-1:]
         made[place_of(example)] = tuple(turns)
     return made
+
+
+def _is_marked(row: Text) -> bool:
+    """Whether a turn may be several learned runs."""
+    return isinstance(row, Conversation) and any(isinstance(turn, Marked) for turn in row.messages)
 
 
 def _are_answers(row: Text) -> list[bool]:
@@ -386,35 +427,13 @@ def is_empty(row: Row) -> bool:
     )
 
 
-def _count_leaks(known: set[bytes], held_out: Sequence[Example], counts: Counts) -> None:
-    """`known`: digests of the tokens of every row of training."""
-    for example in held_out:
-        if digest_of(example.token_ids) in known:
+def _in_both(train: Sequence[Example], held_out: Sequence[Example]) -> set[bytes]:
+    """Digests of the tokens of held-out rows that training has too."""
+    known = {digest_of(example.token_ids) for example in held_out}
+    return {digest for example in train if (digest := digest_of(example.token_ids)) in known} if known else set()
+
+
+def _count_leaks(leaked: set[bytes], held_out: Sequence[Example], counts: Counts) -> None:
+    for example in held_out if leaked else ():
+        if digest_of(example.token_ids) in leaked:
             counts.add("leaked", example.origin)
-
-
-def digest_of(*parts: np.ndarray | bytes) -> bytes:
-    """Sixteen bytes to remember tokens by, where a million rows are remembered."""
-    made = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        made.update(part if isinstance(part, bytes) else part.tobytes())
-    return made.digest()
-
-
-def fingerprint(*sides: Sequence[Example]) -> str:
-    """Digest of every token, weight and border of every side, in order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for side in sides:
-        digest.update(np.array([len(side), *(len(example) for example in side)], dtype="<i8").tobytes())
-        for example in side:
-            digest.update(example.token_ids.astype("<i8").tobytes())
-            digest.update(example.loss_weights.astype("<f4").tobytes())
-            if isinstance(example, Answer):
-                digest.update(
-                    example.side.encode() if example.margin is None else f"{example.side} {example.margin}".encode()
-                )
-            elif isinstance(example, Classified):
-                digest.update(json.dumps(example.labels).encode())
-            elif isinstance(example, Asked):  # a reward reads the row's columns
-                digest.update(json.dumps(example.prompt.columns, sort_keys=True, default=str).encode())
-    return digest.hexdigest()

@@ -1,0 +1,255 @@
+"""Large sources on their way to examples: a piece of the rows at a time, laid flat as soon as they are made.
+
+What comes of them is what `prepare` makes of all rows at once. Whatever else may happen (an error, rows that turn out
+to be of another format than they began, a kind that cannot be laid flat) is raised here in no particular words: the
+caller prepares all at once then, and that says what is wrong with which rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import compress, islice, product
+
+import numpy as np
+
+from tunesmith.data.counts import FIRST, Counts, Tally, total
+from tunesmith.data.files import RawRow
+from tunesmith.data.formats import FORMATS, Reading, recognise
+from tunesmith.data.laying import Laying
+from tunesmith.data.mixture import Part, refuse_unseen_keys
+from tunesmith.data.prepare import Side, Task, side_of
+from tunesmith.data.render import BATCH, Renderer
+from tunesmith.data.settings import DataSettings
+from tunesmith.data.split import Split, as_held_out, group_of, split
+from tunesmith.data.streamed import ReadWhole, walked
+from tunesmith.data.types import Origin
+
+FEW, MOST_KINDS = 10_000, 12
+"""Rows that stand in for all of a side when its format is recognised, where that can be; of how many kinds of rows."""
+PIECE = BATCH
+"""Rows that are in memory at once: as many as are tokenised together."""
+TELLING = frozenset().union(*(names for kind in FORMATS.values() for names in (*kind.needs, kind.unless)))
+"""Columns by which a format is recognised."""
+
+
+@dataclass
+class LaidSide:
+    """One side of a source; its examples are the rows [start, end) of the table."""
+
+    side: Side
+    start: int
+    end: int
+
+
+@dataclass
+class Laid:
+    how: str
+    train: list[LaidSide]
+    held_out: list[LaidSide]
+
+
+def lay(task: Task, worded: Mapping[str | None, Renderer], laying: Laying) -> Laid:
+    """Every row of every source, training first."""
+    settings = task.settings
+    parts = [
+        Part(one, [], weight, number, template)
+        for number, (one, weight, template) in enumerate(
+            zip(settings.sources, settings.weights, settings.templates, strict=True)
+        )
+    ]
+    rows = [walked(part.settings) for part in parts]
+    parted = _parted(rows, settings, seed=task.seed)
+    chosen = np.zeros(sum(map(len, rows)) if parted.chosen else 0, dtype=bool)
+    chosen[list(parted.chosen)] = True
+    readings: list[tuple[Part, Reading]] = []
+
+    def sides(*, held_out: bool) -> list[LaidSide]:
+        made, first = [], 0
+        for part, of_part in zip(parts, rows, strict=True):
+            wanted: Iterable[RawRow] = of_part
+            if parted.chosen:
+                is_chosen = chosen[first : first + len(of_part)]
+                first += len(of_part)
+                wanted = _Picked(of_part, is_chosen == held_out)
+            made.append(side(part, wanted, held_out=held_out))
+        return made
+
+    def side(part: Part, of_part: Iterable[RawRow], *, held_out: bool) -> LaidSide:
+        start = len(laying)
+        made, reading = _side(task, part, of_part, worded[part.template], laying, held_out=held_out)
+        if made.counts.read:
+            readings.append((part, reading))
+        return LaidSide(made, start, len(laying))
+
+    train = sides(held_out=False)
+    held_out: list[LaidSide] = []
+    if parted.chosen:
+        held_out = sides(held_out=True)
+    elif parted.held_out:
+        held_out = [side(Part(settings, []), parted.held_out, held_out=True)]
+    is_read = map(len, rows) if parted.chosen else (one.side.counts.read for one in train)
+    if not all(is_read):  # a source without rows
+        raise ReadWhole
+    refuse_unseen_keys(readings)
+    return Laid(parted.how, train, held_out)
+
+
+class _Picked(Iterable[RawRow]):
+    """Those of the rows that are wanted."""
+
+    def __init__(self, rows: Collection[RawRow], wanted: np.ndarray) -> None:
+        self.rows, self.wanted = rows, wanted
+
+    def __iter__(self) -> Iterator[RawRow]:
+        number = -1
+        for number, row in enumerate(self.rows):
+            if number == len(self.wanted):
+                break
+            if self.wanted[number]:
+                yield row
+        if number + 1 != len(self.wanted):  # the file is another than it was at the first walk
+            raise ReadWhole
+
+
+def _parted(rows: Sequence[Collection[RawRow]], settings: DataSettings, *, seed: int) -> Split:
+    """As `split` parts them, which is given what it looks at alone: how many there are, or the group of each."""
+    wanted = as_held_out(settings.held_out)
+    if wanted is None or wanted.file is not None:
+        return split([], settings, seed=seed)
+    nothing: RawRow = (Origin("", 0), {})
+    if wanted.key is None:
+        return split([nothing] * sum(map(len, rows)), settings, seed=seed)
+    known: dict[str, RawRow] = {}
+    groups = []
+    for _, row in (one for of_part in rows for one in of_part):
+        if wanted.key not in row:
+            raise ReadWhole
+        value = row[wanted.key]
+        groups.append(known.setdefault(group_of(value), (Origin("", 0), {wanted.key: value})))
+    return split(groups, settings, seed=seed)
+
+
+def _side(
+    task: Task,
+    part: Part,
+    rows: Iterable[RawRow],
+    renderer: Renderer,
+    laying: Laying,
+    *,
+    held_out: bool,
+) -> tuple[Side, Reading]:
+    """What becomes of the rows of one source on one side, and what was noticed in reading them."""
+    survey = _Survey(part.settings)
+    counts: list[Counts] = []
+    named, keys = part, frozenset[str]()
+    for piece in _pieces(rows):
+        survey.look(piece)
+        if named.settings.format == "auto":
+            named = _of_format(part, survey.recognised(task))
+        own = replace(named, raw=piece)
+        reading = own.converted(task.takes, learn=part.settings.learn)
+        keys |= reading.message_keys
+        made = side_of(own, reading, renderer, task.advice)
+        counts.append(made.counts)
+        survey.add_shapes(made.shapes, piece)
+        laying.add(made.examples)
+        laying.add_told(made.answering)
+        if held_out:
+            laying.add_meanings(made.rows)
+    if not counts:
+        return Side(part), Reading([], "")
+    if part.settings.format == "auto" and survey.recognised(task) != named.settings.format:
+        raise ReadWhole
+    seen = replace(named, raw=survey.telling).converted(task.takes, learn=part.settings.learn)
+    side = Side(part, seen.format, seen.notes, counts=total(counts), shapes=survey.by_count())
+    return side, replace(seen, rows=[], message_keys=keys)
+
+
+def _of_format(part: Part, name: str) -> Part:
+    return replace(part, settings=part.settings.model_copy(update={"format": name}))
+
+
+def _pieces(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
+    walk = iter(rows)
+    while piece := list(islice(walk, PIECE)):
+        yield piece
+
+
+@dataclass
+class _Survey:
+    """What is said of all rows of a side together, gathered from its pieces.
+
+    `filled`: how many rows there are of each set of columns that are there, and of those of them that hold something.
+    `telling`: the first rows that show a column, or a key of a message, that none before them did.
+    """
+
+    settings: DataSettings
+    filled: Counter[tuple[frozenset[str], frozenset[str]]] = field(default_factory=Counter)
+    telling: list[RawRow] = field(default_factory=list)
+    shapes: dict[tuple[str, ...], Tally] = field(default_factory=dict)
+    _known: set[object] = field(default_factory=set)
+
+    def look(self, piece: Sequence[RawRow]) -> None:
+        renamed, is_auto = self.settings.columns, self.settings.format == "auto"
+        for origin, row in piece:
+            shown = set(_shown(row))
+            if not shown <= self._known:
+                self._known |= shown
+                self.telling.append((origin, row))
+            if is_auto:
+                there = {name: name for name in row if name not in renamed.values()} | renamed
+                self.filled[
+                    frozenset(name for name in there if name in TELLING),
+                    frozenset(name for name, own in there.items() if name in TELLING and row.get(own) is not None),
+                ] += 1
+
+    def recognised(self, task: Task) -> str:
+        """The format that most rows have."""
+        rows: list[RawRow] = []
+        for (there, filled), count in zip(self.filled, fewer(list(self.filled.values())), strict=True):
+            stand_in = (self.telling[0][0], {name: True if name in filled else None for name in there})
+            rows += [stand_in] * count
+        return recognise(rows, task.takes)
+
+    def add_shapes(self, shapes: Mapping[tuple[str, ...], Tally], piece: Sequence[RawRow]) -> None:
+        new = [shape for shape in shapes if shape not in self.shapes]
+        if len(new) > 1:  # in the order of the rows, which decides between shapes of one count
+            places = {origin: place for place, (origin, _) in enumerate(piece)}
+            new.sort(key=lambda shape: places[shapes[shape].first[0]])
+        for shape in (*new, *(shape for shape in shapes if shape not in new)):
+            known, more = self.shapes.get(shape, Tally()), shapes[shape]
+            self.shapes[shape] = Tally(known.count + more.count, (known.first + more.first)[:FIRST], more.last)
+
+    def by_count(self) -> dict[tuple[str, ...], Tally]:
+        return dict(sorted(self.shapes.items(), key=lambda item: -item[1].count))
+
+
+def fewer(counts: Sequence[int]) -> list[int]:
+    """Smaller counts, of which the same ones together are more than half of all."""
+    divisor = math.gcd(*counts)
+    exact = [count // divisor for count in counts]
+    if sum(exact) <= FEW or len(exact) > MOST_KINDS:
+        return exact
+    rounded = [max(1, round(count * FEW / sum(exact))) for count in exact]
+    for chosen in product((False, True), repeat=len(exact)):
+        halves = (2 * sum(compress(counts, chosen)) > sum(counts) for counts in (exact, rounded))
+        if len(set(halves)) == 2:
+            return exact
+    return rounded
+
+
+def _shown(row: Mapping[str, object]) -> Iterator[object]:
+    """What of a row the notes on unused columns and keys are made of."""
+    yield frozenset(name for name, value in row.items() if value not in (None, ""))
+    for name, value in row.items():
+        if value is not None:
+            yield name
+        if isinstance(value, list):
+            yield from (
+                (name, tuple((key, inner is None) for key, inner in item.items()))
+                for item in value
+                if isinstance(item, dict)
+            )
