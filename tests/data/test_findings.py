@@ -29,6 +29,35 @@ def pair(question: str, answer: str) -> dict[str, str]:
 CLEAN = [pair(f"what is {i}", f"it is {i * i}") for i in range(8)]
 
 
+def every_finding() -> dict[str, Finding]:
+    """One of each kind."""
+    kinds = found([*CLEAN, CLEAN[0], pair("what is it", "it is what it is " * 20)], max_length=40, overlong="truncate")
+    kinds |= found([talk("a", " ", "b", "yes")])
+    kinds |= found([{"text": "<s><s>the quick fox"}])
+    kinds |= found([pair(f"what is {i % 4}", f"it is {i}") for i in range(40)], held_out=0.2)
+    pairs = [{"prompt": f"what is {i}", "chosen": f"it is {i}" + " so" * (i % 5), "rejected": "no"} for i in range(20)]
+    whole = {side: f"Human: what is it\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+    return kinds | found([*pairs, whole], takes=(Preference,))
+
+
+REMEDIES = {
+    "endless": "raise data.max_length",
+    "empty_answer": "take the row out",
+    "doubled_bos": "take it out of the text",
+    "duplicate": "take the copies out",
+    "mixed_columns": "an entry of data.train of their own",
+    "same_question": "data.held_out={key: COLUMN}",
+    "length_bias": "objective.loss=sigmoid_norm",
+}
+
+
+def test_every_problem_comes_with_what_to_do_about_it() -> None:
+    kinds = every_finding()
+    assert set(kinds) == {*REMEDIES, "shared_prefix"}, "shared_prefix is a number to know, and no problem"
+    for kind, remedy in REMEDIES.items():
+        assert remedy in kinds[kind].text
+
+
 def test_nothing_odd_is_found_in_clean_rows() -> None:
     assert found(CLEAN) == {}
     assert found([{"text": f"the quick brown fox {i}"} for i in range(4)]) == {}

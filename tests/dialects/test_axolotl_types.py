@@ -13,10 +13,11 @@ from test_axolotl import BASE
 from their_files import file
 from tiny_tokenizers import byte_level
 
-from tunesmith.data.prepare import Prepared, prepare
+from tunesmith.data.prepare import Prepared, learned_runs, prepare
 from tunesmith.data.templates import install
 from tunesmith.dialects.axolotl.types import INSTRUCT
 from tunesmith.dialects.read import load_any
+from tunesmith.errors import DataError
 
 OPENING = "Below is an instruction that describes a task"
 ALONE = f"{OPENING}. Write a response that appropriately completes the request."
@@ -239,3 +240,83 @@ def test_segments_and_token_ids_have_their_own_mask(tmp_path: Path) -> None:
     assert told(made, tokenizer) == ("<s>Hi Ho</s>", "Ho</s>")
     made, tokenizer = prepared(None, [{"input_ids": [11, 12, 13], "labels": [-100, 12, -100]}], tmp_path)
     assert made.train[0].loss_weights.tolist() == [0, 1, 0]
+
+
+DETAILED = [  # the example of their documentation, but for a word
+    {"from": "system", "value": "You are an AI assistant.", "train": False},
+    {"from": "human", "value": "Hello", "train": False},
+    {"from": "assistant", "value": "Hello", "train": True},
+    {"from": "human", "value": "How are you?", "train": True},
+    {
+        "from": "assistant",
+        "value": "I'm doing very well, thank you!",
+        "train_detail": [
+            {"begin_offset": 0, "end_offset": 8, "train": False},
+            {"begin_offset": 9, "end_offset": 18, "train": True},
+            {"begin_offset": 19, "end_offset": 30, "train": False},
+        ],
+    },
+    {"from": "human", "value": "I'm doing very well, thank you!", "train": True},
+    {"from": "assistant", "value": "Hi there!", "train": True},
+]
+FLAGGED = {
+    "field_messages": "conversations",
+    "message_property_mappings": {"role": "from", "content": "value"},
+    "roles_to_train": [],
+    "train_on_eos": "turn",
+    "message_field_training": "train",
+    "message_field_training_detail": "train_detail",
+}
+
+
+def test_offsets_of_what_is_learned_within_a_message(tmp_path: Path) -> None:
+    rows = [{"conversations": DETAILED}]
+    made, tokenizer = prepared("chat_template", rows, tmp_path, entry=FLAGGED, chat_template="chatml")
+    runs = [tokenizer.decode(made.train[0].token_ids[start:end]) for start, end in learned_runs(made.train[0])]
+    very_well = DETAILED[4]["value"][9:19]
+    assert runs == [
+        *("Hello<|im_end|>", "How are you?", very_well, "<|im_end|>", "I'm doing very well, thank you!"),
+        "Hi there!<|im_end|>",
+    ]
+
+
+ONE_TRUE = [{"begin_offset": 2, "end_offset": 3, "train": True}]
+FLAGS: list[tuple[dict[str, Any], str]] = [
+    # The flag goes before the offsets, and these before the role; no offsets are a flag that says no.
+    ({"train_detail": ONE_TRUE}, "34<|im_end|>"),
+    ({"train_detail": ONE_TRUE, "train": True}, "34<|im_end|>"),
+    ({"train_detail": ONE_TRUE, "train": False}, ""),
+    ({"train_detail": [{**ONE_TRUE[0], "train": False}]}, "<|im_end|>"),
+    ({"train_detail": []}, ""),
+    ({"train_detail": [], "train": True}, "123456<|im_end|>"),
+    ({"train_detail": None}, "123456<|im_end|>"),
+    ({"train_detail": [{"begin_offset": 0, "end_offset": 0, "train": 1}, *ONE_TRUE]}, "134<|im_end|>"),
+]
+
+
+@pytest.mark.parametrize(("said", "learned"), FLAGS)
+def test_flags_and_offsets_beside_each_other(said: dict[str, Any], learned: str, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "?", "train": True}, {"from": "assistant", "value": "123456", **said}]
+    # The key that no message has would be refused.
+    other = [{"from": "human", "value": "x", "train": True, "train_detail": ONE_TRUE[:0]}]
+    entry = {key: value for key, value in FLAGGED.items() if key != "roles_to_train"}
+    rows = [{"conversations": turns}, {"conversations": other}]
+    made, tokenizer = prepared("chat_template", rows, tmp_path, entry=entry, chat_template="chatml")
+    assert told(made, tokenizer)[1] == f"?{learned}"
+
+
+def test_no_roles_to_train_leave_it_to_the_messages(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
+    rows = [{"conversations": [*turns, {**turns[1], "value": "Hu", "train": True}]}]
+    entry = {**FLAGGED, "message_field_training_detail": None}
+    made, tokenizer = prepared("chat_template", rows, tmp_path, entry=entry, chat_template="chatml")
+    assert told(made, tokenizer)[1] == "Hu<|im_end|>"
+
+
+def test_offsets_out_of_range_name_the_row_and_the_message(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "?"}, {"from": "assistant", "value": "123456", "train_detail": ONE_TRUE}]
+    wrong = [turns[0], {**turns[1], "train_detail": [{"begin_offset": 2, "end_offset": 6, "train": True}]}]
+    rows = [{"conversations": turns}, {"conversations": wrong}]
+    entry = {**FLAGGED, "message_field_training": None}
+    with pytest.raises(DataError, match=r"row 2: span 1 of 'learn_spans' of message 2 of 'conversations' reaches"):
+        prepared("chat_template", rows, tmp_path, entry=entry, chat_template="chatml")

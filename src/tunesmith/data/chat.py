@@ -50,19 +50,25 @@ class Traits:
 
     `headers`   texts that open an answer, both in training and in a prompt; more than one where answers before the last
                 question are opened otherwise. The longest comes first
-    `ends`      texts that end a turn, the first of them after the last answer
+    `lead`      white space that stands between what opens an answer and its words
+    `gaps`      texts that end a turn, the first of them after the last answer, and the white space before each
     `stops`     whether the last answer ends with a token of the vocabulary; if not, EOS must be added
     `wants_ids` whether calls without an id of nine letters or digits are refused
     """
 
     headers: tuple[str, ...]
-    ends: tuple[str, ...]
+    lead: str
+    gaps: dict[str, str]
     stops: bool
     system: bool
     tools: bool
     tool_turns: bool
     reasoning: bool
     wants_ids: bool
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return tuple(self.gaps)
 
 
 class ChatTemplate:
@@ -127,10 +133,13 @@ class ChatTemplate:
             for text in (whole, longer)
             if ANSWER in text
         )
-        ends, stops = self._ends(whole.partition(ANSWER)[2], user, answer)
+        gaps, stops = self._ends(whole.partition(ANSWER)[2], user, answer)
+        before = whole.partition(ANSWER)[0]
+        lead = before[len(prompt) :]
         return Traits(
             headers=tuple(sorted((h for h in headers if h), key=len, reverse=True)) or ("",),
-            ends=ends,
+            lead=lead if before == prompt + lead and lead.isspace() else "",
+            gaps=gaps,
             stops=stops,
             system=self._shows_system(user, answer),
             tools=TOOL in self.tried([user], [_tool()]),
@@ -140,24 +149,26 @@ class ChatTemplate:
             and not self._shows_tool_turns(user, answer, call_id=None),
         )
 
-    def _ends(self, tail: str, user: Turn, answer: Turn) -> tuple[tuple[str, ...], bool]:
-        """How a turn ends: after the last answer, and in the middle where that differs."""
+    def _ends(self, tail: str, user: Turn, answer: Turn) -> tuple[dict[str, str], bool]:
+        """How a turn ends: after the last answer, and in the middle where that differs; and what space is before."""
         last = self.token_pattern.search(tail)
         if last is None:
             marker = tail.rstrip()
-            return ((marker,) if marker else ()), False
+            return ({marker: ""} if marker else {}), False
         end = last.end()
         while behind := self.token_pattern.match(tail, end):
             end = behind.end()
-        ends = [tail[:end].lstrip()]
+        first = tail[:end].lstrip()
+        gaps = {first: tail[: end - len(first)]}
         middle = self.tried([user, answer, user | {"content": FOLLOW_UP}]).partition(ANSWER)[2].partition(FOLLOW_UP)[0]
         between = self.token_pattern.search(middle)
         before_user = self.tried([user, answer]).partition(USER)[0].rstrip()
         # A token that opens the user's turn closes nothing.
-        is_new = between is not None and not middle.lstrip().startswith(ends[0])
+        is_new = between is not None and not middle.lstrip().startswith(first)
         if between and is_new and not before_user.endswith(between.group()):
-            ends.append(between.group())
-        return tuple(ends), True
+            space = middle[: between.start()]
+            gaps[between.group()] = space if space.isspace() else ""
+        return gaps, True
 
     def _shows_system(self, user: Turn, answer: Turn) -> bool:
         return SYSTEM in self.tried([{"role": "system", "content": SYSTEM}, user, answer])

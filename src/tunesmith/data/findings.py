@@ -113,11 +113,17 @@ class _Walk:
         some = (
             f" ({self.num_endless:,} of {self.num_answers:,} answers)" if self.num_endless > len(self.endless) else ""
         )
-        what = f"with an answer whose end token is not learned{some}: the model does not learn from them where to stop"
+        what = (
+            f"with an answer whose end token is not learned{some}: the model does not learn from them where to stop; "
+            "raise data.max_length where rows are cut, and leave data.learn_ends at turn"
+        )
         yield from _told("endless", self.endless, what)
-        yield from _told("empty_answer", self.empty, "with an empty answer: the model learns to say nothing there")
-        yield from _told("doubled_bos", self.doubled, "with BOS twice at the start: the text itself writes it")
-        yield from _told("duplicate", self.again, "like an earlier one: what is said twice weighs twice")
+        what = "with an empty answer: the model learns to say nothing there; fill it, or take the row out"
+        yield from _told("empty_answer", self.empty, what)
+        what = "with BOS twice at the start: the text itself writes it; take it out of the text"
+        yield from _told("doubled_bos", self.doubled, what)
+        what = "like an earlier one: what is said twice weighs twice; take the copies out if that is not meant"
+        yield from _told("duplicate", self.again, what)
 
 
 def _told(kind: str, places: dict[Origin, None], what: str, noun: str = "row") -> Iterator[Finding]:
@@ -168,7 +174,10 @@ def _mixed(prepared: Prepared) -> Iterator[Finding]:
         more = f", and {len(most) - SHAPES} more" if len(most) > SHAPES else ""
         others = list(shapes.values())[1:]
         first = tuple(str(place) for tally in others for place in tally.first)[:FIRST]
-        text = f"{path}: not all rows fill the same columns: {'; '.join(most[:SHAPES])}{more}"
+        text = (
+            f"{path}: not all rows fill the same columns: {'; '.join(most[:SHAPES])}{more}; "
+            "mend the few, or put them into a file and an entry of data.train of their own"
+        )
         yield Finding("mixed_columns", text, sum(tally.count for tally in others), first)
 
 
@@ -180,7 +189,10 @@ def _asked_before(walk: _Walk, held_out: Iterable[Example]) -> Iterator[Finding]
         if not walk.questions.isdisjoint(_question(example, walk.answers(example)))
         and digest_of(example.token_ids) not in walk.whole
     )
-    what = "with the question of a training row, and another answer: held-out scores say less about new questions"
+    what = (
+        "with the question of a training row, and another answer: held-out scores say less about new questions; "
+        "hold whole groups out, by data.held_out={key: COLUMN}"
+    )
     yield from _told("same_question", same, what, "held-out row")
 
 
@@ -217,7 +229,8 @@ def _of_pairs(walk: _Walk) -> Iterator[Finding]:
         text = (
             f"chosen answers are longer than rejected ones in {longer:.0%} of {counted(len(pairs), 'pair')}, by "
             f"{mean:+.0f} tokens in the mean (effect size {effect:.2f}): "
-            "the model may learn the length instead"
+            "the model may learn the length instead; balance the lengths, or take a loss that goes by the token "
+            "(objective.loss=sigmoid_norm, ipo_mean or simpo)"
         )
         yield Finding("length_bias", text, len(pairs))
     shared = [pair.shared for pair in pairs]

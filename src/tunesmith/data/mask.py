@@ -3,6 +3,7 @@
 A learned answer runs from the end of what the model is given (the prompt as generation would show it) to the end of
 the turn's end token; the line break behind that token is the template's, not the model's, and is not learned. Of the
 end tokens, `data.learn_ends` may leave out all, or all but the last learned one, or add those of all other turns.
+A turn may be learned in part (`Marks`); it ends as any learned turn does.
 
 The start is where the prompt of generation ends: `render(turns before, open_answer=True)` must be a beginning of the
 whole text. Templates that rewrite earlier turns, or open an answer otherwise than they show it, break that; then the
@@ -11,8 +12,9 @@ answer's place is found by rendering once more with another content and looking 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from tunesmith.data.chat import ChatTemplate, Turn, common_prefix, common_suffix
@@ -28,29 +30,87 @@ class MaskUnknown(Exception):
 @dataclass(frozen=True)
 class Span:
     """Characters [start, end) of a learned turn. `is_prompted`: the text before it is what generation would show.
-    `is_answer`: it is the model's own turn, and ends as such turns do."""
+    `is_answer`: it is the model's own turn, and ends as such turns do. `is_inner`: it begins within a turn's words,
+    where generation has no border."""
 
     start: int
     end: int
     is_prompted: bool
     is_answer: bool = False
+    is_inner: bool = False
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What of a turn is learned: (start, end, whether it is) of its content, and whether the rest of the turn is."""
+
+    spans: Sequence[tuple[int, int, bool]]
+    rest: bool
 
 
 def learned_spans(
-    chat: ChatTemplate, turns: Sequence[Turn], learned: Sequence[bool], tools: Sequence[dict[str, Any]]
+    chat: ChatTemplate,
+    turns: Sequence[Turn],
+    learned: Sequence[bool],
+    tools: Sequence[dict[str, Any]],
+    marks: Mapping[int, Marks] | None = None,
 ) -> tuple[str, list[Span]]:
-    """The rendered text and the learned spans in it, in order."""
-    text = chat.render(turns, tools)
+    """The rendered text and the learned spans in it, in order; `marks`: what of single turns is learned."""
+    text, marks = chat.render(turns, tools), marks or {}
     spans: list[Span] = []
     for index, turn in enumerate(turns):
         if not learned[index]:
             continue
         if turn["role"] == "assistant":
             start, is_prompted = _start(chat, text, turns, index, tools)
-            spans.append(Span(start, _end(chat, text, turns, index, tools, start), is_prompted, is_answer=True))
+            said = Span(start, _end(chat, text, turns, index, tools, start), is_prompted, is_answer=True)
         elif turn["content"]:
-            spans.append(_content_span(chat, text, turns, index, tools))
+            said = _content_span(chat, text, turns, index, tools)
+            if said.start == said.end:
+                continue
+        else:
+            continue
+        spans += _parts(chat, text, turns, index, tools, said, marks[index]) if index in marks else [said]
     return text, spans
+
+
+def _parts(
+    chat: ChatTemplate,
+    text: str,
+    turns: Sequence[Turn],
+    index: int,
+    tools: Sequence[dict[str, Any]],
+    whole: Span,
+    marks: Marks,
+) -> list[Span]:
+    """What of a turn its marks learn. Of an answer the end comes last, even an empty one: `with_ends` looks for it."""
+    start, end = _content_place(chat, text, turns, index, tools)
+    shift = start - _first_written(turns[index]["content"], text[start:end], index)
+    words_end = _before_end(chat, text, whole) if whole.is_answer else whole.end
+    learned = [marks.rest] * (words_end - whole.start)
+    for first, last, is_learned in marks.spans:
+        first, last = max(first + shift, start, whole.start), min(last + shift, end, words_end)
+        if first < last:
+            learned[first - whole.start : last - whole.start] = [is_learned] * (last - first)
+    parts, at = [], whole.start
+    for is_learned, run in groupby(learned):
+        begun, at = at, at + len(list(run))
+        if is_learned:
+            parts.append(Span(begun, at, whole.is_prompted, is_inner=begun > whole.start))
+    if whole.is_answer:
+        parts.append(replace(whole, start=words_end, is_inner=words_end > whole.start))
+    return parts
+
+
+def _first_written(content: str, written: str, index: int) -> int:
+    """Which character of a content is the first that is written: white space around it may go, a thought before it."""
+    if written == content.strip():
+        return len(content) - len(content.lstrip())
+    if content.endswith(written):
+        return len(content) - len(written)
+    if content.startswith(written):
+        return 0
+    raise MaskUnknown(f"which characters of turn {index + 1} are written out")
 
 
 def with_ends(chat: ChatTemplate, text: str, spans: Sequence[Span], which: Ends) -> list[Span]:
@@ -88,9 +148,9 @@ def ends_of_others(
 def _shown_at(
     chat: ChatTemplate, text: str, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]]
 ) -> int | None:
-    """Where the content of a turn begins; None where the template does not show it."""
+    """Where the words of a turn begin; None where the template does not show them."""
     try:
-        return _content_start(chat, text, turns, index, tools)
+        return _words_start(chat, text, turns, index, tools)
     except MaskUnknown:
         return None
 
@@ -108,9 +168,11 @@ def _first_end(chat: ChatTemplate, text: str, content: str, start: int | None, l
 def _before_end(chat: ChatTemplate, text: str, span: Span) -> int:
     """Where what ends a turn begins: one of the template's ends, or tokens of the turn's own, as calls have."""
     said = text[span.start : span.end]
-    known = [end for end in chat.traits.ends if said.endswith(end)]
+    known = [(len(end), gap) for end, gap in chat.traits.gaps.items() if said.endswith(end)]
     if known or not chat.traits.ends:
-        return span.end - len(max(known, key=len, default=""))
+        length, gap = max(known, default=(0, ""))
+        at = span.end - length
+        return at - len(gap) if text.endswith(gap, span.start, at) else at
     start = len(said)
     for token in reversed(list(chat.token_pattern.finditer(said))):
         if token.end() < start:
@@ -134,12 +196,15 @@ def _start(
         behind = _behind_previous(chat, text, turns, index, tools, prompt)
         if behind is not None:
             return behind, False
-    limit = _content_start(chat, text, turns, index, tools)
+    # Where nothing opens an answer, and a call shows no words, no one knows where the call begins.
+    limit = (_content_start if headers == ("",) else _words_start)(chat, text, turns, index, tools)
     for header in headers:
-        at = text.rfind(header, 0, limit)
-        gap = text[at + len(header) : limit]
-        if at >= 0 and (header or not gap) and not any(end in gap for end in chat.traits.ends):
+        at = text.rfind(header, 0, limit) if header else limit - len(chat.traits.lead)
+        gap = text[max(at, 0) + len(header) : limit]
+        if at >= 0 and (header or gap == chat.traits.lead) and not any(end in gap for end in chat.traits.ends):
             return at + len(header), False
+    if headers == ("",):
+        return limit, False
     raise MaskUnknown(f"where turn {index + 1} begins")
 
 
@@ -159,11 +224,32 @@ def _behind_previous(
 def _content_start(
     chat: ChatTemplate, text: str, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]]
 ) -> int:
-    """Where the content of a turn begins: the place from which another content gives another text."""
+    """Where the content of a turn begins."""
+    return _content_place(chat, text, turns, index, tools)[0]
+
+
+def _words_start(
+    chat: ChatTemplate, text: str, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]]
+) -> int:
+    """Where the words of a turn begin, or its calls where the template shows no words beside them."""
+    try:
+        return _content_start(chat, text, turns, index, tools)
+    except MaskUnknown:
+        other = _calling_otherwise(chat, turns, index, tools)
+        if not other or other == text:
+            raise
+        return len(common_prefix(text, other))
+
+
+def _content_place(
+    chat: ChatTemplate, text: str, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]]
+) -> tuple[int, int]:
+    """[start, end) of what is written of a turn's content: the part from which another content makes another text."""
     other = chat.render([*turns[:index], turns[index] | {"content": _OTHER}, *turns[index + 1 :]], tools)
     if other == text:
         raise MaskUnknown(f"where turn {index + 1} stands: the text does not depend on what it says")
-    return len(common_prefix(text, other))
+    start = len(common_prefix(text, other))
+    return start, len(text) - len(common_suffix(text[start:], other[start:]))
 
 
 def _end(
@@ -171,6 +257,8 @@ def _end(
 ) -> int:
     """The end of the turn's end token."""
     ends = chat.traits.ends
+    if not ends and not turns[index].get("tool_calls"):
+        return max(start, _content_place(chat, text, turns, index, tools)[1])
     is_last = index == len(turns) - 1
     content = turns[index]["content"].strip()
     at = _past_spaces(text, start)
@@ -180,9 +268,8 @@ def _end(
         for end in ends:
             if text.startswith(end, behind):
                 return behind + len(end)
-        if not ends and not turns[index].get("tool_calls"):
-            return at
-    limit = len(text) if is_last else _content_start(chat, text, turns, index + 1, tools)
+    limit = len(text) if is_last else _words_start(chat, text, turns, index + 1, tools)
+    start = max(start, min(limit, _behind_calls(chat, text, turns, index, tools)))
     found = max((text.rfind(end, start, limit) + len(end) for end in ends if end in text[start:limit]), default=0)
     if found:
         return found
@@ -195,6 +282,23 @@ def _end(
     raise MaskUnknown(f"where turn {index + 1} ends")
 
 
+def _behind_calls(
+    chat: ChatTemplate, text: str, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]]
+) -> int:
+    """Where nothing more depends on what a turn calls, so that a mark in its arguments is not taken for its end."""
+    other = _calling_otherwise(chat, turns, index, tools)
+    return len(text) - len(common_suffix(text, other)) if other else 0
+
+
+def _calling_otherwise(chat: ChatTemplate, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]]) -> str:
+    """The text with other arguments in the calls of a turn; nothing where it has none, or the template refuses."""
+    calls = turns[index].get("tool_calls")
+    if not calls:
+        return ""
+    others = [call | {"function": {"name": call["function"]["name"], "arguments": {_OTHER: _OTHER}}} for call in calls]
+    return chat.tried([*turns[:index], turns[index] | {"tool_calls": others}, *turns[index + 1 :]], tools)
+
+
 def _past_spaces(text: str, at: int) -> int:
     while at < len(text) and text[at].isspace():
         at += 1
@@ -204,10 +308,8 @@ def _past_spaces(text: str, at: int) -> int:
 def _content_span(
     chat: ChatTemplate, text: str, turns: Sequence[Turn], index: int, tools: Sequence[dict[str, Any]]
 ) -> Span:
-    """The content alone of a turn that is not the model's own but learned on request."""
-    start = _content_start(chat, text, turns, index, tools)
-    content = turns[index]["content"]
-    for written in (content, content.strip()):
-        if written and text.startswith(written, start):
-            return Span(start, start + len(written), True)
-    raise MaskUnknown(f"what of turn {index + 1} is written out")
+    """The content alone of a turn that is not the model's own but learned on request; white space around it may go."""
+    start, end = _content_place(chat, text, turns, index, tools)
+    if text[start:end].strip() != turns[index]["content"].strip():
+        raise MaskUnknown(f"what of turn {index + 1} is written out")
+    return Span(start, end, True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from tunesmith.data.problems import listed, shown
 from tunesmith.data.settings import MessageKey
 from tunesmith.data.strict_json import strict_value
-from tunesmith.data.types import Message
+from tunesmith.data.types import LearnedSpan, Marked, Message
 
 ROLES = {
     "system": "system",
@@ -36,9 +37,8 @@ KNOWN_KEYS = {
     *("role", "from", "content", "value", "tool_calls", "function_call", "name", "tool_call_id"),
     *_REASONING,
     *_LEARN,
+    "learn_spans",
 }
-
-
 _KEYS = {"reasoning": "reasoning_content"}
 """Where our word for a key is not the first of those that are looked for."""
 
@@ -49,6 +49,14 @@ class Unreadable(Exception):
     def __init__(self, what: str, found: str | None = None, fix: str | None = None) -> None:
         super().__init__(what)
         self.what, self.found, self.fix = what, found, fix
+
+
+def framed(turn: Message, before: str, after: str = "", **changes: Any) -> Message:
+    """`turn` with words around its content; what is learned of it stays the same words."""
+    if isinstance(turn, Marked):
+        width = len(before)
+        changes["spans"] = tuple((start + width, end + width, learn) for start, end, learn in turn.spans)
+    return replace(turn, content=f"{before}{turn.content}{after}", **changes)
 
 
 @dataclass(frozen=True)
@@ -129,15 +137,18 @@ def _read_message(item: Mapping[str, Any], place: str, roles: Mapping[str, str])
     if content is None and not tool_calls:
         raise Unreadable(f"{place} has no content", found=f"keys {listed(item)}")
     reasoning = next((item[name] for name in _REASONING if item.get(name) is not None), None)
-    return Message(
-        role=known[role],
-        content=_read_reply(content, place) if known[role] == "tool" else _read_content(content, place),
-        learn=_read_learn(item, place),
-        tool_calls=tool_calls,
-        name=_optional_text(item, "name", place),
-        tool_call_id=_optional_text(item, "tool_call_id", place),
-        reasoning=None if reasoning is None else _read_content(reasoning, place),
-    )
+    said: dict[str, Any] = {
+        "role": known[role],
+        "content": _read_reply(content, place) if known[role] == "tool" else _read_content(content, place),
+        "tool_calls": tool_calls,
+        "name": _optional_text(item, "name", place),
+        "tool_call_id": _optional_text(item, "tool_call_id", place),
+        "reasoning": None if reasoning is None else _read_content(reasoning, place),
+    }
+    learn, spans, rest = _read_learn(item, said["content"], content, place)
+    if not spans:
+        return Message(**said, learn=learn)
+    return Marked(**said, learn=learn is not False, spans=spans, rest=rest)
 
 
 def _optional_text(item: Mapping[str, Any], key: str, place: str) -> str | None:
@@ -147,14 +158,87 @@ def _optional_text(item: Mapping[str, Any], key: str, place: str) -> str | None:
     return value
 
 
-def _read_learn(item: Mapping[str, Any], place: str) -> bool | None:
-    """Whether the turn is learned; OpenAI writes `weight` 0 or 1, others `train` or `learn`."""
-    key = next((name for name in _LEARN if item.get(name) is not None), None)
-    if key is None:
-        return None
-    if item[key] not in (0, 1, False, True):
-        raise Unreadable(f"{key!r} of {place} must be 0, 1, true or false", found=shown(item[key], 40))
-    return bool(item[key])
+def _read_learn(
+    item: Mapping[str, Any], text: str, content: Any, place: str
+) -> tuple[bool | None, tuple[LearnedSpan, ...], bool | None]:
+    """(whether the turn is learned, the spans of its content that say otherwise, whether what they leave is learned).
+
+    OpenAI writes the flag as `weight` 0 or 1, others as `train` or `learn`. Spans stand in place of the flag, or in
+    `learn_spans`, beside a flag or alone; or the parts of a content have flags of their own.
+    """
+    key = next((name for name in _LEARN if item.get(name) is not None), "learn")
+    flag, given, called = item.get(key), item.get("learn_spans"), "learn_spans"
+    parts = _spans_of_parts(content, place)
+    is_list = isinstance(flag, (list, tuple))
+    if is_list + (given is not None) + bool(parts) > 1:
+        raise Unreadable(f"{place} says twice which part of it is learned", found=shown(dict(item)))
+    if is_list:
+        flag, given, called = None, flag, key
+    if flag not in (None, 0, 1, False, True):
+        found = shown(flag, 40)
+        raise Unreadable(f"{key!r} of {place} must be 0, 1, true or false, or a list of spans", found=found)
+    learn = None if flag is None else bool(flag)
+    if given is None:
+        return learn, parts, learn
+    spans, is_all = _read_spans(given, text, f"{called!r} of {place}")
+    if not spans:  # nothing is learned, unless the flag says that all is
+        return bool(learn), (), None
+    return learn, spans, False if is_all else learn
+
+
+_OURS, _AXOLOTL = ("start", "end", "learn"), ("begin_offset", "end_offset", "train")
+
+
+def _read_spans(given: Any, text: str, called: str) -> tuple[tuple[LearnedSpan, ...], bool]:
+    """Spans of `text`, in order, and whether nothing else is learned.
+
+    Ours are {start, end, learn}, the end behind the last character; Axolotl's {begin_offset, end_offset, train}, the
+    end being the last character, and what they do not name is not learned.
+    """
+    given = parsed(given, called)
+    if not isinstance(given, (list, tuple)):
+        raise Unreadable(f"{called} must be a list of spans", found=f"{type(given).__name__} {shown(given, 40)}")
+    spans: list[tuple[LearnedSpan, int]] = []
+    forms = set()
+    for number, item in enumerate(given, 1):
+        said = {key: value for key, value in item.items() if value is not None} if isinstance(item, Mapping) else {}
+        form = _AXOLOTL if any(key in said for key in _AXOLOTL) else _OURS
+        first, last, learn = said.get(form[0]), said.get(form[1]), said.get(form[2], form is _OURS or None)
+        if type(first) is not int or type(last) is not int or learn not in (0, 1) or not said.keys() <= set(form):
+            expected = "{start, end, learn} or {begin_offset, end_offset, train}, the first two whole numbers"
+            raise Unreadable(f"span {number} of {called} must be {expected}", found=shown(item))
+        end = last + (form is _AXOLOTL)
+        if not 0 <= first < end <= len(text):
+            what = "is empty" if first >= end else "reaches beyond the content"
+            found = f"{form[0]} {first}, {form[1]} {last}, of {len(text)} characters"
+            raise Unreadable(f"span {number} of {called} {what}", found=found)
+        spans.append(((first, end, bool(learn)), number))
+        forms.add(form)
+    if len(forms) > 1:
+        raise Unreadable(f"{called} mixes two ways to write spans", found=shown(given))
+    spans.sort()
+    for ((_, end, _), number), ((start, _, _), other) in pairwise(spans):
+        if start < end:
+            one, two = sorted((number, other))
+            raise Unreadable(f"span {one} and span {two} of {called} overlap", found=shown(given))
+    return tuple(span for span, _ in spans), _AXOLOTL in forms
+
+
+def _spans_of_parts(content: Any, place: str) -> tuple[LearnedSpan, ...]:
+    """Of a content in parts, those that say themselves whether they are learned."""
+    spans: list[LearnedSpan] = []
+    at = 0
+    for part in content if isinstance(content, (list, tuple)) else ():
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if not isinstance(text, str):
+            return ()  # no part of a text; where it may not be, that is told
+        flag = next((part[key] for key in _LEARN if part.get(key) is not None), None) if part is not text else None
+        if flag not in (None, 0, 1, False, True):
+            raise Unreadable(f"a part of {place} is flagged by neither 0, 1, true nor false", found=shown(part))
+        if flag is not None and text:
+            spans.append((at, at + len(text), bool(flag)))
+        at += len(text)
+    return tuple(spans)
 
 
 def _read_content(content: Any, place: str) -> str:

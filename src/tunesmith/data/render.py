@@ -18,10 +18,11 @@ import numpy as np
 
 from tunesmith.data import call_ids
 from tunesmith.data.chat import ANSWER, USER, ChatTemplate, TemplateFailed, as_turn
-from tunesmith.data.mask import MaskUnknown, Span, ends_of_others, learned_spans, with_ends
+from tunesmith.data.mask import Marks, MaskUnknown, Span, ends_of_others, learned_spans, with_ends
+from tunesmith.data.messages import framed
 from tunesmith.data.problems import Problems, shown
 from tunesmith.data.settings import Ends
-from tunesmith.data.types import Conversation, Document, Example, Message, Origin, Piece, Pieces, Text
+from tunesmith.data.types import Conversation, Document, Example, Marked, Message, Origin, Piece, Pieces, Text
 from tunesmith.errors import DataError, ModelError
 
 BATCH = 512
@@ -221,7 +222,9 @@ class Renderer:
             self._notes["the chat template drops reasoning: it is not trained"] = None
         if "strftime_now" in str(self.tokenizer.chat_template):
             self._notes["the chat template writes today's date: on another day the rows have other tokens"] = None
-        text, spans = learned_spans(self.chat, turns, learned, tools)
+        marked = [] if row.is_whole else [(at, turn) for at, turn in enumerate(messages) if isinstance(turn, Marked)]
+        marks = {at: Marks(turn.spans, turn.learns_rest) for at, turn in marked if not turn.is_learned_whole}
+        text, spans = learned_spans(self.chat, turns, learned, tools, marks)
         is_hidden = not all(_is_written(turn, text, reasoning=self.chat.traits.reasoning) for turn in messages)
         ends_open = bool(spans) and learned[-1] and is_open
         if ends_open:
@@ -267,6 +270,8 @@ class Renderer:
                     "it has no system turn; set data.system_turn=into-user to put it before the user's"
                 )
             self._notes["system turns are put in front of the first user turn"] = None
+            if isinstance(turns[0], Marked):
+                self._notes["what is learned of a system turn to the character is not: it stands in a user turn"] = None
             is_wanted, turns = turns[0].is_learned, _system_into_user(turns)
             if is_wanted and not next(turn for turn in turns if turn.role == "user").is_learned:
                 self._notes["system turns are not learned: they stand in a user turn, which is not"] = None
@@ -278,16 +283,16 @@ class Renderer:
             return written
         described = _TOOLS_HEAD.format(tools="\n".join(_json(tool["function"]) for tool in tools))
         if written and written[0].role == "system":
-            return [replace(written[0], content=f"{written[0].content}\n\n{described}"), *written[1:]]
+            return [framed(written[0], "", f"\n\n{described}"), *written[1:]]
         return [Message("system", described), *written]
 
     def _call_as_text(self, turn: Message) -> Message:
         if turn.tool_calls:
             calls = "\n".join(f"<tool_call>{_json(call['function'])}</tool_call>" for call in turn.tool_calls)
-            content = f"{turn.content}\n{calls}" if turn.content else calls
-            return replace(turn, content=content, tool_calls=())
+            return framed(turn, "", f"\n{calls}" if turn.content else calls, tool_calls=())
         if turn.role == "tool" and not self.chat.takes_role_tool:
-            return Message("user", f"<tool_response>{turn.content}</tool_response>", turn.learn)
+            changes = {"role": "user", "name": None, "tool_call_id": None}
+            return framed(turn, "<tool_response>", "</tool_response>", **changes)
         return turn
 
     def _bos_repair(self, ids: Sequence[int]) -> tuple[int, list[int]]:
@@ -309,7 +314,7 @@ class Renderer:
                 continue
             ids = encoding.ids
             offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-            learned, straddled = _learned_tokens(offsets, item.spans)
+            learned, straddled = _learned_tokens(item.text, offsets, item.spans)
             if item.is_whole:
                 learned, straddled = np.ones(len(ids), dtype=bool), False
             drop, before = (0, list(self._before)) if item.is_document else self._bos_repair(ids)
@@ -323,7 +328,7 @@ class Renderer:
             rendering.examples.append(Example(token_ids, weights, item.origin))
             if item.is_hidden:
                 rendering.hidden.append(item.origin)
-            prompted = (span.start for span in item.spans if span.is_prompted)
+            prompted = (span.start for span in item.spans if span.is_prompted and not span.is_inner)
             if straddled or any(self._is_cut_otherwise(item.text, start) for start in prompted):
                 rendering.straddled.append(item.origin)
             if not all(span.is_prompted for span in item.spans):
@@ -339,15 +344,26 @@ class Renderer:
         return bool(together[: len(alone)] != alone)
 
 
-def _learned_tokens(offsets: np.ndarray, spans: Sequence[Span]) -> tuple[np.ndarray, bool]:
-    """Tokens [n, 2] that share a character with a learned span, and whether one reaches over a span's start."""
+def _learned_tokens(text: str, offsets: np.ndarray, spans: Sequence[Span]) -> tuple[np.ndarray, bool]:
+    """Tokens [n, 2] that share a character with a learned span, and whether one reaches over a turn's start.
+
+    White space at the beginning of a token goes with what stands behind it: " fox" is learned where "fox" is, and not
+    where the space alone is.
+    """
     starts, ends = offsets[:, 0], offsets[:, 1]
     learned = np.zeros(len(offsets), dtype=bool)
     straddled = False
     for span in spans:
+        if span.start == span.end:
+            continue  # a token that reaches over the place where nothing is said
         # An empty token at the very start (a tokenizer's word mark) is the answer's own.
-        learned |= (starts < span.end) & ((ends > span.start) | ((starts == span.start) & (ends == span.start)))
-        straddled |= bool(((starts < span.start) & (ends > span.start)).any())
+        shares = (starts < span.end) & ((ends > span.start) | ((starts == span.start) & (ends == span.start)))
+        for token in np.flatnonzero((starts < span.end) & (ends > span.end)):
+            first, last = offsets[token].tolist()
+            if text[first : span.end].isspace() and not text[first:last].isspace():
+                shares[token] = False
+        learned |= shares
+        straddled |= not span.is_inner and bool(((starts < span.start) & (ends > span.start)).any())
     return learned, straddled
 
 
@@ -355,8 +371,8 @@ def _system_into_user(turns: list[Message]) -> list[Message]:
     system, rest = turns[0], turns[1:]
     first = next((index for index, turn in enumerate(rest) if turn.role == "user"), None)
     if first is None:
-        return [Message("user", system.content, system.learn), *rest]
-    joined = replace(rest[first], content=f"{system.content}\n\n{rest[first].content}")
+        return [replace(system, role="user"), *rest]
+    joined = framed(rest[first], f"{system.content}\n\n")
     return [*rest[:first], joined, *rest[first + 1 :]]
 
 

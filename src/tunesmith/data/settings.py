@@ -12,9 +12,9 @@ from tunesmith.settings import Contradiction, Settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Role = Literal["system", "user", "assistant", "tool"]
-Learn = Literal["answers", "everything", "completions"] | tuple[Role, ...]
+Learn = Literal["answers", "everything", "completions", "marked"] | tuple[Role, ...]
 Ends = Literal["turn", "last", "none", "all"]
-MessageKey = Literal["role", "content", "learn", "reasoning", "tool_calls", "name", "tool_call_id"]
+MessageKey = Literal["role", "content", "learn", "learn_spans", "reasoning", "tool_calls", "name", "tool_call_id"]
 MessageKeys = dict[MessageKey, str]
 
 FormatName = Literal[
@@ -126,17 +126,18 @@ class DataSettings(Settings):
     columns: dict[str, str] = {}
     """Renames columns before the format reads them: {wanted: yours}."""
     message_keys: MessageKeys = {}
-    """Renames the keys of each message before it is read: {ours: theirs}, ours of role, content, learn, reasoning,
-    tool_calls, name, tool_call_id. The usual names are known without; of two, theirs wins."""
+    """Renames the keys of each message before it is read: {ours: theirs}, ours of role, content, learn, learn_spans,
+    reasoning, tool_calls, name, tool_call_id. The usual names are known without; of two, theirs wins."""
     roles: dict[str, Role] = {}
     """Their names of roles: {theirs: ours}, ours of system, user, assistant, tool. The usual names are known
     without."""
     learn: Learn = "answers"
     """Which turns are learned: answers, those of the assistant (of prompt and completion, the completion's); a list of
     roles, all turns of these; everything, every token of the row but the first, the template's own marks too;
-    completions, as TRL does where nothing is said: the completion of prompt and completion, everything of other rows. A
-    message's own mark (learn, train, weight) wins over the first two, and beside everything is an error where it says
-    no. Plain text is always learned whole."""
+    completions, as TRL does where nothing is said: the completion of prompt and completion, everything of other rows;
+    marked, what the rows mark and nothing else. A message's own mark (learn, train, weight, or spans of its content in
+    learn or learn_spans) wins over its role, and beside everything is an error where it says no. Plain text is always
+    learned whole."""
     learn_ends: Ends = "turn"
     """Whose end token is learned: that of each learned turn of the assistant (turn), of the last of them alone (last),
     none, or that of every turn, learned or not and of any role (all)."""

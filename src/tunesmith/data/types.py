@@ -47,6 +47,30 @@ class Message:
         return self.role == "assistant" if self.learn is None else self.learn
 
 
+LearnedSpan = tuple[int, int, bool]
+"""Characters [start, end) of a content, and whether they are learned."""
+
+
+@dataclass(frozen=True)
+class Marked(Message):
+    """A turn of which its row says to the character what is learned. `learn` False takes it out all the same.
+
+    spans   (start, end, learn) over characters [start, end) of the content, in order, none over another
+    rest    whether what no span names is learned, thoughts and calls too; None: as the turn would be without spans
+    """
+
+    spans: tuple[LearnedSpan, ...] = ()
+    rest: bool | None = None
+
+    @property
+    def learns_rest(self) -> bool:
+        return self.role == "assistant" if self.rest is None else self.rest
+
+    @property
+    def is_learned_whole(self) -> bool:
+        return self.is_learned and self.learns_rest and all(learn for _, _, learn in self.spans)
+
+
 @dataclass(frozen=True)
 class Conversation:
     messages: tuple[Message, ...]
