@@ -7,37 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from their_files import AXOLOTL as BASE
+from their_files import AXOLOTL_CHAT as CHAT
+from their_files import AXOLOTL_GRPO as GRPO
+from their_files import AXOLOTL_HELD as HELD
+from their_files import AXOLOTL_KTO as KTO
+from their_files import AXOLOTL_PAIRS as PAIRS
 from their_files import entry_of, file, mixtures, recipe, survives, with_key
 
 from tunesmith.dialects import axolotl
-from tunesmith.dialects.axolotl.objective import prompts_per_step
-from tunesmith.dialects.base import Fate, Said
+from tunesmith.dialects.base import Fate
 from tunesmith.dialects.read import load_any
 from tunesmith.errors import TunesmithError
 from tunesmith.notation import write
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "shared" / "examples" / "axolotl_lora_codellama.yml"
 
-BASE: dict[str, Any] = {
-    "base_model": "some/model",
-    "datasets": [{"path": "some/rows", "type": "alpaca"}],
-    "adapter": "lora",
-    "lora_r": 8,
-    "lora_alpha": 16,
-    "lora_target_linear": True,
-    "learning_rate": 2e-4,
-}
-CHAT = {"datasets": [{"path": "some/rows", "type": "chat_template"}]}
-HELD = {"val_set_size": 0.1}
 RELORA = {"relora": True, "jagged_restart_steps": 50}
-PAIRS = {"rl": "dpo", "datasets": [{"path": "some/pairs", "type": "chat_template.argilla_chat"}]}
-KTO = {"rl": "kto", "datasets": [{"path": "some/rows", "type": "chatml.ultra"}]}
-GRPO = {
-    "rl": "grpo",
-    "datasets": [{"path": "some/rows", "type": "chat_template"}],
-    "trl": {"reward_funcs": ["exact"]},
-    "micro_batch_size": 8,
-}
 PRETRAIN = {"datasets": None, "pretraining_dataset": [{"path": "some/text"}], "max_steps": 5}
 
 CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -79,6 +65,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "datasets[].message_field_role": ("speaker", CHAT),
     "datasets[].message_field_content": ("words", CHAT),
     "datasets[].message_field_training": ("flag", CHAT),
+    "datasets[].message_field_training_detail": ("details", CHAT),
     "datasets[].field_thinking": ("thoughts", CHAT),
     "datasets[].roles": ({"user": ["asker"], "assistant": ["answerer"]}, CHAT),
     "datasets[].field_human": ("asker", CHAT),
@@ -356,196 +343,6 @@ def test_the_example_file_key_by_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "publish"),
-    [
-        ({}, "last"),
-        (HELD, "best"),
-        ({**HELD, "load_best_model_at_end": False}, "last"),
-        ({**HELD, "load_best_model_at_end": False, "early_stopping_patience": 3}, "best"),
-        ({**HELD, "evals_per_epoch": 4, "saves_per_epoch": 1}, "best"),
-        ({**HELD, "evals_per_epoch": 4, "saves_per_epoch": 3}, "last"),
-        ({**HELD, "eval_steps": 20, "save_steps": 50}, "last"),
-        ({**HELD, "eval_steps": 20, "saves_per_epoch": 1}, "last"),
-    ],
-)
-def test_which_checkpoint_a_run_ends_with(said: dict[str, Any], publish: str, tmp_path: Path) -> None:
-    """load_best_model_at_end is on unless it is false, where each checkpoint comes with an evaluation."""
-    assert load_any(file(tmp_path, {**BASE, **said})).resolved.recipe.train.publish == publish
-
-
-@pytest.mark.parametrize("key", ["evals_per_epoch", "eval_steps", "saves_per_epoch", "save_steps"])
-def test_zero_says_nothing(key: str, tmp_path: Path) -> None:
-    assert recipe(file(tmp_path, {**BASE, **HELD, key: 0})) == recipe(file(tmp_path, {**BASE, **HELD}, "without.yml"))
-
-
-def test_zero_warmup_steps_leave_the_ratio(tmp_path: Path) -> None:
-    made = load_any(file(tmp_path, {**BASE, "warmup_steps": 0, "warmup_ratio": 0.1})).resolved.recipe
-    assert made.train.warmup == 0.1
-
-
-def test_what_is_typed_in_ours_goes_before_what_the_file_says(tmp_path: Path) -> None:
-    path = file(tmp_path, {**BASE, "num_epochs": 4, "sample_packing": True})
-    made = load_any(path, ["train.minutes=3", "train.batch_size=4"]).resolved.recipe.train
-    assert (made.minutes, made.epochs, made.steps, made.batch_size, made.batch_tokens) == (3, None, None, 4, None)
-
-
-def test_unfrozen_parameters_are_trained_and_nothing_else(tmp_path: Path) -> None:
-    made = load_any(
-        file(tmp_path, {**BASE, "adapter": None, "unfrozen_parameters": ["^lm_head.weight$", "layers.1.mlp"]})
-    )
-    adapter = made.resolved.recipe.adapter
-    assert (adapter.method, adapter.targets) == ("full", "none")
-    assert adapter.train_in_full == ("re:lm_head", "re:(?:layers.1.mlp).*")
-
-
-def test_relora_as_it_was_written_before_it_had_a_key(tmp_path: Path) -> None:
-    made = load_any(file(tmp_path, {**BASE, "relora_steps": 150, "relora_warmup_steps": 10})).resolved.recipe
-    assert (made.adapter.method, made.adapter.restart_every, made.adapter.rewarm) == ("relora", 150, 10)
-
-
-def test_rows_of_several_types_keep_their_words(tmp_path: Path) -> None:
-    entries = [
-        {"path": "a/b", "type": "alpaca"},
-        {"path": "c/d", "type": "chat_template"},
-        {"path": "e/f", "type": "completion"},
-    ]
-    made = load_any(file(tmp_path, {**BASE, "datasets": entries, "chat_template": "chatml"})).resolved.recipe
-    assert made.model.template == "chatml"
-    assert [source.template for source in made.data.train] == ["alpaca", None, None]
-    assert [source.format if isinstance(source.format, str) else "words" for source in made.data.train] == [
-        "words",
-        "messages",
-        "text",
-    ]
-
-
-def test_an_entry_that_asks_for_the_tokenizer_s_own_template_gets_it(tmp_path: Path) -> None:
-    entry = {"path": "a/b", "type": "chat_template", "chat_template": "tokenizer_default"}
-    made = load_any(file(tmp_path, {**BASE, "datasets": [entry], "chat_template": "chatml"})).resolved.recipe
-    assert made.model.template is None
-
-
-@pytest.mark.parametrize("key", ["datasets", "pretraining_dataset"])
-def test_one_mapping_is_a_list_of_it(key: str, tmp_path: Path) -> None:
-    said = {**BASE, "datasets": None, "max_steps": 3, key: {"path": "a/b", "type": "completion"}}
-    assert load_any(file(tmp_path, said)).resolved.recipe.data.train == "a/b"
-
-
-@pytest.mark.parametrize(
-    ("said", "what"),
-    [
-        ({"pretraining_dataset": [{"path": "a/b"}]}, "stands beside keys that go before it"),
-        ({"rl": "dpo", "datasets": [{"path": "a/b", "type": {"prompt_format": "{instruction}"}}]}, "cannot be filled"),
-        ({"rl": "kto", "datasets": [{"path": "a/b", "type": {"prompt_format": "[I] {prompt}"}}]}, "not done for kto"),
-        ({**GRPO, "datasets": [{"path": "a/b", "type": "rewards.transform"}]}, "not called here"),
-        ({"test_datasets": [{"path": "json", "data_files": ["a.jsonl", "b.jsonl"]}]}, "names 2 files"),
-    ],
-)
-def test_what_hangs_together_wrongly_is_a_sentence(said: dict[str, Any], what: str, tmp_path: Path) -> None:
-    with pytest.raises(TunesmithError, match=what):
-        load_any(file(tmp_path, {**BASE, **said}))
-
-
-def test_a_file_beside_its_kind_and_its_files(tmp_path: Path) -> None:
-    entry = {"path": "rows.jsonl", "ds_type": "json", "data_files": ["rows.jsonl"], "type": "alpaca"}
-    made = load_any(file(tmp_path, {**BASE, "datasets": [entry]})).resolved.recipe
-    assert made.data.train == str(tmp_path / "rows.jsonl")
-
-
-@pytest.mark.parametrize("rl", ["dpo", "ipo", "kto", "orpo", "simpo", "grpo"])
-def test_beta_is_the_first_of_its_keys_whatever_is_learned(rl: str, tmp_path: Path) -> None:
-    beside = {"kto": KTO, "grpo": GRPO}.get(rl, {**PAIRS, "rl": rl})
-    keys = {"orpo_alpha": 0.4, "dpo_beta": 0.3, "rl_beta": 0.2}
-    said: dict[str, Any] = {**BASE, **beside}
-    for key, beta in keys.items():
-        said[key] = beta
-        read = load_any(file(tmp_path, said))
-        assert read.resolved.recipe.objective.beta == beta
-        assert entry_of(read, key).fate is Fate.CARRIED
-    read = load_any(file(tmp_path, {**said, "trl": {**said.get("trl", {}), "beta": 0.1}}))
-    assert read.resolved.recipe.objective.beta == 0.1
-    assert {entry_of(read, key).text for key in keys} == {"trl.beta goes before it"}
-
-
-def test_trl_s_defaults_of_grpo_are_written_down(tmp_path: Path) -> None:
-    made = load_any(file(tmp_path, {**BASE, **GRPO})).resolved.recipe.objective
-    assert (made.num_generations, made.max_completion_length, made.aggregation) == (8, 512, "tokens")
-    assert (made.advantage, made.beta) == ("group", 0.0)
-
-
-@pytest.mark.parametrize(
-    ("key", "nothing"),
-    [("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1), ("entropy_coef", 0), ("scale_rewards", "group")],
-)
-def test_what_grpo_says_and_means_nothing_by_is_no_hindrance(key: str, nothing: Any, tmp_path: Path) -> None:
-    path = file(tmp_path, with_key({**BASE, **GRPO}, f"trl.{key}", nothing))
-    assert recipe(path) == recipe(file(tmp_path, {**BASE, **GRPO}, "without.yml"))
-
-
-def test_a_reward_that_is_a_model_is_one(tmp_path: Path) -> None:
-    said = with_key({**BASE, **GRPO}, "trl.reward_funcs", ["some/judge-2.5", "mine.right"])
-    assert load_any(file(tmp_path, said)).resolved.recipe.objective.rewards == ("model:some/judge-2.5", "mine.py:right")
-
-
-def test_a_batch_of_grpo_counts_completions() -> None:
-    def prompts(rows: int, **said: Any) -> tuple[int, Said]:
-        values = Said(said, lambda _: "their.yml", axolotl)
-        return prompts_per_step(values, rows), values
-
-    assert prompts(16, rl="dpo")[0] == 16
-    assert prompts(16, rl="grpo")[0] == 2
-    made, values = prompts(16, rl="grpo", trl={"num_generations": 4, "generation_batch_size": 16})
-    assert made == 4
-    assert values.ledger.fates[("trl", "generation_batch_size")][0] is Fate.IDLE
-    _, values = prompts(12, rl="grpo", micro_batch_size=12)
-    assert "no multiple of trl.num_generations (8)" in str(values.ledger.errors[0])
-    assert values.ledger.errors[0].fix == "set micro_batch_size=8"
-
-
-def test_a_reward_model_as_axolotl_s_example_has_it(tmp_path: Path) -> None:
-    pairs = {"datasets": [{"path": "some/pairs", "type": "bradley_terry.chat_template"}]}
-    head = {"model_type": "AutoModelForSequenceClassification", "num_labels": 1}
-    read = load_any(file(tmp_path, {**BASE, **pairs, **head, "reward_model": True}))
-    assert read.resolved.recipe.objective.kind == "reward"
-    assert {entry_of(read, key).fate for key in head} == {Fate.CARRIED}
-    for odd in ({"num_labels": 2}, {"reward_model": None}):
-        with pytest.raises(TunesmithError, match="num_labels is set"):
-            load_any(file(tmp_path, {**BASE, **pairs, **head, "reward_model": True, **odd}))
-
-
-@pytest.mark.parametrize("name", ["qwen3", "gemma3", "mistral_v3_tekken", "phi_4", "tokenizer_default_fallback_chatml"])
-def test_a_family_s_template_is_the_tokenizer_s_own(name: str, tmp_path: Path) -> None:
-    read = load_any(file(tmp_path, {**BASE, **CHAT, "chat_template": name}))
-    assert read.resolved.recipe.model.template is None
-    assert entry_of(read, "chat_template").fate is Fate.CARRIED
-    assert any(f"{name}: the tokenizer's own chat template is taken" in note for note in read.resolved.notes)
-
-
-def test_wandb_is_as_its_mode_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    said = {**BASE, "wandb_project": "mine", "wandb_entity": "team", "use_tensorboard": True}
-    path = file(tmp_path, {**said, "wandb_mode": "disabled"})
-    assert load_any(path).resolved.recipe.output.report_to == ("tensorboard",)
-    assert {entry_of(load_any(path), key).text for key in ("wandb_project", "wandb_entity")} == {
-        "wandb_mode is disabled"
-    }
-    path = file(tmp_path, {**said, "wandb_mode": "offline"})
-    with pytest.raises(TunesmithError, match="export WANDB_MODE=offline"):
-        load_any(path)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert load_any(path).resolved.recipe.output.report_to == ("wandb", "tensorboard")
-    with pytest.raises(TunesmithError, match="cannot be shared"):
-        load_any(path, ["wandb_mode=shared"])
-
-
-def test_a_project_that_is_carried_over_is_not_said_to_be_off(tmp_path: Path) -> None:
-    read = load_any(file(tmp_path, {**BASE, "wandb_project": "mine"}))
-    assert "off" not in entry_of(read, "wandb_project").text
-    read = load_any(file(tmp_path, {**BASE, "wandb_project": "mine", "use_wandb": False}))
-    assert entry_of(read, "wandb_project").text == "its service is off"
-
-
-@pytest.mark.parametrize(
     ("key", "harmless", "harmful"),
     [
         ("dataset_exact_deduplication", False, True),
@@ -561,28 +358,6 @@ def test_a_key_is_refused_where_it_would_change_something(
     assert recipe(file(tmp_path, {**BASE, key: harmless})) == recipe(file(tmp_path, BASE, "without.yml"))
     with pytest.raises(TunesmithError, match=key):
         load_any(file(tmp_path, {**BASE, key: harmful}))
-
-
-def test_who_adds_some_tokens_of_a_template_adds_its_end_too(tmp_path: Path) -> None:
-    said = {"tokens": ["<|im_start|>"], "special_tokens": {"eos_token": "<|im_end|>", "unk_token": "<unk>"}}
-    made = load_any(file(tmp_path, {**BASE, **CHAT, **said})).resolved.recipe.model
-    assert made.add_tokens == ("<|im_start|>", "<|im_end|>")
-    assert made.special_tokens == {"eos": "<|im_end|>", "unk": "<unk>"}
-    alone = load_any(file(tmp_path, {**BASE, "special_tokens": said["special_tokens"]})).resolved.recipe.model
-    assert alone.add_tokens == (), "it is expected to be there, and refused where it is not"
-
-
-def test_a_gptq_checkpoint_is_in_few_bits_already(tmp_path: Path) -> None:
-    read = load_any(file(tmp_path, {**BASE, "gptq": True, "load_in_8bit": True}))
-    assert read.resolved.recipe.model.storage == "auto"
-    assert entry_of(read, "load_in_8bit").text == "the checkpoint is in few bits already"
-
-
-def test_another_method_leaves_behind_what_it_has_not(tmp_path: Path) -> None:
-    read = load_any(file(tmp_path, BASE), ["adapter.method=ia3", "train.steps=3"])
-    assert read.resolved.recipe.adapter.method == "ia3"
-    assert "the command line goes before it" in entry_of(read, "lora_r").text
-    assert "the command line goes before it" in entry_of(read, "adapter").text
 
 
 def test_the_tool_is_known_by_what_is_typed_too(tmp_path: Path) -> None:

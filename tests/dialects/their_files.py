@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tunesmith.dialects.base import Entry
 from tunesmith.dialects.read import Read, load_any
+from tunesmith.errors import TunesmithError
 from tunesmith.notation import write
 from tunesmith.recipe import load as load_recipe
 
@@ -67,3 +71,95 @@ def survives(path: Path) -> None:
     ours = path.with_name("ours.yaml")
     ours.write_text(first.given)
     assert load_recipe(ours).recipe.model_dump() == first.recipe.model_dump()
+
+
+def refusal(path: Path, overrides: tuple[str, ...] = ()) -> str:
+    """What a person is told of a file that is refused."""
+    with pytest.raises(TunesmithError) as caught:
+        load_any(path, overrides)
+    return str(caught.value)
+
+
+# ---- LLaMA-Factory ------------------------------------------------------------------------------------------------
+
+PAIR_COLUMNS = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+FACTORY_INFO: dict[str, Any] = {
+    "rows": {"file_name": "rows.json"},
+    "more": {"file_name": "more.json"},
+    "hub": {"hf_hub_url": "owner/rows", "ms_hub_url": "other/rows", "split": "train_sft", "subset": "en"},
+    "chat": {"hf_hub_url": "owner/chat", "formatting": "sharegpt"},
+    "text": {"file_name": "text.json", "columns": {"prompt": "text"}},
+    "pairs": {"hf_hub_url": "owner/pairs", "formatting": "sharegpt", "ranking": True, "columns": PAIR_COLUMNS},
+    "judged": {"hf_hub_url": "owner/judged", "formatting": "sharegpt", "columns": {"kto_tag": "label"}},
+}
+FACTORY_ROWS = [
+    {"instruction": "Add.", "input": "1 2", "output": "3"},
+    {"instruction": "Hi.", "input": "", "output": "Ho."},
+]
+FACTORY: dict[str, Any] = {"model_name_or_path": "some/model", "stage": "sft", "dataset": "rows"}
+FACTORY_PAIRS = {"stage": "dpo", "dataset": "pairs"}
+FACTORY_KTO = {"stage": "kto", "dataset": "judged"}
+FACTORY_ONWARDS = {"adapter_name_or_path": "some/adapter"}
+
+
+def factory_home(folder: Path, **more: Any) -> Path:
+    """A folder of data as LLaMA-Factory has it, beside the file."""
+    (folder / "some" / "adapter" / "last").mkdir(parents=True, exist_ok=True)
+    for name in ("data", "elsewhere"):
+        data = folder / name
+        data.mkdir(exist_ok=True)
+        (data / "dataset_info.json").write_text(json.dumps(FACTORY_INFO | more))
+        for rows in ("rows.json", "more.json"):
+            (data / rows).write_text(json.dumps(FACTORY_ROWS))
+        (data / "text.json").write_text(json.dumps([{"text": "The quick brown fox."}]))
+    return folder
+
+
+def factory_file(folder: Path, values: dict[str, Any], name: str = "their.yml", **more: Any) -> Path:
+    path = factory_home(folder, **more) / name
+    path.write_text(write({key: value for key, value in values.items() if value is not None}))
+    return path
+
+
+def factory_settings(folder: Path, **values: Any) -> Any:
+    """The recipe of a file with these values."""
+    return load_any(factory_file(folder, {**FACTORY, **values})).resolved.recipe
+
+
+# ---- Axolotl ------------------------------------------------------------------------------------------------------
+
+AXOLOTL: dict[str, Any] = {
+    "base_model": "some/model",
+    "datasets": [{"path": "some/rows", "type": "alpaca"}],
+    "adapter": "lora",
+    "lora_r": 8,
+    "lora_alpha": 16,
+    "lora_target_linear": True,
+    "learning_rate": 2e-4,
+}
+AXOLOTL_CHAT = {"datasets": [{"path": "some/rows", "type": "chat_template"}]}
+AXOLOTL_HELD = {"val_set_size": 0.1}
+AXOLOTL_PAIRS = {"rl": "dpo", "datasets": [{"path": "some/pairs", "type": "chat_template.argilla_chat"}]}
+AXOLOTL_KTO = {"rl": "kto", "datasets": [{"path": "some/rows", "type": "chatml.ultra"}]}
+AXOLOTL_GRPO = {
+    "rl": "grpo",
+    "datasets": [{"path": "some/rows", "type": "chat_template"}],
+    "trl": {"reward_funcs": ["exact"]},
+    "micro_batch_size": 8,
+}
+
+
+# ---- TRL ----------------------------------------------------------------------------------------------------------
+
+TRL: dict[str, Any] = {"model_name_or_path": "some/model", "dataset_name": "some/rows", "trainer": "sft"}
+TRL_PEFT = {"use_peft": True}
+TRL_HELD = {"eval_strategy": "steps"}
+TRL_MIXED = {"dataset_name": None, "datasets": [{"path": "some/rows"}]}
+TRL_DPO, TRL_KTO, TRL_ORPO, TRL_CPO = ({"trainer": name} for name in ("dpo", "kto", "orpo", "cpo"))
+TRL_REWARD = {"trainer": "reward"}
+TRL_GRPO = {"trainer": "grpo", "reward_funcs": ["mine.right"], "per_device_train_batch_size": 16}
+
+
+def trl_settings(folder: Path, **values: Any) -> Any:
+    """The recipe of a file with these values."""
+    return load_any(file(folder, {**TRL, **values})).resolved.recipe

@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import enum
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Protocol, TypeVar, overload
@@ -30,6 +30,8 @@ LONGEST = 100
 """Letters of a value in the report; the recipe holds it whole."""
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 _YES, _NO = ("true", "yes", "on"), ("false", "no", "off")
+_SUCH_AS: dict[type, str] = {bool: "true", int: "8", float: "0.1", str: "a word"}
+_LISTED: dict[type, str] = {bool: "[true, false]", int: "[1, 2]", float: "[0.9, 0.99]", str: "[one, two]"}
 
 
 class Fate(enum.Enum):
@@ -133,7 +135,9 @@ class Said:
         made = _as(value, kind)
         if made is None:
             expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
-            self.refuse(key, f"cannot be {write_inline(value)}", expected=expected)
+            example = _SUCH_AS[kind] if default in EMPTY else write_inline(default)
+            fix = f"write it so: {key}: {example}; or take it out"
+            self.refuse(key, f"cannot be {_short(write_inline(value))}", fix, expected=expected)
             return default
         return made
 
@@ -141,7 +145,7 @@ class Said:
         """One of these words; another is refused."""
         value = self.take(key, str, default)
         if value not in choices:
-            self.refuse(key, f"cannot be {value}", expected=", ".join(choices))
+            self.refuse(key, f"cannot be {value}", instead(key, value, choices, default), expected=", ".join(choices))
             return default
         return value
 
@@ -151,7 +155,9 @@ class Said:
         items = [] if value is None else value if isinstance(value, list) else [value]
         made = [_as(item, kind) for item in items]
         if None in made:
-            self.refuse(key, f"cannot be {write_inline(value)}", expected=f"a list of {kind.__name__}")
+            expected = {bool: "true or false", int: "whole numbers", float: "numbers", str: "texts"}[kind]
+            fix = f"write it so: {key}: {_LISTED[kind]}; or take it out"
+            self.refuse(key, f"cannot be {_short(write_inline(value))}", fix, expected=f"a list of {expected}")
             return []
         return [item for item in made if item is not None]
 
@@ -173,7 +179,8 @@ class Said:
         if value is None:
             return []
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            self.refuse(key, f"cannot be {write_inline(value)}", expected="a list of mappings")
+            fix = f"begin each entry with a dash and its path: {key}: [{{path: rows.jsonl}}]"
+            self.refuse(key, f"cannot be {_short(write_inline(value))}", fix, expected="a list of mappings")
             return []
         return [self.within(key, index) for index in range(len(value))]
 
@@ -209,7 +216,8 @@ class Said:
 
     def refuse(self, key: str, what: str, fix: str | None = None, *, expected: str | None = None) -> None:
         path = (*self.prefix, key)
-        self._fate(path, Fate.REFUSED, fix or what)
+        fix = fix or (f"give {key} what is expected" if expected else f"take {key} out")
+        self._fate(path, Fate.REFUSED, fix)
         self.ledger.errors.append(
             RecipeError(f"{dotted(path)} {what}", where=self.where(path), expected=expected, fix=fix)
         )
@@ -284,7 +292,7 @@ class Said:
         if not _alike(str(path[-1]), error.notes.get("did you mean", "")):
             error.notes.pop("did you mean", None)
         fix = "correct it, or take it out" if "did you mean" in error.notes else "take it out"
-        self.ledger.errors.append(error if error.fix else error.noted("to do", fix))
+        self.ledger.errors.append(error if error.fix else error.to_do(fix))
 
     def _leaves(self, value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
         """Keys with their values; a mapping whose keys the table knows is walked into, any other is one value."""
@@ -331,6 +339,12 @@ def _as(value: Any, kind: type[T]) -> T | None:
             return None
         made = number if kind is float else int(number) if number.is_integer() else None
     return made
+
+
+def instead(key: str, given: str, choices: Iterable[str], usual: str) -> str:
+    """What to do about a word that is none of `choices`: the one that was probably meant, or the usual one."""
+    meant = difflib.get_close_matches(given.lower(), list(choices), n=1)
+    return f"write it so: {key}: {meant[0] if meant else usual}; or another of these"
 
 
 def there(said: Said, key: str) -> tuple[str, ...]:

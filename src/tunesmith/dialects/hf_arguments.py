@@ -202,7 +202,8 @@ def mapping(said: Said, key: str) -> dict[str, Any]:
         except json.JSONDecodeError:
             value = said.raw(key)
     if value is not None and not isinstance(value, dict):
-        said.refuse(key, f"cannot be {write_inline(value)}", expected="a mapping")
+        fix = f"write it so: {key}: {{name: value}}; or take it out"
+        said.refuse(key, f"cannot be {write_inline(value)}", fix, expected="a mapping")
         return {}
     return value or {}
 
@@ -289,7 +290,8 @@ def around(said: Said) -> None:
     services = [name for name in said.items("report_to", str) if name != "none"]
     odd = [name for name in services if name not in _SERVICES]
     if odd:
-        said.refuse("report_to", f"names {', '.join(odd)}", expected=f"none, or of {', '.join(_SERVICES)}")
+        fix = f"take {', '.join(odd)} out: every step's numbers are kept in the run folder in any case"
+        said.refuse("report_to", f"names {', '.join(odd)}", fix, expected=f"none, or of {', '.join(_SERVICES)}")
     elif said.has("report_to"):
         said.put("output.report_to", services, "report_to")
     if said.has("run_name"):

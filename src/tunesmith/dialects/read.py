@@ -249,10 +249,14 @@ def _store(values: dict[str, Any], path: Path, value: Any, lines: dict[Path, str
             if len(inner) != 1 or not isinstance(inner[0], dict):
                 expected = dotted((*done, 0, *path[place:]))
                 found = f"{len(inner)} entries"
-                raise RecipeError(f"{dotted(path)} does not say which entry is meant", found=found, expected=expected)
+                fix = f"number the entry, from 0 on: {expected}=…"
+                raise RecipeError(f"{dotted(path)} does not say which entry is meant", found=found, fix=fix)
             inner, done = inner[0], (*done, 0)
         if isinstance(inner, list) and not (isinstance(part, int) and part < len(inner)):
-            raise RecipeError(f"{dotted((*done, part))} is not there", found=f"{len(inner)} entries")
+            fix = (
+                f"count from 0: the last is {dotted((*done, len(inner) - 1))}" if inner else "add the entry to the file"
+            )
+            raise RecipeError(f"{dotted((*done, part))} is not there", found=f"{len(inner)} entries", fix=fix)
         done = (*done, part)
         at: Any = part
         if place == len(path) - 1:

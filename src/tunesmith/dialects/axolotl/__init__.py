@@ -28,7 +28,9 @@ def is_mine(values: Mapping[str, Any]) -> bool:
 
 def translate(said: Said) -> None:
     if not said.has("base_model"):
-        said.refuse("base_model", "is missing", expected="a folder or a hub id")
+        said.refuse(
+            "base_model", "is missing", "name the model: base_model: OWNER/NAME", expected="a folder or a hub id"
+        )
     said.put("model.name", said.take("base_model", str, ""), "base_model")
     model(said)
     template(said, datasets(said))

@@ -10,7 +10,8 @@ from tunesmith.dialects.base import Said, left_over, there
 def adapter(said: Said) -> None:
     kind, again = said.take("adapter", str), said.take("lora_model_dir", str)
     if kind not in (None, "lora", "qlora", "llama-adapter"):
-        said.refuse("adapter", f"cannot be {kind}", expected="lora, qlora, llama-adapter, or nothing")
+        fix = "write it so: adapter: lora; or take it out, and all weights are trained"
+        said.refuse("adapter", f"cannot be {kind}", fix, expected="lora, qlora, llama-adapter, or nothing")
         return
     if kind is None:
         _in_full(said)
@@ -94,7 +95,11 @@ def _lora_method(said: Said) -> str:
         return "dora" if said.take("peft_use_dora", bool, False) else "lora"
     every = _one_of(said, "jagged_restart_steps", "relora_steps")
     if every is None:
-        said.refuse("relora", "needs jagged_restart_steps", "say after how many steps the adapter is merged")
+        said.refuse(
+            "relora",
+            "needs jagged_restart_steps",
+            "say after how many steps the adapter is merged: jagged_restart_steps: 500",
+        )
     else:
         said.put("adapter.restart_every", said.take(every, int), every)
     rewarm = _one_of(said, "jagged_restart_warmup_steps", "relora_warmup_steps")
@@ -140,6 +145,8 @@ def _start(said: Said, method: str) -> None:
         if steps:
             said.put("adapter.svd_iterations", int(steps[1]), "peft_init_lora_weights")
         return
-    said.refuse(
-        "peft_init_lora_weights", f"cannot be {word} with {method}", expected="true, pissa, pissa_niter_N, olora"
-    )
+    fix = "write it so: peft_init_lora_weights: pissa; or take it out"
+    if method != "lora":
+        fix = f"take it out: it is a start of plain lora, and this file trains {method}"
+    expected = "true, pissa, pissa_niter_N, olora" if method == "lora" else "true"
+    said.refuse("peft_init_lora_weights", f"cannot be {word} with {method}", fix, expected=expected)

@@ -11,7 +11,7 @@ from tunesmith.dialects.base import Fate, Key, Said, carried, idle, refused, the
 from tunesmith.notation import write_inline
 from tunesmith.recipe_paths import DATA_SUFFIXES
 
-_PREPARED = "rows are prepared anew each time, in seconds"
+_PREPARED = "what is large is prepared once and kept in the cache, by everything that changes a token of it"
 _OF_ENTRIES = {
     **carried("data.train", "path", "data_files"),
     **carried("data.split", "split", "train_on_split"),
@@ -19,7 +19,7 @@ _OF_ENTRIES = {
     **carried("data.format", "type", "field", "text_column"),
     **carried("data.columns", "field_messages", "field_tools", "field_system", "field_chosen", "field_rejected"),
     **carried("data.message_keys", "message_property_mappings", "message_field_role", "message_field_content"),
-    **carried("data.message_keys", "message_field_training", "field_thinking"),
+    **carried("data.message_keys", "message_field_training", "message_field_training_detail", "field_thinking"),
     **carried("data.roles", "roles", "field_human", "field_model"),
     **carried("data.learn", "roles_to_train"),
     **carried("data.learn_ends", "train_on_eos"),
@@ -31,7 +31,6 @@ _OF_ENTRIES = {
     **idle("the end of each turn is found in the chat template, and learned", "train_on_eot", "eot_tokens"),
     **idle("data sets run no code here", "trust_remote_code"),
     **idle("every row is read strictly", "strict"),
-    **refused("leave it out: flag whole turns with message_field_training", "message_field_training_detail"),
     **refused("take the system turns out of the rows", "drop_system_message"),
     **refused("download that revision, and name the file", "revision"),
     **refused("leave it out: shards takes a share of the rows", "shards_idx"),
@@ -289,7 +288,7 @@ def _message_keys(entry: Said) -> dict[str, str]:
     if given is not None and not isinstance(given, dict):
         entry.refuse("message_property_mappings", f"cannot be {write_inline(given)}", expected="{role: …, content: …}")
     named = {"message_field_role": "role", "message_field_content": "content", "message_field_training": "learn"}
-    named["field_thinking"] = "reasoning"
+    named |= {"message_field_training_detail": "learn_spans", "field_thinking": "reasoning"}
     keys |= {ours: entry.take(key, str, "") for key, ours in named.items() if entry.has(key)}
     builtin: dict[str, tuple[str, ...]] = {
         "role": ("role", "from"),
@@ -340,7 +339,7 @@ _FROM: dict[str, tuple[str, ...]] = {
     ),
     "message_keys": (
         *("message_property_mappings", "message_field_role", "message_field_content", "message_field_training"),
-        "field_thinking",
+        *("message_field_training_detail", "field_thinking"),
     ),
     "roles": ("roles", "field_human", "field_model"),
     "weight": ("shards",),
@@ -350,7 +349,10 @@ _FROM: dict[str, tuple[str, ...]] = {
 def _learned(said: Said, entries: list[Said]) -> None:
     """Which tokens are learned: the same for all entries, or refused."""
     everything = said.take("train_on_inputs", bool, False)
-    roles = [tuple(entry.items("roles_to_train", str)) or ("assistant",) for entry in entries]
+    # An empty list is not the default, assistant: it leaves all to the flags of the messages.
+    nobody = [entry.values.get("roles_to_train") == [] for entry in entries]
+    given = [tuple(entry.items("roles_to_train", str)) for entry in entries]
+    roles = [() if none else names or ("assistant",) for none, names in zip(nobody, given, strict=True)]
     ends = [entry.choose("train_on_eos", ("turn", "last", "none", "all"), "turn") for entry in entries]
     for name, values in (("roles_to_train", roles), ("train_on_eos", ends)):
         if len(set(values)) > 1:
@@ -368,7 +370,7 @@ def _learned(said: Said, entries: list[Said]) -> None:
     if entries and roles[0] != ("assistant",):
         learned = [theirs.get(role, role) for role in roles[0]]
         if learned != ["assistant"]:
-            entries[0].put("data.learn", learned, "roles_to_train")
+            entries[0].put("data.learn", learned or "marked", "roles_to_train")
     if entries and ends[0] in ("last", "none", "all"):
         entries[0].put("data.learn_ends", ends[0], "train_on_eos")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.dialects.base import Fate, Key, Said, carried, idle, left_over, refused, there
+from tunesmith.dialects.base import Fate, Key, Said, carried, idle, instead, left_over, refused, there
 
 _LOSSES = {"dpo": "sigmoid", "ipo": "ipo_mean", "kto": "kto", "orpo": "orpo", "simpo": "simpo"}
 _BETAS = ("rl_beta", "dpo_beta", "orpo_alpha")
@@ -107,7 +107,9 @@ def objective(said: Said) -> None:
     elif rl == "grpo":
         _policy(said)
     else:
-        said.refuse("rl", f"cannot be {rl}", expected=", ".join([*_LOSSES, "grpo"]))
+        known = [*_LOSSES, "grpo"]
+        fix = f"{instead('rl', rl, known, 'dpo')}; supervised rows need none"
+        said.refuse("rl", f"cannot be {rl}", fix, expected=", ".join(known))
     _not_of_this(said, rl)
 
 

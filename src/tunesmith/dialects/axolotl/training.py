@@ -6,7 +6,7 @@ import math
 from fractions import Fraction
 
 from tunesmith.dialects.axolotl.objective import prompts_per_step
-from tunesmith.dialects.base import Said, left_over, there
+from tunesmith.dialects.base import Said, instead, left_over, there
 from tunesmith.train.every import passes
 
 _OPTIMIZERS = {
@@ -46,12 +46,13 @@ def steps(said: Said) -> None:
         said.put("train.epochs", said.take("num_epochs", float, 1.0), *there(said, "num_epochs"))
     rate = said.take("learning_rate", float)
     if rate is None:
-        said.refuse("learning_rate", "is missing", "give it; 2e-4 is common for LoRA", expected="a number")
+        said.refuse("learning_rate", "is missing", "give it, for LoRA for instance 2e-4", expected="a number")
         rate = 1.0
     said.put("train.learning_rate", rate, "learning_rate")
     schedule = said.take("lr_scheduler", str, "cosine")
     if schedule not in _SCHEDULES:
-        said.refuse("lr_scheduler", f"cannot be {schedule}", "take cosine", expected=", ".join(_SCHEDULES))
+        fix = instead("lr_scheduler", schedule, _SCHEDULES, "cosine")
+        said.refuse("lr_scheduler", f"cannot be {schedule}", fix, expected=", ".join(_SCHEDULES))
     said.put("train.schedule", _SCHEDULES.get(schedule, "cosine"), *there(said, "lr_scheduler"))
     floor = said.take("cosine_min_lr_ratio", float)
     if floor is not None and schedule == "cosine":
@@ -61,7 +62,8 @@ def steps(said: Said) -> None:
     _warmup(said, schedule)
     name = said.take("optimizer", str, "adamw_torch_fused")
     if name not in _OPTIMIZERS:
-        said.refuse("optimizer", f"cannot be {name}", "take adamw_torch", expected=", ".join(_OPTIMIZERS))
+        fix = instead("optimizer", name, _OPTIMIZERS, "adamw_torch")
+        said.refuse("optimizer", f"cannot be {name}", fix, expected=", ".join(_OPTIMIZERS))
     said.put("train.optimizer", _OPTIMIZERS.get(name, "adamw"), *there(said, "optimizer"))
     said.put("train.weight_decay", said.take("weight_decay", float, 0.0), *there(said, "weight_decay"))
     if said.has("adam_beta1", "adam_beta2"):
@@ -156,7 +158,9 @@ def _every(said: Said, setting: str, per_epoch: str, in_steps: str, strategies: 
     elif strategy in (None, "epoch"):
         made = "1 epoch"
     else:
-        said.refuse(keys[0], f"cannot be {strategy}", expected="steps, epoch, no, best")
+        known = ("steps", "epoch", "no", "best")
+        fix = instead(keys[0], strategy, known, "epoch")
+        said.refuse(keys[0], f"cannot be {strategy}", fix, expected=", ".join(known))
     if made is not None:
         said.put(setting, made, *keys)
     left_over(said, "0 says nothing", per_epoch, in_steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tunesmith.dialects.base import Said, left_over, there
+from tunesmith.dialects.base import Said, instead, left_over, there
 
 _NAMES = ("wandb_name", "trackio_run_name", "mlflow_run_name")
 _SAME = ("liger", "cut_cross_entropy", "kernels")
@@ -55,7 +55,9 @@ def _services(said: Said) -> dict[str, list[str]]:
         fix = "say `export WANDB_MODE=offline` in the shell: then it is kept, and not sent"
         said.refuse("wandb_mode", "is offline, and a file changes no environment here", fix)
     elif "wandb" in chosen and mode not in ("online", "offline"):
-        said.refuse("wandb_mode", f"cannot be {mode}", expected="online, offline, disabled")
+        known = ("online", "offline", "disabled")
+        fix = instead("wandb_mode", mode, known, "online")
+        said.refuse("wandb_mode", f"cannot be {mode}", fix, expected=", ".join(known))
     elif "wandb" in chosen and said.has("wandb_mode"):
         said.carry("wandb_mode", f"wandb is {mode}")
     return chosen

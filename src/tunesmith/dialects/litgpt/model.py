@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tunesmith.dialects.base import Said, left_over, there
+from tunesmith.dialects.base import Said, instead, left_over, there
 from tunesmith.dialects.litgpt.keys import LORA, PARTS
 
 _PRECISIONS = {
@@ -24,12 +24,14 @@ def model(said: Said) -> None:
         _checkpoint(said, name)
     precision = said.take("precision", str)
     if precision is not None and precision not in _PRECISIONS:
-        said.refuse("precision", f"cannot be {precision}", "take bf16-true", expected=", ".join(_PRECISIONS))
+        fix = instead("precision", precision, _PRECISIONS, "bf16-true")
+        said.refuse("precision", f"cannot be {precision}", fix, expected=", ".join(_PRECISIONS))
     elif precision is not None:
         said.put("model.dtype", _PRECISIONS[precision], "precision")
     storage = said.take("quantize", str)
     if storage is not None and storage not in _STORAGES:
-        said.refuse("quantize", f"cannot be {storage}", "take bnb.nf4", expected=", ".join(_STORAGES))
+        fix = instead("quantize", storage, _STORAGES, "bnb.nf4")
+        said.refuse("quantize", f"cannot be {storage}", fix, expected=", ".join(_STORAGES))
     elif storage is not None:
         said.put("model.storage", _STORAGES[storage], "quantize")
 
@@ -64,7 +66,10 @@ def adapter(said: Said) -> None:
         fix = "set command=finetune_full, and adapter.method=llama-adapter in our words"
         said.refuse("command", f"is {command}: its first blocks get no tokens, which is not done here", fix)
     elif command not in ("finetune", "finetune_lora", "finetune_full"):
-        said.refuse("command", f"cannot be {command}", expected="finetune_lora, finetune_full")
+        known = ("finetune_lora", "finetune_full")
+        said.refuse(
+            "command", f"cannot be {command}", instead("command", command, known, known[0]), expected=", ".join(known)
+        )
     if command == "finetune_full":
         said.put("adapter.method", "full", *there(said, "command"))
         left_over(said, "all weights are trained: command=finetune_full", *LORA, *PARTS)

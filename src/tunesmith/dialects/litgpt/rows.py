@@ -92,7 +92,8 @@ def _json(owner: Said, key: str, args: Said) -> float | None:
     """A file, of which a part is held out; or a folder with train and val, of which none is: gives None."""
     path = args.take("json_path", str)
     if path is None:
-        args.refuse("json_path", "is missing", expected="a file of JSON, or a folder with train.json and val.json")
+        expected = "a file of JSON, or a folder with train.json and val.json"
+        args.refuse("json_path", "is missing", "name the rows: json_path: rows.json", expected=expected)
         return 0.0
     owner.carry(key, "rows of JSON")
     if path.endswith((".json", ".jsonl")):

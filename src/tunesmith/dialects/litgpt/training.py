@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.dialects.base import Said, left_over, there
+from tunesmith.dialects.base import Said, instead, left_over, there
 from tunesmith.dialects.hf_arguments import ALL_CHECKPOINTS
 
 _OPTIMIZERS = {"AdamW": "adamw", "PagedAdamW": "adamw", "PagedAdamW32bit": "adamw", "AdamW32bit": "adamw"}
@@ -48,7 +48,8 @@ def optimizer(said: Said, train: Said) -> None:
     owner, key = (said, "optimizer") if isinstance(given, str) else (inner, "class_path")
     name = owner.take(key, str, "AdamW").rpartition(".")[2]
     if name not in _OPTIMIZERS:
-        owner.refuse(key, f"cannot be {name}", "take torch.optim.AdamW", expected=", ".join(_OPTIMIZERS))
+        fix = f"write it so: {key}: torch.optim.AdamW"
+        owner.refuse(key, f"cannot be {name}", fix, expected=", ".join(_OPTIMIZERS))
     owner.put("train.optimizer", _OPTIMIZERS.get(name, "adamw"), *there(owner, key))
     for own, old, setting, default in (
         ("lr", "learning_rate", "train.learning_rate", 1e-3),
@@ -94,7 +95,12 @@ def output(said: Said) -> None:
         left_over(said, "every step's numbers are kept in the run folder", "logger_name")
     else:
         expected = "csv, tensorboard, wandb, mlflow"
-        said.refuse("logger_name", f"cannot be {logger}", "take csv, or another service", expected=expected)
+        said.refuse(
+            "logger_name",
+            f"cannot be {logger}",
+            instead("logger_name", logger, expected.split(", "), "csv"),
+            expected=expected,
+        )
     left_over(log, "logger_name names no service that has projects", "project")
     if log.has("run"):
         log.put("output.name", log.take("run", str), "run")

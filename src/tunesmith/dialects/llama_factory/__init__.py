@@ -41,7 +41,8 @@ def translate(said: Said) -> None:
                 said.idle(key, "the file is refused as a whole")
         return
     if not said.has("model_name_or_path"):
-        said.refuse("model_name_or_path", "is missing", expected="a folder or a hub id")
+        fix = "name the model: model_name_or_path: OWNER/NAME"
+        said.refuse("model_name_or_path", "is missing", fix, expected="a folder or a hub id")
     stage = said.choose("stage", STAGES, "sft")
     model(said, stage)
     holds_out, packed = data(said, stage)

@@ -82,7 +82,8 @@ def _held_out(said: Said, stage: str, opening: str | None, held: list[Entry], so
     if size and said.has("eval_dataset"):
         said.refuse("val_size", "stands beside eval_dataset", "take one of them out")
     elif (size >= 1 and not size.is_integer()) or size < 0:
-        said.refuse("val_size", f"cannot be {size:g}", expected="a share below 1, or a number of rows")
+        fix = "write it so: val_size: 0.1 for a tenth of the rows, or val_size: 100 for so many"
+        said.refuse("val_size", f"cannot be {size:g}", fix, expected="a share below 1, or a number of rows")
     elif size:
         said.put("data.held_out", size if size < 1 else int(size), "val_size")
     if len(held) > 1:

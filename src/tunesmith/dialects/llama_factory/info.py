@@ -21,6 +21,7 @@ from tunesmith.strict import near
 
 INFO = "dataset_info.json"
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
+_MEND = "mend that place: names and texts stand in double quotes, and no comma behind the last entry"
 _ENTRY = (
     *("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "formatting", "ranking"),
     *("subset", "split", "folder", "num_samples", "revision", "file_sha1", "columns", "tags"),
@@ -90,14 +91,16 @@ class Catalogue:
             value = json.loads(self.file.read_text(encoding="utf-8-sig"))
         except json.JSONDecodeError as error:
             where = f"{self.file}, line {error.lineno}, column {error.colno}"
-            self._broken(RecipeError(f"this is not JSON: {error.msg}", where=where, fix="mend it"))
+            self._broken(RecipeError(f"this is not JSON: {error.msg}", where=where, fix=_MEND))
             return None
         except (OSError, UnicodeDecodeError) as error:
-            self._broken(RecipeError(f"cannot be read: {error}", where=str(self.file)))
+            fix = "let it be a text in UTF-8 that you may read, or name another folder: dataset_dir=…"
+            self._broken(RecipeError(f"cannot be read: {error}", where=str(self.file), fix=fix))
             return None
         if not isinstance(value, dict):
             expected = '{"name": {"file_name": …}, …}'
-            self._broken(RecipeError("holds no data sets by name", where=str(self.file), expected=expected))
+            fix = "put the entries in braces, each behind the name that `dataset` says"
+            self._broken(RecipeError("holds no data sets by name", where=str(self.file), expected=expected, fix=fix))
             return None
         return value
 
@@ -129,7 +132,7 @@ class Catalogue:
             return None
         meant = near(name, list(entries), {})
         known = ", ".join(list(entries)[:8]) + (" …" if len(entries) > 8 else "")
-        fix = f"did you mean {meant}?" if meant else f"add it to {self.file}"
+        fix = f"did you mean {meant}? Correct it, or add {name}" if meant else f"add it to {self.file}"
         self.said.refuse(key, f"names {name}, which is not in {self.file}", fix, expected=known)
         return None
 
@@ -137,7 +140,9 @@ class Catalogue:
         where = f"{self.file}, {name}"
         errors = self.said.ledger.errors
         if not isinstance(raw, dict):
-            errors.append(RecipeError(f"cannot be {write_inline(raw)}", where=where, expected='{"file_name": …}'))
+            fix = f'say where its rows lie: "{name}": {{"file_name": "rows.json"}}'
+            what, expected = f"cannot be {write_inline(raw)}", '{"file_name": …}'
+            errors.append(RecipeError(what, where=where, expected=expected, fix=fix))
             return None
         known = len(errors)
         self._refuse_unknown(where, "", raw, _ENTRY)
@@ -152,7 +157,8 @@ class Catalogue:
         formatting = raw.get("formatting") or "alpaca"
         if formatting not in ("alpaca", "sharegpt", "openai"):
             expected = "alpaca, sharegpt or openai"
-            errors.append(RecipeError(f"formatting cannot be {formatting}", where=where, expected=expected))
+            fix = "take sharegpt or openai for rows of messages, alpaca for instruction and output"
+            errors.append(RecipeError(f"formatting cannot be {formatting}", where=where, expected=expected, fix=fix))
         path, is_local = self._path(where, raw)
         split, limit = self._split(where, raw.get("split"), is_local)
         if len(errors) > known or path is None:
@@ -176,8 +182,9 @@ class Catalogue:
     def _names(self, where: str, raw: Mapping[str, Any], key: str, known: tuple[str, ...]) -> dict[str, str]:
         given = raw.get(key) or {}
         if not isinstance(given, dict) or not all(isinstance(name, str | None) for name in given.values()):
-            error = RecipeError(f"{key} cannot be {write_inline(given)}", where=where, expected="{name: name, …}")
-            self.said.ledger.errors.append(error)
+            what, expected = f"{key} cannot be {write_inline(given)}", "{name: name, …}"
+            fix = f"write it so: {key}: " + ('{"prompt": "question"}' if key == "columns" else '{"role_tag": "from"}')
+            self.said.ledger.errors.append(RecipeError(what, where=where, expected=expected, fix=fix))
             return {}
         self._refuse_unknown(where, f"{key}.", given, known)
         return {name: value for name, value in given.items() if value}
@@ -191,7 +198,9 @@ class Catalogue:
             errors.append(RecipeError(what, where=where, fix="download it, and name its file as file_name"))
             return None, False
         if not raw.get("file_name"):
-            errors.append(RecipeError("names neither file nor hub id", where=where, expected="file_name or hf_hub_url"))
+            fix = f'say "file_name": a file beside {INFO}, or "hf_hub_url": a data set of the hub'
+            expected = "file_name or hf_hub_url"
+            errors.append(RecipeError("names neither file nor hub id", where=where, expected=expected, fix=fix))
             return None, False
         assert self.file is not None
         path = self.file.parent / str(raw["file_name"])
@@ -199,7 +208,8 @@ class Catalogue:
             beside = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
             meant = near(path.name, beside, {})
             notes = {"did you mean": meant} if meant else {}
-            errors.append(RecipeError(f"file_name: there is no {path}", where=where, notes=notes, fix="correct it"))
+            fix = f"correct file_name, which is looked for beside {INFO}, or put the file there"
+            errors.append(RecipeError(f"file_name: there is no {path}", where=where, notes=notes, fix=fix))
             return None, True
         return os.path.abspath(path), True
 

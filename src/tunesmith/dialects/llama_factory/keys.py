@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunesmith.dialects import hf_arguments
 from tunesmith.dialects.base import Key, carried, idle, refused
 
-_PREPARED = "rows are prepared anew each time, in this process"
+_PREPARED = "rows are prepared in this process; what is large is kept in the cache, by all that changes a token of it"
 _ANSWERS = "of answering: `tunesmith chat` and `tunesmith generate` have their own"
 _FUSED = "the kernels here are always the fused ones; the numbers are the same"
 _ONE_PROCESS = "one process on one device does the work"
@@ -74,7 +74,7 @@ KEYS: dict[str, Key] = {
     **idle("held-out rows are scored by their loss; `tunesmith evaluate` scores answers", "eval_num_beams"),
     **idle("held-out rows are scored by their loss; `tunesmith evaluate` scores answers", "compute_accuracy"),
     **refused("leave it out: the chat template words tools and their calls", "tool_format"),
-    **refused("leave it out: rows are prepared anew each time, in seconds", "tokenized_path"),
+    **refused("leave it out: what is large is prepared once and kept in the cache", "tokenized_path"),
     # What is trained.
     **carried("adapter.method", "finetuning_type", "use_dora"),
     **carried("adapter.r", "lora_rank"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.dialects.base import Said, there
+from tunesmith.dialects.base import Said, instead, there
 from tunesmith.dialects.llama_factory.model import names
 
 OF_LORA = (
@@ -135,7 +135,9 @@ def _freeze(said: Said) -> None:
     parts, more = names(said, "freeze_trainable_modules") or ["all"], names(said, "freeze_extra_modules")
     odd = [part for part in parts if part != "all" and part not in _PARTS]
     if odd:
-        said.refuse("freeze_trainable_modules", f"names {', '.join(odd)}", expected=", ".join(["all", *_PARTS]))
+        known = ["all", *_PARTS]
+        fix = instead("freeze_trainable_modules", odd[0], known, "all")
+        said.refuse("freeze_trainable_modules", f"names {', '.join(odd)}", fix, expected=", ".join(known))
     elif "all" not in parts:
         targets = list(dict.fromkeys(_PARTS[part] for part in parts))
         said.put("adapter.targets", targets[0] if len(targets) == 1 else targets, "freeze_trainable_modules")

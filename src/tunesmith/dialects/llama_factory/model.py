@@ -47,7 +47,8 @@ def _storage(said: Said) -> None:
         storage = f"{numbers}-double" if double else numbers
         said.put("model.storage", storage, "quantization_bit", *(key for key in own if said.has(key)))
     else:
-        said.refuse("quantization_bit", f"cannot be {bits} with {how}", expected="4 or 8")
+        fix = f"write it so: quantization_bit: {4 if bits < 8 else 8}; or take it out, for a base of 16 bits"
+        said.refuse("quantization_bit", f"cannot be {bits} with {how}", fix, expected="4 or 8")
 
 
 def _dtype(said: Said) -> None:

@@ -104,7 +104,7 @@ _FROM = {"path": ("path", "data_files"), "split": ("split",), "subset": ("name",
 def _sources(entry: Said, trainer: str) -> list[dict[str, Any]]:
     path = entry.take("path", str)
     if path is None:
-        entry.refuse("path", "is missing", expected="a file, a folder, or a hub id")
+        entry.refuse("path", "is missing", "name the rows: path: rows.jsonl", expected="a file, a folder, or a hub id")
         return []
     split, files = entry.take("split", str, "train"), entry.raw("data_files")
     if isinstance(files, dict):
@@ -129,7 +129,8 @@ def _sources(entry: Said, trainer: str) -> list[dict[str, Any]]:
         found = next((name for name, needs in table if needs <= set(columns)), None)
         if found is None:
             expected = " or ".join(" and ".join(sorted(needs)) for _, needs in table)
-            entry.refuse("columns", f"cannot be {write_inline(columns)} of {trainer}", expected=expected)
+            fix = f"name the columns that {trainer} reads: columns: [{', '.join(sorted(table[0][1]))}]; or take it out"
+            entry.refuse("columns", f"cannot be {write_inline(columns)} of {trainer}", fix, expected=expected)
         else:
             source["format"] = found
     return [{"path": each, **source} for each in paths]

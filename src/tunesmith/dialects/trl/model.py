@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from tunesmith.dialects.base import Said, left_over, there
+from tunesmith.dialects.base import Said, instead, left_over, there
 from tunesmith.dialects.trl.trainer import PAIRS, POLICY
 
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -43,7 +43,9 @@ def _dtype(said: Said, more: Said) -> None:
     for holder, key in given:
         held = str(holder.take(key, str)).removeprefix("torch.")
         if held not in _DTYPES:
-            holder.refuse(key, f"cannot be {held}", expected=", ".join(_DTYPES))
+            holder.refuse(
+                key, f"cannot be {held}", instead(key, held, _DTYPES, "bfloat16"), expected=", ".join(_DTYPES)
+            )
             held = "float32"
     half, brain = said.take("fp16", bool, False), said.take("bf16", bool)
     if half and brain:

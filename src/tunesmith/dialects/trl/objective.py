@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tunesmith.dialects.base import Said, left_over, there
+from tunesmith.dialects.base import Said, instead, left_over, there
 from tunesmith.dialects.trl.trainer import POLICY
 from tunesmith.notation import write_inline
 
@@ -47,7 +47,8 @@ def _preference(said: Said, trainer: str) -> None:
     names = names or [next(iter(table))]
     loss, more = names[0], names[1:]
     if loss not in table:
-        said.refuse("loss_type", f"cannot be {loss} of {trainer}", "choose another", expected=", ".join(table))
+        fix = instead("loss_type", loss, table, next(iter(table)))
+        said.refuse("loss_type", f"cannot be {loss} of {trainer}", fix, expected=", ".join(table))
         loss = next(iter(table))
     said.put("objective.loss", table[loss], *there(said, "trainer"), *there(said, "loss_type"))
     said.put("objective.beta", said.take("beta", float, 0.1), *there(said, "beta"))
@@ -60,7 +61,7 @@ def _preference(said: Said, trainer: str) -> None:
             said.put("objective.alpha", said.take("f_alpha_divergence_coef", float, 0.5), *of)
         left_over(said, "f_divergence_type is not alpha_divergence", "f_alpha_divergence_coef")
     elif more:
-        said.refuse("loss_type", f"cannot be {write_inline(names)}", "take one of them")
+        said.refuse("loss_type", f"cannot be {write_inline(names)}", f"take one of them: loss_type: {loss}")
     if trainer == "cpo":
         said.put("objective.nll_weight", said.take("cpo_alpha", float, 1.0), *there(said, "cpo_alpha"))
         if loss == "simpo":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.dialects.base import Said, left_over
+from tunesmith.dialects.base import Said, instead, left_over
 from tunesmith.notation import write_inline
 
 TRAINERS = ("sft", "dpo", "kto", "orpo", "cpo", "reward", "grpo", "rloo")
@@ -46,14 +46,20 @@ def chosen(said: Said) -> str:
     """The trainer that the file names, or that its keys give away; keys of the others are refused."""
     given = said.take("trainer", str)
     if given is not None and given not in TRAINERS:
-        said.refuse("trainer", f"cannot be {given}", expected=", ".join(TRAINERS))
+        said.refuse(
+            "trainer", f"cannot be {given}", instead("trainer", given, TRAINERS, "sft"), expected=", ".join(TRAINERS)
+        )
         given = None
     guesses = _guesses(said)
     if given is not None:
         name = given
         said.carry("trainer", f"objective.kind: that of {name}")
     elif len(guesses) > 1:
-        said.refuse("model_name_or_path", f"stands in a file of {_listed(guesses)}", "say which: trainer=…")
+        said.refuse(
+            "model_name_or_path",
+            f"stands in a file of {_listed(guesses)}",
+            f"say which: {' or '.join(f'trainer={name}' for name in guesses)}",
+        )
         name = next(iter(guesses))
     elif guesses:
         name, key = next(iter(guesses.items()))
