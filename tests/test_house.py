@@ -12,12 +12,14 @@ PACKAGE = ROOT / "src" / "tunesmith"
 LAYERS: list[set[str]] = [
     {"__main__"},
     {"cli"},
+    {"cli_options"},
     {"guard"},
     {"demo", "__init__"},
     {"search"},
     {"compare"},
     {"one_call", "rehearse"},
     {"run", "inference"},
+    {"plan"},
     {"questions", "assemble", "held_out"},
     {"reward_model"},
     {"chat", "evaluate", "answer_file", "classifier"},
@@ -37,7 +39,7 @@ LAYERS: list[set[str]] = [
     {"record"},
     {"card", "plot", "strict"},
     {"atomic", "machine", "notation", "pages"},
-    {"events", "settings"},
+    {"events", "settings", "ghost"},
     {"errors"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -26,7 +26,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.recipe_rules import refuse_dropout
 from tunesmith.session import adapter_folder
 from tunesmith.train.checkpoint import Restored
-from tunesmith.train.loop import train_mode
+from tunesmith.train.mode import recompute_blocks, train_mode
 from tunesmith.train.noise import NEFTune
 
 NAME = "trained"
@@ -75,7 +75,7 @@ def model_of(
     if recipe.train.neftune_alpha is not None:
         policy.noise = NEFTune(recipe.train.neftune_alpha)
     if recipe.train.recompute:
-        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_blocks(loaded.model)
     train_mode(policy, recipe.train.recompute)
     policy.refuse_lead()
     return loaded, policy, adapter_set

@@ -10,6 +10,22 @@ from typing import Annotated, Any
 
 import typer
 
+from tunesmith.cli_options import (
+    SCORERS,
+    Base,
+    MaxNewTokens,
+    NumBeams,
+    OtherAdapter,
+    Overrides,
+    RecipeFile,
+    RemoteCode,
+    Source,
+    Storage,
+    Strict,
+    System,
+    Temperature,
+    Template,
+)
 from tunesmith.guard import guarded
 
 app = typer.Typer(
@@ -20,45 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RecipeFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RECIPE", help="A YAML recipe, another tool's YAML file, or a run folder.", show_default=False
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings on top of the recipe's.", show_default=False),
-]
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="SOURCE", help="A run folder, an adapter folder, a model folder, or a hub id.", show_default=False
-    ),
-]
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse another tool's keys that have no effect here.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above, it is drawn.")]
-NumBeams = Annotated[int, typer.Option(min=1, help="Above 1: the most probable whole answer, by beam search.")]
-Base = Annotated[
-    str | None, typer.Option(help="The base model, where the adapter's own note of it is not it.", show_default=False)
-]
-Storage = Annotated[
-    str, typer.Option(help="How the base is held: auto (as when trained, or as its files are), plain, nf4, …, int8.")
-]
-OtherAdapter = Annotated[
-    str | None, typer.Option(help="An adapter folder to put on SOURCE, or none: the base alone.", show_default=False)
-]
-SCORERS = "exact, f1, contains, number, label, sql, tool_call"
-Template = Annotated[
-    str | None,
-    typer.Option(
-        help="Chat template for a model without one: a name (chatml, plain …), a file, Jinja.", show_default=False
-    ),
-]
-System = Annotated[str | None, typer.Option(help="A system turn in front.", show_default=False)]
 
 
 def verb(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,6 +109,40 @@ def check(
     from tunesmith import run
 
     run.check(resolved, rows=rows, as_json=as_json, html=html, trust_remote_code=trust_remote_code)
+
+
+@verb
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Plan for so much memory (24GB), not what is free.", show_default=False),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0.0, help="What an hour of this machine costs.", show_default=False)
+    ] = None,
+    methods: Annotated[bool, typer.Option(help="Every adapter method side by side.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    strict: Strict = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Show what a run will need, memory and time, and what would fit; load no weight. Ends with 3 where it does not
+    fit."""
+    from tunesmith.dialects.read import load
+    from tunesmith.notation import read_size
+
+    room = None if memory is None else read_size(memory, "--memory")
+    resolved = load(recipe, overrides or [], strict=strict)
+    from tunesmith import run
+
+    if (
+        run.plan(
+            resolved, memory=room, price=price, methods=methods, as_json=as_json, trust_remote_code=trust_remote_code
+        )
+        is False
+    ):
+        raise typer.Exit(3)
 
 
 @verb

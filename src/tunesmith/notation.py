@@ -193,3 +193,14 @@ def dotted(path: Path) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def read_size(text: str, where: str) -> int:
+    """Bytes of "24GB", "16 GiB", "800M": powers of ten, or of two with an i."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", text, re.I)
+    if match is None:
+        raise RecipeError("is not a size", where=where, found=text, fix="give one such as 24GB, 16GiB or 800MB")
+    return round(float(match[1]) * _UNITS[match[2].lower()])

@@ -17,8 +17,9 @@ from tunesmith.adapters import identity, store
 from tunesmith.adapters.adapter_set import AdapterSet, refusal, unload
 from tunesmith.adapters.adapter_set import check as check_method
 from tunesmith.assemble import NAME, has_own_words, model_of, origin, refuse_unknown_targets
+from tunesmith.data.kept import prepare_once as prepare
 from tunesmith.data.mixture import FROM_PYTHON
-from tunesmith.data.prepare import Prepared, prepare
+from tunesmith.data.prepare import Prepared
 from tunesmith.data.report import summary
 from tunesmith.data.templates import install
 from tunesmith.errors import CheckpointError, Interrupted, RecipeError, TunesmithError
@@ -33,6 +34,9 @@ from tunesmith.models.load import (
 )
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Objective
+from tunesmith.plan.main import plan as planned
+from tunesmith.plan.main import refuse_what_cannot_fit
+from tunesmith.plan.report import lines as plan_lines
 from tunesmith.progress import Progress
 from tunesmith.recipe import Recipe, Resolved
 from tunesmith.record import Run
@@ -114,6 +118,7 @@ def train(
         refuse_unknown_targets(recipe, trust_remote_code, objective.head)
         if recipe.model.adapter is None:
             check_method(recipe.adapter, budget.num_steps, recipe.train.optimizer)
+        refuse_what_cannot_fit(recipe, tokenizer, prepared, objective, progress, trust_remote_code=trust_remote_code)
         loaded, policy, adapter_set = model_of(recipe, tokenizer, trust_remote_code, saved, progress, objective.head)
         before = None if saved is None else bool(saved.state.get("frozen"))
         store_frozen(policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress)
@@ -201,6 +206,8 @@ def read_rows(
             recipe.data,
             tokenizer,
             seed=recipe.train.seed,
+            root=cache_folder() / "prepared",
+            say=progress.say,
             rows=rows,
             most_tokens=_room(recipe, config),
             made_for=made_for(config),
@@ -374,3 +381,39 @@ def check(
         print(json.dumps({**as_dict(prepared), "of_the_file": resolved.notes}, indent=2, ensure_ascii=False))
     else:
         print_report(prepared, tokenizer, Console(), rows)
+
+
+def plan(
+    resolved: Resolved,
+    *,
+    memory: int | None = None,
+    price: float | None = None,
+    methods: bool = True,
+    as_json: bool = False,
+    trust_remote_code: bool = False,
+) -> bool | None:
+    """What a recipe will need, printed; loads no weight. Returns whether it fits (None: nobody says how much there
+    is).
+
+    `memory`: bytes to plan for, in place of what is free here. `price`: of an hour, in any currency.
+    """
+    import json
+
+    recipe = resolved.recipe
+    with Progress(quiet=as_json) as progress, _said_where(resolved):
+        tokenizer, prepared = read_rows(recipe, trust_remote_code, progress)
+        objective = built(recipe, prepared)
+        refuse_unknown_targets(recipe, trust_remote_code, objective.head)
+        made = planned(
+            resolved,
+            tokenizer,
+            prepared,
+            objective,
+            progress,
+            memory=memory,
+            price=price,
+            methods=methods,
+            trust_remote_code=trust_remote_code,
+        )
+    print(json.dumps(made.as_json(), indent=2) if as_json else "\n".join(plan_lines(made)))
+    return made.fits

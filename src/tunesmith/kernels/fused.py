@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tunesmith.ghost import is_ghost
 from tunesmith.kernels.native import library
 
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "b16"}
@@ -24,7 +25,12 @@ def _pointer(tensor: Tensor) -> ctypes.c_void_p:
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
-    """Run a compiled function: tensors as pointers, None as the null one, integers as int64, floats as float."""
+    """Run a compiled function: tensors as pointers, None as the null one, integers as int64, floats as float.
+
+    Among tensors without numbers there is nothing to do: what it writes into is there already.
+    """
+    if is_ghost(*arguments):
+        return
     function = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
     function(
         *(

@@ -25,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 from tunesmith.adapters.heads import is_classifier
 from tunesmith.adapters.virtual import Virtual
 from tunesmith.data.types import Segment
+from tunesmith.ghost import is_ghost
 from tunesmith.kernels.flat_attention import can_run, flat_attention, no_branches
 
 NAME = "tunesmith"
@@ -329,6 +330,9 @@ def install(model: PreTrainedModel) -> bool:
     if not model._supports_attention_backend:
         return False
     own = model.config._attn_implementation
+    if is_ghost(next(model.parameters())):  # which has no logits to compare
+        model.set_attn_implementation(NAME)
+        return True
     ids = torch.arange(1, 12, device=model.device)[None] % model.config.get_text_config().vocab_size
     try:
         model.set_attn_implementation("eager")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tunesmith.adapters.attach import replace
 from tunesmith.data.types import Segment
+from tunesmith.ghost import is_ghost, numbers
 from tunesmith.kernels.fused import rms_norm, rotary, swiglu
 from tunesmith.kernels.native import library
 from tunesmith.models.attention import Layout, flat_of
@@ -153,12 +154,38 @@ def fuse(model: nn.Module) -> int:
                 continue
             key = (type(module), number if fits is not _is_attention else (number, path))
             if key not in chosen:
-                chosen[key] = _choose(module, forms, trial)
+                with numbers():
+                    chosen[key] = _choose(_twin(module, first.dtype) if is_ghost(first) else module, forms, trial)
             made = chosen[key]
             if made is not None:
                 replace(model, path, _share(module, made))
                 count += 1
     return count
+
+
+def _twin(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A small module of the same class and kind whose parameters have numbers, for one whose have none."""
+    twin = type(module).__new__(type(module))
+    vars(twin).update(vars(module))
+    heads = getattr(module, "head_dim", NARROW)
+    wide = heads * getattr(module, "num_key_value_groups", 1)
+    sizes = {
+        "q_proj": (NARROW, wide), "k_proj": (NARROW, heads), "v_proj": (NARROW, heads), "o_proj": (wide, NARROW),
+        "gate_proj": (NARROW, heads), "up_proj": (NARROW, heads), "down_proj": (heads, NARROW),
+    }  # fmt: skip
+    twin._modules = {
+        name: nn.Linear(*sizes[name], bias=child.bias is not None, dtype=dtype) if name in sizes else child  # type: ignore[union-attr]
+        for name, child in module._modules.items()
+    }
+    twin._parameters = {name: nn.Parameter(torch.rand(len(old), dtype=dtype)) for name, old in _own(module).items()}  # type: ignore[misc]
+    return twin
+
+
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters(recurse=False))
+
+
+NARROW = 32
 
 
 def _choose(module: nn.Module, forms: Any, trial: Any) -> type[nn.Module] | None:

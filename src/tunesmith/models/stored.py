@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from tunesmith.adapters.targets import anatomy
 from tunesmith.errors import ModelError
 from tunesmith.quant import QUANTISED
 from tunesmith.quant.quantised import QuantisedLinear, dequantise, quantised_layers, substitute
@@ -127,6 +128,26 @@ def settle_in(model: PreTrainedModel, dtype: torch.dtype, storage: str) -> None:
     _forget(model)
     for config in (model.config, model.config.get_text_config()):
         config.dtype = dtype
+
+
+def hollow(model: PreTrainedModel, config: Any, storage: str) -> None:
+    """Matrices in the blocks of a model on the meta device become what they would be in `storage`."""
+    if storage == "plain":
+        return
+    held, module, body = _held(config), QUANTISED[storage], anatomy(model)
+    wanted = {id(layer) for path, layer in body.modules.items() if body.block_of(path) is not None}
+
+    def ours(layer: nn.Module) -> QuantisedLinear | None:
+        if id(layer) not in wanted or not isinstance(layer, nn.Linear | Conv1D):
+            return None
+        linear = layer
+        if isinstance(layer, Conv1D):
+            in_, out = layer.weight.shape
+            linear = nn.Linear(in_, out, layer.bias is not None, device="meta", dtype=layer.weight.dtype)
+        made: QuantisedLinear = module.hollow(linear, storage, held)  # type: ignore[attr-defined]
+        return made
+
+    substitute(model, ours)
 
 
 def _forget(model: PreTrainedModel) -> None:

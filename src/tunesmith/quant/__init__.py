@@ -5,6 +5,7 @@ A file holds a `QuantisedLinear` (quantised.py), its header (Paper, Maths, Bits,
     in_files(config)            the storage of a checkpoint with this `quantization_config`, None for another's
     reading(storage, config)    the `quantization_config` for transformers; an error where a package is missing
     taken(layer, dtype)         a layer as transformers read it, in our class
+    hollow(linear, storage, config)    the same on the meta device: shapes alone, for who wants to know what it takes
 """
 
 from tunesmith.quant import four_bit, gptq, int8

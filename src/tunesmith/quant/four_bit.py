@@ -12,7 +12,9 @@ reads. The product is ours (quantised.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -94,3 +96,24 @@ def taken(layer: nn.Module, dtype: torch.dtype) -> QuantisedLinear | None:
     if not isinstance(layer, bitsandbytes().nn.Linear4bit):
         return None
     return FourBitLinear(layer.weight.data, layer.weight.quant_state, layer.bias, dtype)
+
+
+def hollow(linear: nn.Linear, storage: str, config: Mapping[str, Any] | None) -> QuantisedLinear:
+    """`linear`, which stands on the meta device, in `storage`."""
+
+    def held(size: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(size, dtype=dtype, device="meta")
+
+    out, in_ = linear.weight.shape
+    blocks, nested = math.ceil(out * in_ / BLOCK), storage.endswith("-double")
+    absmax = held((blocks,), torch.uint8 if nested else torch.float32)
+    outer = SimpleNamespace(blocksize=DOUBLE, absmax=held((math.ceil(blocks / DOUBLE),)), code=held((256,)))
+    state = SimpleNamespace(
+        shape=(out, in_), quant_type=storage.removesuffix("-double"), blocksize=BLOCK, nested=nested,
+        absmax=absmax, code=held((16,)), state2=outer if nested else None, offset=held(()),
+    )  # fmt: skip
+    return FourBitLinear(held((math.ceil(out * in_ / 2), 1), torch.uint8), state, linear.bias, linear.weight.dtype)
+
+
+BLOCK, DOUBLE = 64, 256
+"""Numbers to a scale, and scales to a scale of theirs, as bitsandbytes makes them."""

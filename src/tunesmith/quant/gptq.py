@@ -188,3 +188,12 @@ def taken(layer: nn.Module, dtype: torch.dtype) -> QuantisedLinear | None:
         return None
     layer.like = torch.empty(0, dtype=dtype, device=layer.qweight.device)
     return layer
+
+
+def hollow(linear: nn.Linear, storage: str, config: Mapping[str, Any] | None) -> QuantisedLinear:
+    """`linear`, which stands on the meta device, as a checkpoint with this `quantization_config` holds it."""
+    held = config or {}
+    offset = FORMATS[held.get("checkpoint_format") or "gptq"]
+    shape, dtype = (linear.weight.shape[0], linear.weight.shape[1]), linear.weight.dtype
+    bits, group = int(held.get("bits", 4)), int(held.get("group_size", 128))
+    return GPTQLinear(shape, bits, group, offset, linear.bias, dtype, "meta")

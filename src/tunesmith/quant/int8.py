@@ -61,3 +61,9 @@ def taken(layer: nn.Module, dtype: torch.dtype) -> QuantisedLinear | None:
         return None
     weight = layer.weight
     return Int8Linear(weight.data if weight.CB is None else weight.CB.data, weight.SCB, layer.bias, dtype)
+
+
+def hollow(linear: nn.Linear, storage: str, config: Mapping[str, Any] | None) -> QuantisedLinear:
+    """`linear`, which stands on the meta device, in this storage."""
+    q = torch.empty(linear.weight.shape, dtype=torch.int8, device="meta")
+    return Int8Linear(q, torch.empty(len(q), device="meta"), linear.bias, linear.weight.dtype)

@@ -39,6 +39,12 @@ def train_mode(policy: Policy, recompute: bool) -> None:
         )
 
 
+def recompute_blocks(model: Any) -> None:
+    """Let transformers recompute what its blocks keep; what it is called differs by its version."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 class _Quiet:
     """Runs a checkpointed block as the frozen part that it is: dropout of its own, asked of `self.training`, is off."""
 

@@ -60,6 +60,9 @@ class TrainSettings(Settings):
     """NEFTune: uniform noise of alpha / sqrt(length x width) on the embeddings while training; null: none. Often 5."""
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    memory_forecast: Literal["refuse", "tell", "off"] = "refuse"
+    """What is done where a run is forecast to need more memory than is free: refuse it before any weight is read, tell
+    and begin all the same; off: nothing is forecast."""
     cache_frozen: bool | None = None
     """Store on disk, once, what the blocks below adapter.last_blocks give for each row, and begin each pass there.
     null: where rows come more than once and the disk has room."""

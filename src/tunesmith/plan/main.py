@@ -1,0 +1,182 @@
+"""A whole plan: what a recipe needs, whether it fits, what would, and what else there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.data.prepare import Prepared
+from tunesmith.data.problems import counted
+from tunesmith.errors import MachineError, ModelError
+from tunesmith.models.load import load_config, pick_device, pick_dtype, settle, without_weights
+from tunesmith.objectives.base import Objective
+from tunesmith.plan import plain
+from tunesmith.plan.advice import changes, that_fits
+from tunesmith.plan.memory import memory_of
+from tunesmith.plan.methods import side_by_side
+from tunesmith.plan.planner import Need, Planner
+from tunesmith.plan.report import Plan
+from tunesmith.plan.speed import measure
+from tunesmith.progress import Progress, size
+from tunesmith.recipe import Recipe, Resolved
+
+ELSEWHERE = {"full": "full, AdamW", "lora": "LoRA", "qlora": "QLoRA"}
+
+
+def plan(
+    resolved: Resolved,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    objective: Objective,
+    progress: Progress,
+    *,
+    memory: int | None = None,
+    price: float | None = None,
+    methods: bool = True,
+    remedies: bool = True,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """`memory`: bytes that there are to be, in place of what this machine has free. `price`: of an hour. `methods`,
+    `remedies`: whether other methods, and what takes less, are looked at."""
+    recipe = resolved.recipe
+    device = pick_device(recipe.model.device)
+    planner = Planner(
+        recipe, tokenizer, prepared, objective, memory_of(device, memory), trust_remote_code=trust_remote_code
+    )
+    if not objective.steps_per_epoch:
+        raise ModelError(
+            "this objective learns without steps: there is nothing to plan but one pass of the frozen model",
+            where="objective",
+            fix="tunesmith train: it takes about what answering takes",
+        )
+    config = load_config(recipe.model, trust_remote_code=trust_remote_code)
+    dtype = pick_dtype(recipe.model.dtype, device)
+    with progress.stage("one step without numbers"):
+        width = config.get_text_config().hidden_size
+        planner.pace = measure(min(planner.micro_tokens(recipe), 1024), width, dtype, device)
+        need = planner.need(recipe)
+    found, cheapest, room = [], None, planner.memory.room
+    if remedies:
+        with progress.stage("what takes less"):
+            found = changes(planner, need)
+            cheapest = that_fits(planner, found, room) if room is not None and need.memory > room else None
+    candidates = []
+    storage = settle(recipe.model, config, trust_remote_code=trust_remote_code)
+    if methods:
+        with progress.stage("every method beside it") as told:
+            candidates = side_by_side(planner, storage, told)
+    elsewhere, at = _elsewhere(recipe, need, planner)
+    train = recipe.train
+    return Plan(
+        resolved.name,
+        f"{(config.architectures or [config.model_type])[0]}, {counted(planner.num_blocks, 'block')}, "
+        f"{str(dtype).removeprefix('torch.')} on {device}{'' if storage == 'plain' else f', matrices in {storage}'}",
+        recipe.adapter.method,  # type: ignore[attr-defined]
+        need,
+        planner.memory,
+        planner.pace.rate,
+        len(prepared.train),
+        f"{train.batch_tokens:,} tokens" if train.batch_tokens else counted(train.batch_size or 1, "row"),
+        found,
+        cheapest,
+        candidates,
+        elsewhere,
+        at,
+        price,
+        _notes(planner, trust_remote_code),
+    )
+
+
+def _notes(planner: Planner, trust_remote_code: bool) -> list[str]:
+    notes = []
+    if planner.is_stand_in:
+        notes.append("answers are written while training: rows are taken to be as long as they can become with them")
+    if planner.recipe.objective.kind == "distill":  # type: ignore[attr-defined]
+        notes.append("the teacher is not counted: its weights come on top")
+    return notes
+
+
+def _elsewhere(recipe: Recipe, need: Need, planner: Planner) -> tuple[dict[str, dict[str, int]], str]:
+    """Plain transformers and PEFT on the same rows: a batch of as many rows, padded to the longest."""
+    model = without_weights(recipe.model, trust_remote_code=planner.trust_remote_code)
+    if model is None or planner.objective.head is not None:
+        return {}, ""
+    shape = plain.shape_of(model)
+    batch, length = recipe.train.batch_size or max(1, need.trial.rows), need.trial.longest
+    told: dict[str, dict[str, int]] = {}
+    for way, words in ELSEWHERE.items():
+        kind: Any = way
+        trained = shape.parameters if way == "full" else need.trial.counts.trained
+        told[words] = plain.forecast(
+            shape,
+            way=kind,
+            trained=trained,
+            batch=batch,
+            length=length,
+            dtype_bytes=2,
+            recompute=recipe.train.recompute,
+            optimizer="adamw",
+        )
+    return told, f"bf16, {counted(batch, 'row')} at once, padded to {length:,} tokens"
+
+
+ROOMY = 20
+"""A model whose weights are this many times smaller than the room, and its rows too, is not looked at closer."""
+
+
+def refuse_what_cannot_fit(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    objective: Objective,
+    progress: Progress,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Before any weight is read: a run that needs more than there is does not begin, unless the recipe says so."""
+    wanted = recipe.train.memory_forecast
+    if wanted == "off" or not objective.steps_per_epoch:
+        return
+    memory = memory_of(pick_device(recipe.model.device))
+    room = memory.room
+    if room is None:
+        return
+    planner = Planner(recipe, tokenizer, prepared, objective, memory, trust_remote_code=trust_remote_code)
+    if _is_far_below(planner, recipe, room - memory.held):
+        return
+    try:
+        need = planner.need(recipe, quick=True)
+    except ModelError as error:
+        progress.say(f"memory: {str(error).splitlines()[0]}")
+        return
+    told = f"memory: {size(need.memory)} forecast, {size(room)} free"
+    if need.memory <= room:
+        progress.say(told)
+        return
+    change = that_fits(planner, changes(planner, need), room)
+    fix = "a smaller model, or a machine with more memory" if change is None else f"{change.typed} ({change.cost})"
+    if wanted == "tell":
+        progress.say(f"{told}: it may not fit. What would: {fix}")
+        return
+    raise MachineError(
+        "this run needs more memory than there is",
+        found=f"about {size(need.memory)} at its peak; {size(room)} free on {planner.memory.kind}",
+        fix=f"{fix}; or begin all the same: train.memory_forecast=tell (tunesmith plan shows the parts)",
+    )
+
+
+def _is_far_below(planner: Planner, recipe: Recipe, room: int) -> bool:
+    """Whether no closer look is needed: far more room than weights and the largest micro-batch could fill."""
+    model = without_weights(recipe.model, trust_remote_code=planner.trust_remote_code, head=planner.objective.head)
+    if model is None:
+        return True
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    tokens = max(planner.micro_tokens(recipe), planner.longest)
+    config = model.config.get_text_config()
+    passing = tokens * config.hidden_size * config.num_hidden_layers * BYTES_A_PLACE
+    return ROOMY * numbers + passing < room
+
+
+BYTES_A_PLACE = 240
+"""More than any method keeps of one number of one token in one block (34 to 90 were seen)."""

@@ -1,0 +1,242 @@
+"""One optimizer step on tensors without numbers: what it would hold, by part, and how much it would multiply.
+
+The model, the adapter, the objective and the optimizer are those of the run, and so is their code: what is counted is
+what they would do. The step is the one whose micro-batch is the largest of those looked at.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunesmith.adapters.adapter_set import AdapterSet, Counts, add
+from tunesmith.adapters.attach import Switch
+from tunesmith.data.types import Batch
+from tunesmith.errors import ModelError
+from tunesmith.ghost import Meter, NumbersNeededError
+from tunesmith.models.hollow import device_of, hollow_model, hollow_policy
+from tunesmith.models.policy import Policy, flat_batch
+from tunesmith.objectives.base import Objective, Step
+from tunesmith.recipe import Recipe
+from tunesmith.train.mode import recompute_blocks, train_mode
+from tunesmith.train.noise import NEFTune
+
+LOOKED_AT, PATIENCE = 200, 3.0
+"""Steps among which the largest micro-batch is sought, and seconds after which it is no longer."""
+NAME = "planned"
+SMALL, BLOCK = 4096, 256
+"""bitsandbytes' 8-bit AdamW: smaller tensors keep their moments in fp32; one fp32 scale for each so many numbers."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Bytes that one step holds, by what holds them."""
+
+    weights: int
+    """The frozen base."""
+    adapter: int
+    """What learns, and what the method keeps beside it."""
+    gradients: int
+    optimizer: int
+    activations: int
+    """What the forward pass keeps for the backward pass, without the loss."""
+    loss: int
+    """What reckoning the loss and the gradient of the last hidden states adds, at most."""
+    peak: int
+    """The most at once, of all."""
+    answering: int
+    """What answering one row of the micro-batch's longest length takes, base and adapter too."""
+
+    @property
+    def lasting(self) -> int:
+        """What is held from step to step."""
+        return self.weights + self.adapter + self.gradients + self.optimizer
+
+    @property
+    def passing(self) -> int:
+        """The most that is held beside that."""
+        return max(0, self.peak - self.lasting)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one step holds and does."""
+
+    parts: Parts
+    counts: Counts
+    tokens: int
+    """Of the micro-batch."""
+    rows: int
+    longest: int
+    flops: float
+    """Of the micro-batch's matrix products, forward and backward, as run."""
+    operations: int
+    flat: bool
+    mergeable: bool
+
+
+def largest(
+    objective: Objective, policy: Policy, micro_tokens: int, longest: int | None = None
+) -> tuple[Step, Batch, bool]:
+    """The step that holds the largest micro-batch of the next ones, that micro-batch, and whether it is the step's only
+    one. `longest`: none with a longer row, if there is another."""
+    best: tuple[tuple[bool, int, int], Step, Batch, bool] | None = None
+    until = time.monotonic() + PATIENCE
+    before = objective.state_dict()
+    for step in islice(objective.steps(policy), min(LOOKED_AT, max(1, objective.steps_per_epoch))):
+        batches = objective.micro_batches(step, micro_tokens)
+        widest = max(batches, key=lambda batch: _size(batch, policy, longest))
+        size = _size(widest, policy, longest)
+        if best is None or size > best[0]:
+            best = size, step, widest, len(batches) == 1
+        if time.monotonic() > until:
+            break
+    objective.load_state_dict(before)
+    assert best is not None
+    return best[1:]
+
+
+def _size(batch: Batch, policy: Policy, longest: int | None) -> tuple[bool, int, int]:
+    """Whether it is allowed, the places that it takes (padding too), and its learned tokens."""
+    rows = [len(segment) for segment in batch.segments]
+    places = sum(rows) if policy.flat else len(rows) * max(rows)
+    return longest is None or max(rows) <= longest, places, batch.num_learned
+
+
+def try_step(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: Objective,
+    micro_tokens: int,
+    *,
+    trust_remote_code: bool = False,
+    blocks: int | None = None,
+    longest: int | None = None,
+) -> Trial:
+    """Run one step of `recipe` without numbers. What needs a number to go on is a `ModelError` that says so.
+
+    `blocks`: of a model of so many blocks. `longest`: among micro-batches with no longer row.
+    """
+    meter = Meter(device_of(recipe.model))
+    with meter.on():
+        try:
+            model = hollow_model(
+                recipe.model,
+                tokenizer,
+                meter,
+                trust_remote_code=trust_remote_code,
+                head=objective.head,
+                blocks=blocks,
+            )
+            return _tried(recipe, tokenizer, objective, micro_tokens, longest, meter, model)
+        except NumbersNeededError as error:
+            raise ModelError(
+                "what this model holds while training cannot be told from shapes alone",
+                found=str(error),
+                fix="tunesmith rehearse trains a few real steps and says what they took",
+            ) from error
+
+
+def _tried(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: Objective,
+    micro_tokens: int,
+    longest: int | None,
+    meter: Meter,
+    model: PreTrainedModel,
+) -> Trial:
+    weights, switch = meter.bytes, Switch()
+    adapter_set = _added(recipe, model, tokenizer, switch)
+    switch.name = NAME
+    policy = hollow_policy(model, switch)
+    if recipe.train.neftune_alpha is not None:
+        policy.noise = NEFTune(recipe.train.neftune_alpha)
+    if recipe.train.recompute:
+        recompute_blocks(model)
+    train_mode(policy, recipe.train.recompute)
+    adapter = meter.bytes - weights
+    step, batch, is_only = largest(objective, policy, micro_tokens, longest)
+    kept = _watch_hidden(policy, meter)
+    learned = adapter_set.parameters()
+    if not is_only:  # it is reckoned beside the gradients of those before it
+        for parameter in learned.values():
+            parameter.grad = torch.zeros_like(parameter)
+    held = meter.reset()
+    meter.flops, meter.operations = 0.0, 0
+    found = objective.loss(policy, batch)
+    total = torch.stack([value / step.denominators[name] for name, value in found.sums.items()]).sum()
+    last = max(kept, default=held)
+    activations, loss = last - held, meter.peak - last
+    total.backward()  # type: ignore[no-untyped-call]
+    del found, total
+    gradients = sum(parameter.grad.nbytes for parameter in learned.values() if parameter.grad is not None)
+    state = _state_bytes(recipe, learned)
+    peak, flops, operations = meter.peak + state, meter.flops, meter.operations
+    for parameter in learned.values():
+        parameter.grad = None
+    lengths = [len(segment) for segment in batch.segments]
+    answering = _answering(policy, max(lengths), meter)
+    parts = Parts(weights, adapter, gradients, state, activations, loss, peak, answering)
+    mergeable = all(adapter.mergeable for adapter in adapter_set.adapters.values())
+    return Trial(
+        parts,
+        adapter_set.counts(),
+        sum(lengths),
+        len(lengths),
+        max(lengths),
+        flops,
+        operations,
+        policy.flat,
+        mergeable,
+    )
+
+
+def _watch_hidden(policy: Policy, meter: Meter) -> list[int]:
+    """Bytes held after each pass through the blocks, as they are made."""
+    kept: list[int] = []
+    hidden = policy.hidden
+
+    def watched(batch: Batch) -> Tensor:
+        made = hidden(batch)
+        kept.append(meter.bytes)
+        return made
+
+    policy.hidden = watched  # type: ignore[method-assign]
+    return kept
+
+
+def _added(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, switch: Switch) -> AdapterSet:
+    known = tokenizer.get_vocab()
+    return add(
+        model, switch, recipe.adapter,
+        name=NAME, seed=recipe.train.seed,
+        added_tokens=tuple(known[token] for token in recipe.model.add_tokens),
+        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+    )  # fmt: skip
+
+
+def _answering(policy: Policy, length: int, meter: Meter) -> int:
+    """Bytes at the peak of reading one text of `length` tokens, and of its keys and values."""
+    config = policy.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    meter.reset()
+    with policy.answering():
+        policy.hidden(flat_batch([torch.zeros(length, dtype=torch.long)]))
+    return meter.peak + 2 * config.num_hidden_layers * heads * dim * length * policy.model.dtype.itemsize
+
+
+def _state_bytes(recipe: Recipe, learned: Mapping[str, nn.Parameter]) -> int:
+    """Of the optimizer: two moments for each number that learns."""
+    sizes = [parameter.numel() for parameter in learned.values()]
+    if recipe.train.optimizer == "adamw":
+        return 8 * sum(sizes)
+    small = sum(size for size in sizes if size < SMALL)
+    return 8 * small + round((sum(sizes) - small) * 2 * (1 + 4 / BLOCK))

@@ -1,0 +1,242 @@
+"""A plan says what a run will hold, whether it fits, and what would; a run that cannot fit does not begin."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_run import make_model, make_rows, recipe
+from typer.testing import CliRunner
+
+from tunesmith import cli, run
+from tunesmith.adapters import METHODS
+from tunesmith.errors import MachineError, RecipeError
+from tunesmith.notation import read_size
+from tunesmith.plan import main as planning
+from tunesmith.plan.advice import changed, that_fits
+from tunesmith.plan.memory import FITTED, Memory, needed
+from tunesmith.plan.planner import Planner, deeper
+from tunesmith.plan.report import lines
+from tunesmith.plan.step import Parts, try_step
+from tunesmith.progress import Progress
+from tunesmith.recipe import Resolved, from_dict
+
+PLENTY = Memory("cpu", 10**12, 10**12, 10**8)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("plan")
+    model = make_model(folder / "model")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"num_hidden_layers": 9, "hidden_size": 64, "head_dim": 32, "intermediate_size": 96}
+    config.pop("layer_types", None)
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "model.safetensors").unlink()  # a plan reads no weight
+    return model, make_rows(folder / "rows.jsonl", 40)
+
+
+def values(place: tuple[Path, Path], tmp_path: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+    made = recipe(*place, tmp_path / "run")
+    return {name: made.get(name, {}) | sections.get(name, {}) for name in (*made, *sections)}
+
+
+def planner_of(resolved: Resolved, memory: Memory = PLENTY) -> Planner:
+    with Progress(quiet=True) as progress:
+        tokenizer, prepared = run.read_rows(resolved.recipe, False, progress)
+    return Planner(resolved.recipe, tokenizer, prepared, run.built(resolved.recipe, prepared), memory)
+
+
+def plan_of(resolved: Resolved, **more: Any) -> Any:
+    with Progress(quiet=True) as progress:
+        tokenizer, prepared = run.read_rows(resolved.recipe, False, progress)
+        objective = run.built(resolved.recipe, prepared)
+        return planning.plan(resolved, tokenizer, prepared, objective, progress, **more)
+
+
+def test_no_weight_is_read_and_every_part_is_there(place: tuple[Path, Path], tmp_path: Path) -> None:
+    made = plan_of(from_dict(values(place, tmp_path)), price=2.0)
+    parts, counts = made.need.trial.parts, made.need.trial.counts
+    assert parts.adapter == 4 * counts.trained == parts.gradients
+    assert parts.optimizer == 8 * counts.trained
+    assert parts.weights == pytest.approx(4 * counts.total, rel=0.01), "fp32"
+    assert parts.activations > 0
+    assert parts.peak >= parts.lasting - parts.gradients + parts.activations
+    assert made.fits
+    assert [one.method for one in made.methods] == list(METHODS)
+    assert all(one.need is not None for one in made.methods), [one.reason for one in made.methods]
+    text = "\n".join(lines(made))
+    for word in (
+        "peak of training",
+        "fits into",
+        "merging",
+        "tokens a second",
+        "at 2 an hour",
+        "side by side",
+        "QLoRA",
+    ):
+        assert word in text
+    assert json.loads(json.dumps(made.as_json()))["fits"] is True
+
+
+def test_a_deep_model_is_known_from_two_shallow_ones(place: tuple[Path, Path], tmp_path: Path) -> None:
+    planner = planner_of(from_dict(values(place, tmp_path)))
+    assert planner.num_blocks == 9
+    for method in METHODS:
+        made = planner.recipe.model_copy(update={"adapter": METHODS[method].Settings()})
+        whole, quick = planner.trial(made), planner.trial(made, quick=True)
+        assert quick.counts == whole.counts
+        for name in vars(whole.parts):
+            assert getattr(quick.parts, name) == pytest.approx(getattr(whole.parts, name), rel=0.02, abs=200), name
+        assert quick.flops == pytest.approx(whole.flops, rel=0.02)
+    with pytest.raises(AttributeError):
+        deeper(None, None, 3)  # type: ignore[arg-type]
+
+
+def test_each_change_takes_less_and_is_what_a_recipe_may_say(place: tuple[Path, Path], tmp_path: Path) -> None:
+    told = values(place, tmp_path, train={"batch_size": 8})
+    made = plan_of(from_dict(told), methods=False)
+    assert {"train.recompute", "adapter.last_blocks"} <= {key for one in made.changes for key in one.settings}
+    for change in made.changes:
+        assert change.memory < made.need.memory, change.typed
+        tree = json.loads(json.dumps(told))
+        for key, value in change.settings.items():
+            section, _, name = key.partition(".")
+            tree[section][name] = value
+        again = plan_of(from_dict(tree), methods=False, remedies=False)
+        assert again.need.memory == pytest.approx(change.memory, rel=0.05), change.typed
+
+
+def test_what_does_not_fit_gets_the_cheapest_change_that_does(place: tuple[Path, Path], tmp_path: Path) -> None:
+    planner = planner_of(from_dict(values(place, tmp_path, train={"batch_size": 8})))
+    need = planner.need(planner.recipe)
+    found = planning.changes(planner, need)
+    first, least = found[0], min(one.memory for one in found)
+    assert that_fits(planner, found, need.memory) == first
+    both = that_fits(planner, found, least - 1)
+    assert both is None or (both.memory < least and len(both.settings) > 1)
+    assert that_fits(planner, found, 10) is None
+
+
+def test_a_run_that_cannot_fit_is_refused_before_any_weight(
+    place: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Memory("cpu", 3 * 10**8, 10**6, 2 * 10**8)
+    monkeypatch.setattr(planning, "memory_of", lambda device, given=None: small)
+    with pytest.raises(MachineError, match="more memory than there is") as caught:
+        run.train(from_dict(values(place, tmp_path)), quiet=True)
+    assert "train.memory_forecast=tell" in str(caught.value)
+    for word in ("tell", "off"):  # both go on, to the weights that are not there
+        with pytest.raises(Exception, match="cannot be loaded"):
+            run.train(from_dict(values(place, tmp_path / word, train={"memory_forecast": word})), quiet=True)
+
+
+def test_small_runs_are_not_looked_at_closer(
+    place: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "memory_of", lambda device, given=None: PLENTY)
+    monkeypatch.setattr(Planner, "need", lambda *a, **k: pytest.fail("it was"))
+    with pytest.raises(Exception, match="cannot be loaded"):
+        run.train(from_dict(values(place, tmp_path)), quiet=True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"objective": {"kind": "preference"}},
+        {"objective": {"kind": "preference", "loss": "kto"}},
+        {"objective": {"kind": "reward"}},
+        {"objective": {"kind": "preference", "loss": "orpo"}},
+    ],
+)
+def test_pairs_too(place: tuple[Path, Path], tmp_path: Path, more: dict[str, Any]) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": "what", "chosen": "yes " * n, "rejected": "no"} for n in range(1, 13)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = values((place[0], pairs), tmp_path, adapter={"dropout": 0.0}, **more)
+    told["train"].pop("learning_rate")
+    made = plan_of(from_dict(told), methods=False)
+    assert made.need.trial.parts.peak > made.need.trial.parts.lasting
+
+
+def test_classes_and_answers_that_are_sampled(place: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = tmp_path / "classes.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"w {n}", "label": "ab"[n % 2]}) + "\n" for n in range(20)))
+    told = values((place[0], rows), tmp_path, objective={"kind": "classify"})
+    assert plan_of(from_dict(told), methods=False).need.trial.counts.trained > 0
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"what is {n}", "answer": "4"}) + "\n" for n in range(20)))
+    policy = {"kind": "policy", "rewards": ["exact"], "num_generations": 2, "max_completion_length": 40}
+    told = values((place[0], prompts), tmp_path, objective=policy, adapter={"dropout": 0.0})
+    told["train"] |= {"batch_size": 4}
+    told["train"].pop("learning_rate")
+    made = plan_of(from_dict(told), methods=False)
+    assert made.need.trial.longest >= 40
+    assert any("answers are written while training" in note for note in made.notes)
+
+
+def test_an_own_memory_and_the_exit_code(place: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(json.dumps(values(place, tmp_path)))
+    command = ["plan", str(tmp_path / "recipe.yaml"), "--no-methods"]
+    fits = CliRunner().invoke(cli.app, [*command, "--memory", "80GB"])
+    assert (fits.exit_code, "fits into the 80.0 GB given" in fits.stdout) == (0, True), fits.output
+    not_so = CliRunner().invoke(cli.app, [*command, "--memory", "1MB", "--json"])
+    told = json.loads(not_so.stdout)
+    assert (not_so.exit_code, told["fits"], told["room"]) == (3, False, 10**6)
+    odd = CliRunner().invoke(cli.app, [*command, "--memory", "much"])
+    assert odd.exit_code == 2
+    assert "is not a size" in odd.stderr
+    assert "24GB" in odd.stderr
+
+
+def test_sizes() -> None:
+    assert [read_size(text, "") for text in ("24GB", "1.5 g", "16GiB", "800M", "77")] == [
+        24 * 10**9, 15 * 10**8, 16 * 2**30, 8 * 10**8, 77,
+    ]  # fmt: skip
+    with pytest.raises(RecipeError):
+        read_size("-3GB", "--memory")
+
+
+def test_bytes_of_a_processor_and_of_a_gpu() -> None:
+    parts = Parts(100, 20, 20, 40, 300, 50, 600, 150)
+    assert (parts.lasting, parts.passing) == (180, 420)
+    cpu, cuda = FITTED["cpu"], FITTED["cuda"]
+    assert needed(parts, "cpu", 1000) == round(1000 + 180 + cpu.spread * 420 + cpu.fixed)
+    assert needed(parts, "cuda", 0) == round(cuda.spread * 600 + cuda.fixed)
+
+
+def test_a_changed_recipe_reads_no_file_again(place: tuple[Path, Path], tmp_path: Path) -> None:
+    made = from_dict(values(place, tmp_path)).recipe
+    again = changed(made, {"train.recompute": True, "adapter.last_blocks": 1})
+    assert (again.train.recompute, again.adapter.last_blocks, again.data) == (True, 1, made.data)
+
+
+@pytest.mark.parametrize("storage", ["nf4", "nf4-double", "int8"])
+def test_a_hollow_storage_holds_what_a_real_one_holds(storage: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from tunesmith.ghost import Meter
+    from tunesmith.models.hollow import hollow_model
+    from tunesmith.models.load import load_model, load_tokenizer
+    from tunesmith.models.settings import ModelSettings
+
+    settings = ModelSettings(name=str(make_model(tmp_path / "model")), dtype="float32", device="cpu", storage=storage)
+    tokenizer = load_tokenizer(settings)
+    loaded = load_model(settings, tokenizer).model
+    real = sum({t.data_ptr(): t.nbytes for t in (*loaded.parameters(), *loaded.buffers()) if t.numel()}.values())
+    with Meter(torch.device("cpu")).on() as meter:
+        hollow = hollow_model(settings, tokenizer, meter)
+        assert meter.bytes == pytest.approx(real, rel=0.02)
+    kinds = [[type(module).__name__ for module in model.modules()] for model in (loaded, hollow)]
+    assert kinds[0] == kinds[1]
+
+
+def test_a_planned_step_leaves_the_objective_as_it_was(place: tuple[Path, Path], tmp_path: Path) -> None:
+    planner = planner_of(from_dict(values(place, tmp_path)))
+    before = planner.objective.state_dict()
+    trial = try_step(planner.recipe, planner.tokenizer, planner.objective, 64)
+    assert planner.objective.state_dict() == before
+    assert replace(trial, flops=0.0).tokens <= 64
