@@ -155,14 +155,17 @@ def forecast(case: Case, cache: Path) -> dict[str, Any]:
         tokenizer, prepared = run.read_rows(of.recipe, False, progress)
         objective = run.built(of.recipe, prepared)
         made = plan(of, tokenizer, prepared, objective, progress, methods=False, remedies=False)
-    trial = made.need.trial
+    trial, pace = made.need.trial, made.pace
+    share, batches = case.rows * case.length / trial.tokens, -(-case.rows * case.length // trial.tokens)
     return {
         "memory": made.need.memory,
         "seconds": made.need.step_seconds,
         "base": made.memory.held,
-        "rate": made.pace,
-        "flops": trial.flops * case.rows * case.length / trial.tokens,
-        "operations": trial.operations * -(-case.rows * case.length // trial.tokens),
+        "ideal": [
+            trial.work.flops * share / pace.rate,
+            trial.work.moved * share / pace.bandwidth,
+            trial.work.operations * batches,
+        ],
         "parts": asdict(trial.parts),
     }
 
@@ -194,6 +197,7 @@ def alone(what: str, number: int, cache: Path) -> dict[str, Any]:
 def fit(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     """What would fit the odd cases best: k and c of plan/memory.py, and a step's share and cost of plan/speed.py."""
     import numpy as np
+    from scipy.optimize import nnls
 
     odd = [found[case.name] for number, case in enumerate(CASES, 1) if number % 2 and case.name in found]
     lasting = [sum(one["forecast"]["parts"][key] for key in LASTING) for one in odd]
@@ -203,12 +207,10 @@ def fit(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     share = np.array([one["measured"]["memory"] for one in odd])
     sides = np.stack([passing, np.ones(len(odd))], 1) / share[:, None]
     spread, fixed = np.linalg.lstsq(sides, rest / share, rcond=None)[0]
-    ideal = np.array([one["forecast"]["flops"] / one["forecast"]["rate"] for one in odd])
-    operations = np.array([one["forecast"]["operations"] for one in odd])
     took = np.array([one["measured"]["seconds"] for one in odd])
-    sides = np.stack([ideal, operations], 1) / took[:, None]
-    slower, operation = np.linalg.lstsq(sides, np.ones(len(odd)), rcond=None)[0]
-    return {"spread": spread, "fixed": fixed, "efficiency": 1 / slower, "operation": operation}
+    sides = np.array([one["forecast"]["ideal"] for one in odd]) / took[:, None]
+    (product, moving, operation), _ = nnls(sides, np.ones(len(odd)))
+    return {"spread": spread, "fixed": fixed, "product": product, "moving": moving, "operation": operation}
 
 
 def earlier_load(result: Path) -> dict[str, list[float]]:

@@ -77,14 +77,15 @@ class Meter(TorchDispatchMode):
 
     bytes      held now
     peak       the most since `reset`
-    products   multiplications and additions of matrix products (flops), as run
+    flops      multiplications and additions of matrix products, as run
+    moved      bytes written
     """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
         self.bytes = self.peak = 0
-        self.flops = 0.0
+        self.flops = self.moved = 0.0
         self.operations = 0
         self.is_aside = False
 
@@ -93,15 +94,17 @@ class Meter(TorchDispatchMode):
         self.peak = self.bytes
         return self.bytes
 
-    def saw(self, tensor: Ghost) -> None:
+    def saw(self, tensor: Ghost) -> bool:
+        """Count what `tensor` holds; whether it is new, and no view of what was there."""
         storage = tensor.meta.untyped_storage()
         if getattr(storage, "_seen", None) is self:
-            return
+            return False
         storage._seen = self  # type: ignore[attr-defined]
         size = storage.nbytes()
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
         weakref.finalize(storage, self._gone, size)
+        return True
 
     def _gone(self, size: int) -> None:
         self.bytes -= size
@@ -234,10 +237,12 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not isinstance(item, Tensor):
             return item
         if id(item) in known:
+            if meter is not None and isinstance(known[id(item)], Ghost):
+                meter.moved += item.nbytes
             return known[id(item)]
         ghost = Ghost(item, device)
-        if meter is not None:
-            meter.saw(ghost)
+        if meter is not None and meter.saw(ghost):
+            meter.moved += item.nbytes
         return ghost
 
     return tree_map(dressed, found)

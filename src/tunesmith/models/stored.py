@@ -121,8 +121,8 @@ def settle_in(model: PreTrainedModel, dtype: torch.dtype, storage: str) -> None:
     substitute(model, ours)
     read = model.dtype
     for parameter in model.parameters():
-        if parameter.dtype == read:
-            parameter.data = parameter.data.to(dtype)
+        if parameter.dtype == read:  # copied: a view into the file would keep all of it in memory
+            parameter.data = parameter.data.to(dtype, copy=True)
     if storage == "plain":
         dequantise(model)
     _forget(model)

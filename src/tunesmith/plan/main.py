@@ -75,7 +75,7 @@ def plan(
         recipe.adapter.method,  # type: ignore[attr-defined]
         need,
         planner.memory,
-        planner.pace.rate,
+        planner.pace,
         len(prepared.train),
         f"{train.batch_tokens:,} tokens" if train.batch_tokens else counted(train.batch_size or 1, "row"),
         found,

@@ -21,7 +21,7 @@ from tunesmith.objectives import sft
 from tunesmith.objectives.base import Objective
 from tunesmith.plan.memory import Memory, needed
 from tunesmith.plan.speed import Pace
-from tunesmith.plan.step import Parts, Trial, try_step
+from tunesmith.plan.step import Parts, Trial, Work, try_step
 from tunesmith.recipe import Recipe
 from tunesmith.train.budget import Budget
 from tunesmith.train.memory import default_micro_batch_tokens
@@ -115,7 +115,8 @@ class Planner:
         step_seconds = total = None
         if self.pace is not None:
             batches = max(1, math.ceil(tokens / self.micro_tokens(recipe)))
-            step_seconds = self.pace.seconds(trial.flops * tokens / trial.tokens, trial.operations * batches)
+            share, work = tokens / trial.tokens, trial.work
+            step_seconds = self.pace.seconds(Work(work.flops * share, work.moved * share, work.operations * batches))
             if self.budget.num_steps is not None:
                 held_out = sum(map(len, self.prepared.held_out)) / max(tokens, 1)
                 total = step_seconds * (self.budget.num_steps + EVALUATING * self.evaluations() * held_out)
@@ -151,13 +152,8 @@ def deeper(few: Trial, more: Trial, blocks: int) -> Trial:
         trained=at(few.counts.trained, more.counts.trained),
         total=at(few.counts.total, more.counts.total),
     )
-    return replace(
-        few,
-        parts=parts,
-        counts=counts,
-        flops=float(at(few.flops, more.flops)),
-        operations=at(few.operations, more.operations),
-    )
+    work = Work(**{name: at(value, getattr(more.work, name)) for name, value in vars(few.work).items()})
+    return replace(few, parts=parts, counts=counts, work=work)
 
 
 def stand_in(recipe: Recipe, prepared: Prepared, objective: Objective) -> Objective:

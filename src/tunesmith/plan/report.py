@@ -10,6 +10,7 @@ from tunesmith.plan.advice import Change
 from tunesmith.plan.memory import SPREAD, Memory
 from tunesmith.plan.methods import Candidate
 from tunesmith.plan.planner import Need
+from tunesmith.plan.speed import Pace
 from tunesmith.progress import seconds as in_words
 from tunesmith.progress import size
 
@@ -24,8 +25,8 @@ class Plan:
     method: str
     need: Need
     memory: Memory
-    pace: float | None
-    """flops a second of a product of the model's shape."""
+    pace: Pace | None
+    """How fast this machine was seen to work."""
     rows: int
     batch: str
     """Of an optimizer step."""
@@ -125,7 +126,7 @@ def _time(plan: Plan) -> list[str]:
     told = (
         f"time       {in_words(need.step_seconds)} a step, {need.step_tokens / need.step_seconds:,.0f} tokens a second"
     )
-    told += f" (products run at {plan.pace / 1e9:,.0f} Gflop/s here)"
+    told += f" (products run at {plan.pace.rate / 1e9:,.0f} Gflop/s here)"
     if need.seconds is None or need.num_steps is None:
         return [told, "           the clock ends the run"]
     total = f"           {need.num_steps:,} steps: {in_words(need.seconds)}"

@@ -1,46 +1,66 @@
-"""How long a run will take, from what one step multiplies and how fast this machine was seen to multiply.
+"""How long a run will take, from what one step does and how fast this machine was seen to do it.
 
-    seconds = flops / rate + e · operations        rate: of a product of the model's own width, measured here and now
-rate is divided by what a whole step reaches of it. Both that share and e were fitted (benchmarks/forecast.py).
+    seconds = a · flops / rate + b · moved / bandwidth + e · operations
+
+rate and bandwidth are measured here and now: a product of the model's own width, and a sum of two large tensors. a, b
+and e were fitted (benchmarks/forecast.py): what a step takes of a product's time, and of memory's, and what each
+operation costs beside them.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-MEASURED = 0.4
-"""Seconds of products that the rate is taken from."""
+from tunesmith.plan.step import Work
+
+MEASURED = 0.25
+"""Seconds for which each is measured."""
+LARGE = 1 << 24
+"""Numbers in the tensors that are summed: beyond any cache."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """flops a second of a product of the model's own shape."""
-
     rate: float
-    efficiency: float = 0.6
-    """Share of it that a whole step reaches."""
+    """flops a second."""
+    bandwidth: float
+    """Bytes written a second."""
+    product: float = 1.4
+    """a."""
+    moving: float = 1.0
+    """b."""
     operation: float = 12e-6
-    """Seconds of everything around a product that no product counts."""
+    """e, seconds."""
 
-    def seconds(self, flops: float, operations: float) -> float:
-        return flops / (self.rate * self.efficiency) + self.operation * operations
+    def seconds(self, work: Work) -> float:
+        products = self.product * work.flops / self.rate
+        return products + self.moving * work.moved / self.bandwidth + self.operation * work.operations
 
 
 def measure(tokens: int, width: int, dtype: torch.dtype, device: torch.device) -> Pace:
-    """Multiply for a moment: [tokens, width] by [width, 4 width]."""
+    """Work for a moment: [tokens, width] by [width, 4 width], then one large sum."""
     wide = min(4 * width, 1 << 15)
     x = torch.ones(tokens, width, dtype=dtype, device=device)
     weight = torch.ones(wide, width, dtype=dtype, device=device)
+    rate = 2.0 * tokens * width * wide / _best(lambda: x @ weight.T, device)
+    large, out = torch.ones(LARGE, device=device), torch.empty(LARGE, device=device)
+    return Pace(rate, large.nbytes / _best(lambda: torch.add(large, large, out=out), device))
+
+
+def _best(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of many."""
     best, spent = float("inf"), 0.0
-    while spent < MEASURED or best == float("inf"):
+    work()
+    while spent < MEASURED:
         start = time.perf_counter()
-        x @ weight.T
+        work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         took = time.perf_counter() - start
         spent += took
         best = min(best, took)
-    return Pace(2.0 * tokens * width * wide / best)
+    return best

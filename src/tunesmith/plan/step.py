@@ -26,6 +26,7 @@ from tunesmith.objectives.base import Objective, Step
 from tunesmith.recipe import Recipe
 from tunesmith.train.mode import recompute_blocks, train_mode
 from tunesmith.train.noise import NEFTune
+from tunesmith.train.optim import make_optimizer
 
 LOOKED_AT, PATIENCE = 200, 3.0
 """Steps among which the largest micro-batch is sought, and seconds after which it is no longer."""
@@ -65,6 +66,17 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What is done, however fast."""
+
+    flops: float
+    """Of matrix products, as run."""
+    moved: float
+    """Bytes that are written."""
+    operations: float
+
+
+@dataclass(frozen=True)
 class Trial:
     """What one step holds and does."""
 
@@ -74,9 +86,8 @@ class Trial:
     """Of the micro-batch."""
     rows: int
     longest: int
-    flops: float
-    """Of the micro-batch's matrix products, forward and backward, as run."""
-    operations: int
+    work: Work
+    """Of the micro-batch, forward and backward."""
     flat: bool
     mergeable: bool
 
@@ -169,7 +180,7 @@ def _tried(
         for parameter in learned.values():
             parameter.grad = torch.zeros_like(parameter)
     held = meter.reset()
-    meter.flops, meter.operations = 0.0, 0
+    meter.flops, meter.moved, meter.operations = 0.0, 0.0, 0
     found = objective.loss(policy, batch)
     total = torch.stack([value / step.denominators[name] for name, value in found.sums.items()]).sum()
     last = max(kept, default=held)
@@ -178,7 +189,8 @@ def _tried(
     del found, total
     gradients = sum(parameter.grad.nbytes for parameter in learned.values() if parameter.grad is not None)
     state = _state_bytes(recipe, learned)
-    peak, flops, operations = meter.peak + state, meter.flops, meter.operations
+    work = Work(meter.flops, meter.moved, meter.operations)
+    peak = max(meter.peak + state, _updating(recipe, adapter_set, meter))
     for parameter in learned.values():
         parameter.grad = None
     lengths = [len(segment) for segment in batch.segments]
@@ -191,11 +203,20 @@ def _tried(
         sum(lengths),
         len(lengths),
         max(lengths),
-        flops,
-        operations,
+        work,
         policy.flat,
         mergeable,
     )
+
+
+def _updating(recipe: Recipe, adapter_set: AdapterSet, meter: Meter) -> int:
+    """The most that is held while the optimizer updates; of one in 8 bits, which works in place, nothing is added."""
+    if recipe.train.optimizer != "adamw":
+        return 0
+    optimizer = make_optimizer(recipe.train, adapter_set.parameters(), adapter_set.groups())
+    meter.reset()
+    optimizer.step()
+    return meter.peak
 
 
 def _watch_hidden(policy: Policy, meter: Meter) -> list[int]:

@@ -115,6 +115,7 @@ class Loop:
         """Train until the budget is spent; returns how it ended. What ends it early is raised after saving."""
         try:
             with self.signals.deferred():
+                memory.free_cache(self.policy.device)  # what loading left behind
                 memory.reset_peak(self.policy.device)
                 at = self.at
                 self._tell(Started(self.budget.num_steps, self.settings.minutes, at.step, at.train_seconds))
