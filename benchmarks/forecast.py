@@ -89,8 +89,8 @@ CASES = [
     Case("wide", 512),
     Case("wide", 256, {"adapter.method": "full"}),
     Case("wide", 1024, {"model.storage": "nf4"}),
-    Case("wide", 2048, {"adapter.method": "dora", "train.recompute": True}),
-    Case("wide", 2048, {"adapter.method": "delta-lora"}),
+    Case("wide", 1024, {"adapter.method": "dora", "train.recompute": True}),
+    Case("wide", 1024, {"adapter.method": "delta-lora", "adapter.start_step": 1}),
     Case("wide", 512, {"adapter.method": "full", "train.optimizer": "adamw-8bit"}),
     Case("deep", 512),
     Case("deep", 1024, {"adapter.method": "bottleneck"}),
@@ -200,13 +200,12 @@ def fit(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     from scipy.optimize import nnls
 
     odd = [found[case.name] for number, case in enumerate(CASES, 1) if number % 2 and case.name in found]
-    lasting = [sum(one["forecast"]["parts"][key] for key in LASTING) for one in odd]
-    passing = np.array([one["forecast"]["parts"]["peak"] - held for one, held in zip(odd, lasting, strict=True)])
-    base = np.array([one["forecast"]["base"] for one in odd])
-    rest = np.array([one["measured"]["memory"] for one in odd]) - base - np.array(lasting)
-    share = np.array([one["measured"]["memory"] for one in odd])
-    sides = np.stack([passing, np.ones(len(odd))], 1) / share[:, None]
-    spread, fixed = np.linalg.lstsq(sides, rest / share, rcond=None)[0]
+    lasting = np.array([sum(one["forecast"]["parts"][key] for key in LASTING) for one in odd])
+    passing = np.array([one["forecast"]["parts"]["peak"] for one in odd]) - lasting
+    there = np.array([one["forecast"]["base"] for one in odd]) + lasting
+    all_of_it = np.array([one["measured"]["memory"] for one in odd])
+    sides = np.stack([passing, np.ones(len(odd))], 1) / all_of_it[:, None]
+    spread, fixed = np.linalg.lstsq(sides, (all_of_it - there) / all_of_it, rcond=None)[0]
     took = np.array([one["measured"]["seconds"] for one in odd])
     sides = np.array([one["forecast"]["ideal"] for one in odd]) / took[:, None]
     (product, moving, operation), _ = nnls(sides, np.ones(len(odd)))

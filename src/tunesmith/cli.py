@@ -127,7 +127,7 @@ def plan(
     strict: Strict = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Show what a run will need, memory and time, and what would fit; load no weight. Ends with 3 where it does not
+    """Show what a run will need, memory and time, and what would fit; load no weight. Ends with 4 where it does not
     fit."""
     from tunesmith.dialects.read import load
     from tunesmith.notation import read_size
@@ -142,7 +142,7 @@ def plan(
         )
         is False
     ):
-        raise typer.Exit(3)
+        raise typer.Exit(4)
 
 
 @verb

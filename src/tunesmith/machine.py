@@ -66,14 +66,28 @@ def memory_bytes() -> int | None:
 
 
 def memory_free_bytes() -> int | None:
-    """What could be taken now without swapping (Linux; None elsewhere)."""
+    """What could be taken now without swapping, of the machine or of the container if that is less (Linux; None
+    elsewhere)."""
     path = Path("/proc/meminfo")
     if not path.is_file():
         return None
-    for line in path.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    lines = (line.split() for line in path.read_text().splitlines())
+    free = next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)
+    left = _left_in_container(Path("/sys/fs/cgroup"))
+    return free if left is None or free is None else min(free, left)
+
+
+def _left_in_container(group: Path) -> int | None:
+    """What a control group may still take, files that can be let go counted as free; None: as much as there is."""
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        current = int((group / "memory.current").read_text())
+        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    if not limit.isdigit():
+        return None
+    return max(0, int(limit) - current + int(told.get("inactive_file", 0)))
 
 
 def commit() -> str | None:

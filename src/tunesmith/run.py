@@ -34,8 +34,9 @@ from tunesmith.models.load import (
 )
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Objective
+from tunesmith.plan.advice import changed
 from tunesmith.plan.main import plan as planned
-from tunesmith.plan.main import refuse_what_cannot_fit
+from tunesmith.plan.main import what_fits
 from tunesmith.plan.report import lines as plan_lines
 from tunesmith.progress import Progress
 from tunesmith.recipe import Recipe, Resolved
@@ -118,7 +119,9 @@ def train(
         refuse_unknown_targets(recipe, trust_remote_code, objective.head)
         if recipe.model.adapter is None:
             check_method(recipe.adapter, budget.num_steps, recipe.train.optimizer)
-        refuse_what_cannot_fit(recipe, tokenizer, prepared, objective, progress, trust_remote_code=trust_remote_code)
+        if saved is None:  # a run that goes on has shown what it needs
+            fits = what_fits(recipe, tokenizer, prepared, objective, progress, trust_remote_code=trust_remote_code)
+            recipe = recipe if fits is None else changed(recipe, {"train.micro_batch_tokens": fits})
         loaded, policy, adapter_set = model_of(recipe, tokenizer, trust_remote_code, saved, progress, objective.head)
         before = None if saved is None else bool(saved.state.get("frozen"))
         store_frozen(policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress)
@@ -403,7 +406,11 @@ def plan(
     with Progress(quiet=as_json) as progress, _said_where(resolved):
         tokenizer, prepared = read_rows(recipe, trust_remote_code, progress)
         objective = built(recipe, prepared)
+        budget = Budget(recipe.train, objective.steps_per_epoch)
+        check_optimizer(recipe.train)
         refuse_unknown_targets(recipe, trust_remote_code, objective.head)
+        if recipe.model.adapter is None:
+            check_method(recipe.adapter, budget.num_steps, recipe.train.optimizer)
         made = planned(
             resolved,
             tokenizer,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from typer.testing import CliRunner
 
 from tunesmith import cli, run
 from tunesmith.adapters import METHODS
-from tunesmith.errors import MachineError, RecipeError
+from tunesmith.errors import MachineError, ModelError, RecipeError
 from tunesmith.notation import read_size
 from tunesmith.plan import main as planning
 from tunesmith.plan.advice import changed, that_fits
 from tunesmith.plan.memory import FITTED, Memory, needed
-from tunesmith.plan.planner import Planner, deeper
+from tunesmith.plan.planner import Planner
 from tunesmith.plan.report import lines
 from tunesmith.plan.step import Parts, try_step
 from tunesmith.progress import Progress
@@ -93,8 +92,6 @@ def test_a_deep_model_is_known_from_two_shallow_ones(place: tuple[Path, Path], t
         for name in vars(whole.parts):
             assert getattr(quick.parts, name) == pytest.approx(getattr(whole.parts, name), rel=0.02, abs=200), name
         assert quick.work.flops == pytest.approx(whole.work.flops, rel=0.02)
-    with pytest.raises(AttributeError):
-        deeper(None, None, 3)  # type: ignore[arg-type]
 
 
 def test_each_change_takes_less_and_is_what_a_recipe_may_say(place: tuple[Path, Path], tmp_path: Path) -> None:
@@ -122,17 +119,76 @@ def test_what_does_not_fit_gets_the_cheapest_change_that_does(place: tuple[Path,
     assert that_fits(planner, found, 10) is None
 
 
+SMALL = Memory("cpu", 3 * 10**8, 10**6, 2 * 10**8)
+
+
 def test_a_run_that_cannot_fit_is_refused_before_any_weight(
     place: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = Memory("cpu", 3 * 10**8, 10**6, 2 * 10**8)
-    monkeypatch.setattr(planning, "memory_of", lambda device, given=None: small)
+    monkeypatch.setattr(planning, "memory_of", lambda device, given=None: SMALL)
     with pytest.raises(MachineError, match="more memory than there is") as caught:
         run.train(from_dict(values(place, tmp_path)), quiet=True)
     assert "train.memory_forecast=tell" in str(caught.value)
     for word in ("tell", "off"):  # both go on, to the weights that are not there
-        with pytest.raises(Exception, match="cannot be loaded"):
+        with pytest.raises(ModelError, match="cannot be loaded"):
             run.train(from_dict(values(place, tmp_path / word, train={"memory_forecast": word})), quiet=True)
+
+
+def test_micro_batches_that_are_left_open_become_smaller(
+    place: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = from_dict(values(place, tmp_path, train={"batch_size": 16}))
+    planner = planner_of(resolved)
+    usual = planner.need(planner.recipe, quick=True).memory
+    least = planner.need(changed(planner.recipe, {"train.micro_batch_tokens": planner.longest}), quick=True).memory
+    assert least < usual
+    room = Memory("cpu", (usual + least) // 2, None, PLENTY.held, given=True)
+    monkeypatch.setattr(planning, "memory_of", lambda device, given=None: room)
+    monkeypatch.setattr(planning, "_is_far_below", lambda *_: False)
+    with Progress(quiet=True) as progress:
+        tokenizer, prepared = run.read_rows(resolved.recipe, False, progress)
+        objective = run.built(resolved.recipe, prepared)
+        fits = planning.what_fits(resolved.recipe, tokenizer, prepared, objective, progress)
+        assert fits is not None
+        assert planner.longest <= fits < planner.micro_tokens(planner.recipe)
+        given = changed(resolved.recipe, {"train.micro_batch_tokens": 1024})
+        with pytest.raises(MachineError, match="more memory"):
+            planning.what_fits(given, tokenizer, prepared, objective, progress)
+
+
+def test_a_forecast_that_fails_stops_nobody(
+    place: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "memory_of", lambda device, given=None: SMALL)
+    monkeypatch.setattr(Planner, "need", lambda *a, **k: 1 / 0)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        run.train(from_dict(values(place, tmp_path)), quiet=True)
+
+
+def test_the_longest_row_counts_wherever_it_stands(place: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = [{"prompt": "what", "completion": "yes"} for _ in range(400)]
+    rows[371] = {"prompt": "what", "completion": "yes " * 300}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = values((place[0], tmp_path / "rows.jsonl"), tmp_path)
+    told["data"]["held_out"] = None
+    told["train"]["evaluate_every"] = None
+    assert plan_of(from_dict(told), methods=False, remedies=False).need.trial.longest > 300
+
+
+def test_an_adapter_that_goes_on_is_planned_as_it_is(tmp_path: Path) -> None:
+    model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", 12)
+    first = recipe(model, rows, tmp_path / "first", steps=1)
+    first["train"].pop("epochs")
+    first["adapter"]["r"] = 7
+    run.train(from_dict(first), quiet=True)
+    again = recipe(model, rows, tmp_path / "again")
+    again.pop("adapter")
+    again["model"]["adapter"] = str(tmp_path / "first")
+    made = plan_of(from_dict(again))
+    fresh = plan_of(from_dict(first), methods=False, remedies=False)
+    assert made.need.trial.counts == fresh.need.trial.counts
+    assert not made.methods
+    assert all("last_blocks" not in change.typed for change in made.changes)
 
 
 def test_small_runs_are_not_looked_at_closer(
@@ -140,7 +196,7 @@ def test_small_runs_are_not_looked_at_closer(
 ) -> None:
     monkeypatch.setattr(planning, "memory_of", lambda device, given=None: PLENTY)
     monkeypatch.setattr(Planner, "need", lambda *a, **k: pytest.fail("it was"))
-    with pytest.raises(Exception, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="cannot be loaded"):
         run.train(from_dict(values(place, tmp_path)), quiet=True)
 
 
@@ -176,7 +232,16 @@ def test_classes_and_answers_that_are_sampled(place: tuple[Path, Path], tmp_path
     told["train"].pop("learning_rate")
     made = plan_of(from_dict(told), methods=False)
     assert made.need.trial.longest >= 40
+    more = {**told, "objective": {**policy, "num_generations": 8}}
+    assert plan_of(from_dict(more), methods=False).need.step_tokens == pytest.approx(4 * made.need.step_tokens)
     assert any("answers are written while training" in note for note in made.notes)
+
+
+def test_a_student_is_planned_without_its_teacher(place: tuple[Path, Path], tmp_path: Path) -> None:
+    told = values(place, tmp_path, objective={"kind": "distill", "teacher": str(place[0])}, adapter={"dropout": 0.0})
+    told["train"].pop("learning_rate")
+    made = plan_of(from_dict(told), methods=False)
+    assert any("the teacher is not counted" in note for note in made.notes)
 
 
 def test_an_own_memory_and_the_exit_code(place: tuple[Path, Path], tmp_path: Path) -> None:
@@ -186,7 +251,7 @@ def test_an_own_memory_and_the_exit_code(place: tuple[Path, Path], tmp_path: Pat
     assert (fits.exit_code, "fits into the 80.0 GB given" in fits.stdout) == (0, True), fits.output
     not_so = CliRunner().invoke(cli.app, [*command, "--memory", "1MB", "--json"])
     told = json.loads(not_so.stdout)
-    assert (not_so.exit_code, told["fits"], told["room"]) == (3, False, 10**6)
+    assert (not_so.exit_code, told["fits"], told["room"]) == (4, False, 10**6)
     odd = CliRunner().invoke(cli.app, [*command, "--memory", "much"])
     assert odd.exit_code == 2
     assert "is not a size" in odd.stderr
@@ -237,6 +302,6 @@ def test_a_hollow_storage_holds_what_a_real_one_holds(storage: str, tmp_path: Pa
 def test_a_planned_step_leaves_the_objective_as_it_was(place: tuple[Path, Path], tmp_path: Path) -> None:
     planner = planner_of(from_dict(values(place, tmp_path)))
     before = planner.objective.state_dict()
-    trial = try_step(planner.recipe, planner.tokenizer, planner.objective, 64)
+    trial = try_step(planner.recipe, planner.tokenizer, planner.objective, 64, planner.rows)
     assert planner.objective.state_dict() == before
-    assert replace(trial, flat=False).tokens <= 64
+    assert trial.tokens <= 64 or trial.rows == 1

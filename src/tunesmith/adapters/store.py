@@ -143,6 +143,12 @@ def load(
     return adapter_set
 
 
+def settings_of(folder: Path | str, model: PreTrainedModel) -> AdapterSettings:
+    """By what an adapter's files were made, on a model that may stand on no device."""
+    config, side = _read(_folder(folder))
+    return peft_config.read(config, anatomy(model)).settings if side is None else _own_settings(side)
+
+
 def refuse_unmergeable(folder: Path | str) -> None:
     """Say of an adapter that cannot be worked into weights why that is so; reads its config alone."""
     path = _folder(folder)

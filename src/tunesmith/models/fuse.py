@@ -154,7 +154,7 @@ def fuse(model: nn.Module) -> int:
                 continue
             key = (type(module), number if fits is not _is_attention else (number, path))
             if key not in chosen:
-                with numbers():
+                with numbers(), torch.random.fork_rng(devices=()):
                     chosen[key] = _choose(_twin(module, first.dtype) if is_ghost(first) else module, forms, trial)
             made = chosen[key]
             if made is not None:

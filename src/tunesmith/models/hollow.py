@@ -70,6 +70,7 @@ def hollow_policy(model: PreTrainedModel, switch: Switch) -> Policy:
 
 
 def device_of(settings: ModelSettings) -> torch.device:
-    """Where the ghosts say they are: a processor's, whatever the recipe says, since only its code runs without one."""
+    """Where the ghosts say they are: where the run will be, but on a processor in place of an Apple GPU, whose code
+    does not run without numbers."""
     device = pick_device(settings.device)
     return device if device.type == "cuda" else torch.device("cpu")

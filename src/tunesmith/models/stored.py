@@ -134,7 +134,8 @@ def hollow(model: PreTrainedModel, config: Any, storage: str) -> None:
     """Matrices in the blocks of a model on the meta device become what they would be in `storage`."""
     if storage == "plain":
         return
-    held, module, body = _held(config), QUANTISED[storage], anatomy(model)
+    held, body = _held(config), anatomy(model)
+    module: Any = QUANTISED[storage] if held is None else _reader(held)
     wanted = {id(layer) for path, layer in body.modules.items() if body.block_of(path) is not None}
 
     def ours(layer: nn.Module) -> QuantisedLinear | None:
@@ -144,7 +145,7 @@ def hollow(model: PreTrainedModel, config: Any, storage: str) -> None:
         if isinstance(layer, Conv1D):
             in_, out = layer.weight.shape
             linear = nn.Linear(in_, out, layer.bias is not None, device="meta", dtype=layer.weight.dtype)
-        made: QuantisedLinear = module.hollow(linear, storage, held)  # type: ignore[attr-defined]
+        made: QuantisedLinear = module.hollow(linear, storage, held)
         return made
 
     substitute(model, ours)

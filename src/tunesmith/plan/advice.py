@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.adapters.adapter_set import refusal
+from tunesmith.adapters.settings import NONE
 from tunesmith.errors import TunesmithError
 from tunesmith.plan.planner import Need, Planner
 from tunesmith.recipe import Recipe
@@ -74,7 +75,8 @@ def _candidates(planner: Planner, need: Need) -> Iterator[Change]:
     if longest >= SHORTEST and not recipe.objective.answer_tokens:
         cut = sum(len(row) > longest for row in planner.prepared.train)
         yield Change({"data.max_length": longest}, f"{cut:,} of {len(planner.prepared.train):,} rows are too long then")
-    if recipe.adapter.last_blocks is None and planner.num_blocks >= 4:
+    is_fresh = recipe.model.adapter is None and recipe.adapter.targets != NONE
+    if is_fresh and recipe.adapter.last_blocks is None and planner.num_blocks >= 4:
         half = planner.num_blocks // 2
         yield Change({"adapter.last_blocks": half}, f"the lower {planner.num_blocks - half} blocks do not learn")
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.problems import counted
-from tunesmith.errors import MachineError, ModelError
+from tunesmith.errors import MachineError, ModelError, TunesmithError
 from tunesmith.models.load import load_config, pick_device, pick_dtype, settle, without_weights
 from tunesmith.objectives.base import Objective
 from tunesmith.plan import plain
-from tunesmith.plan.advice import changes, that_fits
+from tunesmith.plan.advice import changed, changes, that_fits
 from tunesmith.plan.memory import memory_of
-from tunesmith.plan.methods import side_by_side
+from tunesmith.plan.methods import Candidate, side_by_side
 from tunesmith.plan.planner import Need, Planner
 from tunesmith.plan.report import Plan
 from tunesmith.plan.speed import measure
@@ -55,24 +56,24 @@ def plan(
     with progress.stage("one step without numbers"):
         width = config.get_text_config().hidden_size
         planner.pace = measure(min(planner.micro_tokens(recipe), 1024), width, dtype, device)
-        need = planner.need(recipe)
+        need = planner.need(planner.recipe)
     found, cheapest, room = [], None, planner.memory.room
     if remedies:
         with progress.stage("what takes less"):
             found = changes(planner, need)
             cheapest = that_fits(planner, found, room) if room is not None and need.memory > room else None
-    candidates = []
-    storage = settle(recipe.model, config, trust_remote_code=trust_remote_code)
-    if methods:
+    candidates: list[Candidate] = []
+    storage = settle(recipe.model, config, trust_remote_code=trust_remote_code, ends_in_words=objective.head is None)
+    if methods and recipe.model.adapter is None:
         with progress.stage("every method beside it") as told:
             candidates = side_by_side(planner, storage, told)
-    elsewhere, at = _elsewhere(recipe, need, planner)
+    elsewhere, at = _elsewhere(recipe, need, candidates, planner)
     train = recipe.train
     return Plan(
         resolved.name,
         f"{(config.architectures or [config.model_type])[0]}, {counted(planner.num_blocks, 'block')}, "
         f"{str(dtype).removeprefix('torch.')} on {device}{'' if storage == 'plain' else f', matrices in {storage}'}",
-        recipe.adapter.method,  # type: ignore[attr-defined]
+        planner.recipe.adapter.method,  # type: ignore[attr-defined]
         need,
         planner.memory,
         planner.pace,
@@ -84,6 +85,7 @@ def plan(
         elsewhere,
         at,
         price,
+        train.minutes,
         _notes(planner, trust_remote_code),
     )
 
@@ -97,17 +99,24 @@ def _notes(planner: Planner, trust_remote_code: bool) -> list[str]:
     return notes
 
 
-def _elsewhere(recipe: Recipe, need: Need, planner: Planner) -> tuple[dict[str, dict[str, int]], str]:
+def _elsewhere(
+    recipe: Recipe, need: Need, candidates: Sequence[Candidate], planner: Planner
+) -> tuple[dict[str, dict[str, int]], str]:
     """Plain transformers and PEFT on the same rows: a batch of as many rows, padded to the longest."""
     model = without_weights(recipe.model, trust_remote_code=planner.trust_remote_code)
     if model is None or planner.objective.head is not None:
         return {}, ""
     shape = plain.shape_of(model)
     batch, length = recipe.train.batch_size or max(1, need.trial.rows), need.trial.longest
+    lora = next((one.need for one in candidates if one.method == "lora"), None)
+    if planner.recipe.adapter.method == "lora":  # type: ignore[attr-defined]
+        lora = need
     told: dict[str, dict[str, int]] = {}
     for way, words in ELSEWHERE.items():
+        if way != "full" and lora is None:
+            continue
         kind: Any = way
-        trained = shape.parameters if way == "full" else need.trial.counts.trained
+        trained = shape.parameters if way == "full" or lora is None else lora.trial.counts.trained
         told[words] = plain.forecast(
             shape,
             way=kind,
@@ -125,7 +134,7 @@ ROOMY = 20
 """A model whose weights are this many times smaller than the room, and its rows too, is not looked at closer."""
 
 
-def refuse_what_cannot_fit(
+def what_fits(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     prepared: Prepared,
@@ -133,37 +142,58 @@ def refuse_what_cannot_fit(
     progress: Progress,
     *,
     trust_remote_code: bool = False,
-) -> None:
-    """Before any weight is read: a run that needs more than there is does not begin, unless the recipe says so."""
-    wanted = recipe.train.memory_forecast
-    if wanted == "off" or not objective.steps_per_epoch:
-        return
-    memory = memory_of(pick_device(recipe.model.device))
-    room = memory.room
-    if room is None:
-        return
-    planner = Planner(recipe, tokenizer, prepared, objective, memory, trust_remote_code=trust_remote_code)
-    if _is_far_below(planner, recipe, room - memory.held):
-        return
+) -> int | None:
+    """Before any weight is read: a run that needs more than there is does not begin, unless the recipe says so.
+
+    Returns the tokens of a micro-batch that fits, where the recipe leaves them open and the usual number does not;
+    None: as they are. A forecast that fails is told, and stops nobody.
+    """
+    if recipe.train.memory_forecast == "off" or not objective.steps_per_epoch:
+        return None
     try:
-        need = planner.need(recipe, quick=True)
-    except ModelError as error:
-        progress.say(f"memory: {str(error).splitlines()[0]}")
-        return
-    told = f"memory: {size(need.memory)} forecast, {size(room)} free"
-    if need.memory <= room:
-        progress.say(told)
-        return
-    change = that_fits(planner, changes(planner, need), room)
+        memory = memory_of(pick_device(recipe.model.device))
+        room = memory.room
+        if room is None:
+            return None
+        planner = Planner(recipe, tokenizer, prepared, objective, memory, trust_remote_code=trust_remote_code)
+        if _is_far_below(planner, recipe, room - memory.held):
+            return None
+        need = planner.need(planner.recipe, quick=True)
+        progress.say(f"memory: {size(need.memory)} forecast, {size(room)} free")
+        if need.memory <= room:
+            return None
+        fewer = _smaller_micro_batch(planner, room)
+        change = None if fewer else that_fits(planner, changes(planner, need), room)
+    except Exception as error:
+        told = error.what if isinstance(error, TunesmithError) else f"{type(error).__name__}: {error}"
+        progress.say(f"memory: no forecast ({told.splitlines()[0][:200]})")
+        return None
+    if fewer is not None:
+        progress.say(f"micro-batches hold {fewer:,} tokens, which fits; the result is the same")
+        return fewer
     fix = "a smaller model, or a machine with more memory" if change is None else f"{change.typed} ({change.cost})"
-    if wanted == "tell":
-        progress.say(f"{told}: it may not fit. What would: {fix}")
-        return
+    if recipe.train.memory_forecast == "tell":
+        progress.say(f"it may not fit. What would: {fix}")
+        return None
     raise MachineError(
         "this run needs more memory than there is",
-        found=f"about {size(need.memory)} at its peak; {size(room)} free on {planner.memory.kind}",
+        found=f"about {size(need.memory)} at its peak; {size(room)} free on {memory.kind}",
         fix=f"{fix}; or begin all the same: train.memory_forecast=tell (tunesmith plan shows the parts)",
     )
+
+
+def _smaller_micro_batch(planner: Planner, room: int) -> int | None:
+    """The largest half, quarter … of the usual micro-batch that fits, where the recipe leaves it open."""
+    if planner.recipe.train.micro_batch_tokens is not None:
+        return None
+    tokens = planner.micro_tokens(planner.recipe) // 2
+    while tokens > planner.longest // 2:
+        tokens = max(tokens, planner.longest)
+        recipe = changed(planner.recipe, {"train.micro_batch_tokens": tokens})
+        if planner.need(recipe, quick=True).memory <= room:
+            return tokens
+        tokens //= 2
+    return None
 
 
 def _is_far_below(planner: Planner, recipe: Recipe, room: int) -> bool:

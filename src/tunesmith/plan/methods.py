@@ -46,7 +46,7 @@ def _tried(planner: Planner, method: str, storage: str) -> Candidate:
     try:
         return Candidate(method, planner.need(recipe, quick=True))
     except TunesmithError as error:
-        return Candidate(method, None, str(error).partition("\n")[0].partition(": ")[2])
+        return Candidate(method, None, error.what)
 
 
 def like(settings: AdapterSettings, method: str) -> AdapterSettings:

@@ -7,12 +7,15 @@ each: exact where blocks are alike, and a small part of the work.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.adapters import store
 from tunesmith.adapters.targets import anatomy
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.types import Example
@@ -23,7 +26,9 @@ from tunesmith.plan.memory import Memory, needed
 from tunesmith.plan.speed import Pace
 from tunesmith.plan.step import Parts, Trial, Work, try_step
 from tunesmith.recipe import Recipe
+from tunesmith.session import adapter_folder
 from tunesmith.train.budget import Budget
+from tunesmith.train.every import passes
 from tunesmith.train.memory import default_micro_batch_tokens
 
 FEW, MORE = 2, 4
@@ -69,17 +74,32 @@ class Planner:
         pace: Pace | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        self.recipe, self.tokenizer, self.prepared, self.memory, self.pace = recipe, tokenizer, prepared, memory, pace
+        self.tokenizer, self.prepared, self.memory, self.pace = tokenizer, prepared, memory, pace
         self.trust_remote_code = trust_remote_code
-        self.objective = stand_in(recipe, prepared, objective)
-        self.is_stand_in = self.objective is not objective
+        hollow = without_weights(recipe.model, trust_remote_code=trust_remote_code, head=objective.head)
+        self.num_blocks = 0 if hollow is None else len(anatomy(hollow).blocks)
+        if recipe.model.adapter is not None and hollow is not None:
+            own = store.settings_of(adapter_folder(Path(recipe.model.adapter).expanduser()), hollow)
+            recipe = recipe.model_copy(update={"adapter": own})
+        self.recipe = recipe
+        self.rows: Sequence[Example] = prepared.train
+        self.objective = objective
+        self.is_stand_in = bool(recipe.objective.answer_tokens) or hasattr(objective, "teacher")
         self.budget = Budget(recipe.train, objective.steps_per_epoch)
-        self.num_blocks = self._blocks()
-        self.longest = max((len(row) for row in prepared.train), default=1)
-
-    def _blocks(self) -> int:
-        model = without_weights(self.recipe.model, trust_remote_code=self.trust_remote_code, head=self.objective.head)
-        return 0 if model is None else len(anatomy(model).blocks)
+        lengths = [len(row) for row in prepared.train]
+        tokens = sum(lengths) / max(1, objective.steps_per_epoch)
+        if self.is_stand_in:
+            more = recipe.objective.answer_tokens
+            each = getattr(recipe.objective, "num_generations", 1)
+            batch = (recipe.train.batch_size or 1) * each
+            self.rows = lengthened(prepared.train, more)
+            stand_in: Any = sft.build(sft.Settings(), self.rows, [], batch_size=batch, seed=recipe.train.seed)
+            self.objective = stand_in
+            tokens = batch * (sum(lengths) / max(1, len(lengths)) + more)
+        self.step_tokens = tokens
+        """Of an optimizer step of mean size."""
+        self.longest = max(map(len, self.rows), default=1)
+        self.num_held_out = sum(map(len, prepared.held_out))
 
     def micro_tokens(self, recipe: Recipe) -> int:
         return recipe.train.micro_batch_tokens or default_micro_batch_tokens(pick_device(recipe.model.device))
@@ -93,6 +113,7 @@ class Planner:
                 self.tokenizer,
                 self.objective,
                 self.micro_tokens(recipe),
+                self.rows,
                 trust_remote_code=self.trust_remote_code,
                 blocks=blocks,
                 longest=longest,
@@ -110,15 +131,14 @@ class Planner:
         merging = None
         if trial.mergeable:
             merging = needed(replace(answering, peak=parts.weights + 2 * WIDE * trial.counts.total), kind, base)
-        rows = self.prepared.train
-        tokens = sum(map(len, rows)) / max(1, self.objective.steps_per_epoch)
+        tokens = self.step_tokens
         step_seconds = total = None
         if self.pace is not None:
             batches = max(1, math.ceil(tokens / self.micro_tokens(recipe)))
             share, work = tokens / trial.tokens, trial.work
             step_seconds = self.pace.seconds(Work(work.flops * share, work.moved * share, work.operations * batches))
             if self.budget.num_steps is not None:
-                held_out = sum(map(len, self.prepared.held_out)) / max(tokens, 1)
+                held_out = self.num_held_out / max(tokens, 1)
                 total = step_seconds * (self.budget.num_steps + EVALUATING * self.evaluations() * held_out)
         return Need(
             trial,
@@ -136,7 +156,9 @@ class Planner:
         every, steps = self.recipe.train.evaluate_every, self.budget.num_steps or 0
         if not self.prepared.held_out:
             return 0.0
-        return 10.0 if not isinstance(every, int) else steps / every
+        if isinstance(every, str):
+            return float(steps / max(1, self.objective.steps_per_epoch) / (passes(every) or 1))
+        return 10.0 if every is None else steps / every
 
 
 def deeper(few: Trial, more: Trial, blocks: int) -> Trial:
@@ -156,21 +178,17 @@ def deeper(few: Trial, more: Trial, blocks: int) -> Trial:
     return replace(few, parts=parts, counts=counts, work=work)
 
 
-def stand_in(recipe: Recipe, prepared: Prepared, objective: Objective) -> Objective:
-    """The objective; where answers are sampled while training, one that learns rows with answers of full length."""
-    more = recipe.objective.answer_tokens
-    if not more:
-        return objective
-    train = [_lengthened(row, more) for row in prepared.train[:LOOKED_AT_ROWS]]
-    batch = recipe.train.batch_size
-    learned: Any = sft.build(sft.Settings(), train, [], batch_size=batch, seed=recipe.train.seed)
-    return learned  # type: ignore[no-any-return]
+LOOKED_AT_ROWS = 500
+"""Of rows that others stand in for: the longest of all, so many."""
 
 
-LOOKED_AT_ROWS = 2000
-
-
-def _lengthened(row: Any, more: int) -> Example:
-    ids = np.concatenate([row.token_ids, np.zeros(more, dtype=row.token_ids.dtype)])
-    weights = np.concatenate([np.zeros(len(row.token_ids), dtype=np.float32), np.ones(more, dtype=np.float32)])
-    return Example(ids, weights, row.origin)
+def lengthened(rows: Sequence[Example], more: int) -> list[Example]:
+    """The longest rows, each with an answer of `more` learned tokens behind it; 0: as they are, all learned."""
+    chosen = sorted(rows, key=len, reverse=True)[:LOOKED_AT_ROWS]
+    made = []
+    for row in chosen:
+        ids = np.concatenate([row.token_ids, np.zeros(more, dtype=np.int64)])
+        weights = np.ones(len(ids), dtype=np.float32)
+        weights[: len(row) if more else 0] = 0.0
+        made.append(Example(ids, weights, row.origin))
+    return made

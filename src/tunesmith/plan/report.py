@@ -40,6 +40,8 @@ class Plan:
     elsewhere_at: str = ""
     price: float | None = None
     """Of an hour."""
+    minutes: float | None = None
+    """Where the clock ends the run."""
     notes: Sequence[str] = ()
 
     @property
@@ -128,7 +130,9 @@ def _time(plan: Plan) -> list[str]:
     )
     told += f" (products run at {plan.pace.rate / 1e9:,.0f} Gflop/s here)"
     if need.seconds is None or need.num_steps is None:
-        return [told, "           the clock ends the run"]
+        minutes = plan.minutes or 0.0
+        cost = "" if plan.price is None else f", {plan.price * minutes / 60:.2f} at {plan.price:g} an hour"
+        return [told, f"           the clock ends the run after {in_words(60 * minutes)}{cost}"]
     total = f"           {need.num_steps:,} steps: {in_words(need.seconds)}"
     if plan.price is not None:
         total += f", {plan.price * need.seconds / 3600:.2f} at {plan.price:g} an hour"

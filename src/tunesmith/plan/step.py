@@ -6,9 +6,8 @@ what they would do. The step is the one whose micro-batch is the largest of thos
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -17,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.adapters.adapter_set import AdapterSet, Counts, add
 from tunesmith.adapters.attach import Switch
-from tunesmith.data.types import Batch
-from tunesmith.errors import ModelError
-from tunesmith.ghost import Meter, NumbersNeededError
+from tunesmith.data.types import Batch, Example
+from tunesmith.errors import ModelError, TunesmithError
+from tunesmith.ghost import Meter
 from tunesmith.models.hollow import device_of, hollow_model, hollow_policy
 from tunesmith.models.policy import Policy, flat_batch
 from tunesmith.objectives.base import Objective, Step
@@ -28,8 +27,8 @@ from tunesmith.train.mode import recompute_blocks, train_mode
 from tunesmith.train.noise import NEFTune
 from tunesmith.train.optim import make_optimizer
 
-LOOKED_AT, PATIENCE = 200, 3.0
-"""Steps among which the largest micro-batch is sought, and seconds after which it is no longer."""
+LOOKED_AT = 20
+"""Steps among which the largest micro-batch is sought, beside that of the longest row."""
 NAME = "planned"
 SMALL, BLOCK = 4096, 256
 """bitsandbytes' 8-bit AdamW: smaller tensors keep their moments in fp32; one fp32 scale for each so many numbers."""
@@ -93,30 +92,41 @@ class Trial:
 
 
 def largest(
-    objective: Objective, policy: Policy, micro_tokens: int, longest: int | None = None
+    objective: Objective, policy: Policy, micro_tokens: int, rows: Sequence[Example], longest: int | None = None
 ) -> tuple[Step, Batch, bool]:
-    """The step that holds the largest micro-batch of the next ones, that micro-batch, and whether it is the step's only
-    one. `longest`: none with a longer row, if there is another."""
-    best: tuple[tuple[bool, int, int], Step, Batch, bool] | None = None
-    until = time.monotonic() + PATIENCE
+    """The step that holds the largest micro-batch of the next ones, or of a step with the longest of `rows`; that
+    micro-batch, and whether it is the step's only one. `longest`: none with a longer row, if there is another."""
     before = objective.state_dict()
-    for step in islice(objective.steps(policy), min(LOOKED_AT, max(1, objective.steps_per_epoch))):
+    steps = list(islice(objective.steps(policy), min(LOOKED_AT, max(1, objective.steps_per_epoch))))
+    objective.load_state_dict(before)
+    if longest is None and rows:
+        steps.append(replace(steps[0], examples=_with_siblings(rows)))
+    best: tuple[tuple[bool, int, int], Step, Batch, bool] | None = None
+    for step in steps:
         batches = objective.micro_batches(step, micro_tokens)
         widest = max(batches, key=lambda batch: _size(batch, policy, longest))
         size = _size(widest, policy, longest)
         if best is None or size > best[0]:
             best = size, step, widest, len(batches) == 1
-        if time.monotonic() > until:
-            break
-    objective.load_state_dict(before)
     assert best is not None
     return best[1:]
+
+
+def _with_siblings(rows: Sequence[Example]) -> list[Example]:
+    """The longest row, and those that came of the same one: the sides of a pair stand side by side."""
+    place = max(range(len(rows)), key=lambda index: len(rows[index]))
+    first = last = place
+    while first and rows[first - 1].origin == rows[place].origin:
+        first -= 1
+    while last + 1 < len(rows) and rows[last + 1].origin == rows[place].origin:
+        last += 1
+    return [rows[index] for index in range(first, last + 1)]
 
 
 def _size(batch: Batch, policy: Policy, longest: int | None) -> tuple[bool, int, int]:
     """Whether it is allowed, the places that it takes (padding too), and its learned tokens."""
     rows = [len(segment) for segment in batch.segments]
-    places = sum(rows) if policy.flat else len(rows) * max(rows)
+    places = sum(rows) if policy.flat else len(rows) * max(rows) ** 2  # written-out attention grows with the square
     return longest is None or max(rows) <= longest, places, batch.num_learned
 
 
@@ -125,6 +135,7 @@ def try_step(
     tokenizer: PreTrainedTokenizerBase,
     objective: Objective,
     micro_tokens: int,
+    rows: Sequence[Example] = (),
     *,
     trust_remote_code: bool = False,
     blocks: int | None = None,
@@ -145,11 +156,13 @@ def try_step(
                 head=objective.head,
                 blocks=blocks,
             )
-            return _tried(recipe, tokenizer, objective, micro_tokens, longest, meter, model)
-        except NumbersNeededError as error:
+            return _tried(recipe, tokenizer, objective, micro_tokens, rows, longest, meter, model)
+        except TunesmithError:
+            raise
+        except Exception as error:  # of transformers' own code, or of ours, which a ghost has no numbers for
             raise ModelError(
                 "what this model holds while training cannot be told from shapes alone",
-                found=str(error),
+                found=f"{type(error).__name__}: {error}".splitlines()[0][:200],
                 fix="tunesmith rehearse trains a few real steps and says what they took",
             ) from error
 
@@ -159,6 +172,7 @@ def _tried(
     tokenizer: PreTrainedTokenizerBase,
     objective: Objective,
     micro_tokens: int,
+    rows: Sequence[Example],
     longest: int | None,
     meter: Meter,
     model: PreTrainedModel,
@@ -173,26 +187,30 @@ def _tried(
         recompute_blocks(model)
     train_mode(policy, recipe.train.recompute)
     adapter = meter.bytes - weights
-    step, batch, is_only = largest(objective, policy, micro_tokens, longest)
+    step, batch, is_only = largest(objective, policy, micro_tokens, rows, longest)
     kept = _watch_hidden(policy, meter)
     learned = adapter_set.parameters()
-    if not is_only:  # it is reckoned beside the gradients of those before it
+    update = _updates(recipe, adapter_set)
+    for _ in range(2):  # the second step is as all that follow: the optimizer's state is there
+        if not is_only:  # reckoned beside the gradients of those before it
+            for parameter in learned.values():
+                parameter.grad = torch.zeros_like(parameter)
+        kept.clear()
+        held = meter.reset()
+        meter.flops, meter.moved, meter.operations = 0.0, 0.0, 0
+        found = objective.loss(policy, batch)
+        total = torch.stack([value / step.denominators[name] for name, value in found.sums.items()]).sum()
+        last = max(kept, default=held)
+        activations, loss = last - held, meter.peak - last
+        total.backward()  # type: ignore[no-untyped-call]
+        del found, total
+        work = Work(meter.flops, meter.moved, meter.operations)
+        gradients = sum(parameter.grad.nbytes for parameter in learned.values() if parameter.grad is not None)
+        update()
         for parameter in learned.values():
-            parameter.grad = torch.zeros_like(parameter)
-    held = meter.reset()
-    meter.flops, meter.moved, meter.operations = 0.0, 0.0, 0
-    found = objective.loss(policy, batch)
-    total = torch.stack([value / step.denominators[name] for name, value in found.sums.items()]).sum()
-    last = max(kept, default=held)
-    activations, loss = last - held, meter.peak - last
-    total.backward()  # type: ignore[no-untyped-call]
-    del found, total
-    gradients = sum(parameter.grad.nbytes for parameter in learned.values() if parameter.grad is not None)
-    state = _state_bytes(recipe, learned)
-    work = Work(meter.flops, meter.moved, meter.operations)
-    peak = max(meter.peak + state, _updating(recipe, adapter_set, meter))
-    for parameter in learned.values():
-        parameter.grad = None
+            parameter.grad = None
+    state = meter.bytes - weights - adapter
+    peak = meter.peak
     lengths = [len(segment) for segment in batch.segments]
     answering = _answering(policy, max(lengths), meter)
     parts = Parts(weights, adapter, gradients, state, activations, loss, peak, answering)
@@ -209,14 +227,19 @@ def _tried(
     )
 
 
-def _updating(recipe: Recipe, adapter_set: AdapterSet, meter: Meter) -> int:
-    """The most that is held while the optimizer updates; of one in 8 bits, which works in place, nothing is added."""
-    if recipe.train.optimizer != "adamw":
-        return 0
-    optimizer = make_optimizer(recipe.train, adapter_set.parameters(), adapter_set.groups())
-    meter.reset()
-    optimizer.step()
-    return meter.peak
+def _updates(recipe: Recipe, adapter_set: AdapterSet) -> Callable[[], object]:
+    """What an update does. An optimizer in 8 bits works in place, in compiled code that knows no ghosts: what it keeps
+    is made instead."""
+    learned = adapter_set.parameters()
+    if recipe.train.optimizer == "adamw":
+        return make_optimizer(recipe.train, learned, adapter_set.groups()).step
+    held: list[Tensor] = []
+
+    def keep() -> None:
+        if not held:
+            held.extend(torch.zeros(_moments_bytes(parameter), dtype=torch.uint8) for parameter in learned.values())
+
+    return keep
 
 
 def _watch_hidden(policy: Policy, meter: Meter) -> list[int]:
@@ -246,18 +269,16 @@ def _added(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenize
 def _answering(policy: Policy, length: int, meter: Meter) -> int:
     """Bytes at the peak of reading one text of `length` tokens, and of its keys and values."""
     config = policy.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    all_heads = getattr(config, "num_attention_heads", None) or 1
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // all_heads
     meter.reset()
     with policy.answering():
         policy.hidden(flat_batch([torch.zeros(length, dtype=torch.long)]))
     return meter.peak + 2 * config.num_hidden_layers * heads * dim * length * policy.model.dtype.itemsize
 
 
-def _state_bytes(recipe: Recipe, learned: Mapping[str, nn.Parameter]) -> int:
-    """Of the optimizer: two moments for each number that learns."""
-    sizes = [parameter.numel() for parameter in learned.values()]
-    if recipe.train.optimizer == "adamw":
-        return 8 * sum(sizes)
-    small = sum(size for size in sizes if size < SMALL)
-    return 8 * small + round((sum(sizes) - small) * 2 * (1 + 4 / BLOCK))
+def _moments_bytes(parameter: nn.Parameter) -> int:
+    """Of both moments of a tensor in bitsandbytes' 8-bit AdamW."""
+    count = parameter.numel()
+    return 8 * count if count < SMALL else round(count * 2 * (1 + 4 / BLOCK))

@@ -42,7 +42,14 @@ def train_mode(policy: Policy, recompute: bool) -> None:
 def recompute_blocks(model: Any) -> None:
     """Let transformers recompute what its blocks keep; what it is called differs by its version."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot recompute activations",
+            found=str(error).partition("\n")[0],
+            fix="take train.recompute out; a smaller data.max_length or train.micro_batch_tokens saves memory too",
+        ) from error
 
 
 class _Quiet:
