@@ -4,10 +4,11 @@
     python benchmarks/forecast.py --only lora,full     those whose names hold one of these
     python benchmarks/forecast.py --fit                also says which numbers would fit best (plan/memory.py, speed.py)
     python benchmarks/forecast.py --measured FILE      forecasts anew, beside what an earlier result measured here
+    python benchmarks/forecast.py --again FILE         an earlier result with the plan's numbers of today, nothing run
 
 Each configuration is planned and then trained for four steps, in two processes of its own. Every row has the length
-that its name says, so that the run meets the largest micro-batch that the plan saw. Numbers in the plan were fitted to
-the configurations of odd number alone; the error of the even ones is what a user can expect.
+that its name says, so that the run meets the largest micro-batch that the plan saw. Numbers in the plan are to be
+fitted to the configurations of odd number alone; the error of the even ones is what a user can expect.
 """
 
 from __future__ import annotations
@@ -206,10 +207,22 @@ def fit(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     all_of_it = np.array([one["measured"]["memory"] for one in odd])
     sides = np.stack([passing, np.ones(len(odd))], 1) / all_of_it[:, None]
     spread, fixed = np.linalg.lstsq(sides, (all_of_it - there) / all_of_it, rcond=None)[0]
-    took = np.array([one["measured"]["seconds"] for one in odd])
-    sides = np.array([one["forecast"]["ideal"] for one in odd]) / took[:, None]
-    (product, moving, operation), _ = nnls(sides, np.ones(len(odd)))
+    timed = [one for one in odd if "seconds" in one["measured"]]
+    took = np.array([one["measured"]["seconds"] for one in timed])
+    sides = np.array([one["forecast"]["ideal"] for one in timed]) / took[:, None]
+    (product, moving, operation), _ = nnls(sides, np.ones(len(timed)))
     return {"spread": spread, "fixed": fixed, "product": product, "moving": moving, "operation": operation}
+
+
+def again(told: dict[str, Any]) -> dict[str, Any]:
+    """An earlier forecast by the numbers that the plan has now."""
+    from tunesmith.plan.memory import needed
+    from tunesmith.plan.speed import Pace
+    from tunesmith.plan.step import Parts
+
+    products, moved, operations = told["ideal"]
+    seconds = Pace.product * products + Pace.moving * moved + Pace.operation * operations
+    return {**told, "memory": needed(Parts(**told["parts"]), "cpu", told["base"]), "seconds": seconds}
 
 
 def earlier_load(result: Path) -> dict[str, list[float]]:
@@ -227,6 +240,7 @@ def main() -> int:
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--no-write", action="store_true", help="print only")
     parser.add_argument("--measured", type=Path)
+    parser.add_argument("--again", type=Path)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -245,34 +259,36 @@ def main() -> int:
     before = warn_if_busy()
     words = [word for word in options.only.split(",") if word]
     found: dict[str, dict[str, Any]] = {}
-    earlier = json.loads(options.measured.read_text())["contenders"] if options.measured else {}
+    result_before = options.again or options.measured
+    earlier = json.loads(result_before.read_text())["contenders"] if result_before else {}
     with tempfile.TemporaryDirectory() as folder:
         cache = options.cache or Path(folder)
         print(f"{'':>2} {'configuration':<48}{'forecast':>10}{'measured':>10}{'off':>8}{'time off':>10}")
         for number, case in enumerate(CASES):
             if words and not any(word in case.name for word in words):
                 continue
-            there = earlier.get(case.name, {}).get("measured")
+            there = earlier.get(case.name, {})
             both = {
-                "forecast": alone("forecast", number, cache),
-                "measured": there or alone("measure", number, cache),
+                "forecast": again(there["forecast"]) if options.again else alone("forecast", number, cache),
+                "measured": there.get("measured") or alone("measure", number, cache),
             }
-            off = {key: both["forecast"][key] / both["measured"][key] - 1 for key in ("memory", "seconds")}
+            off = {key: both["forecast"][key] / both["measured"][key] - 1 for key in both["measured"]}
             found[case.name] = {**both, "off": off, "fitted": number % 2 == 0}
             sizes = [f"{both[side]['memory'] / 1e6:,.0f} MB" for side in ("forecast", "measured")]
-            apart = f"{off['memory']:>+8.1%}{off['seconds']:>+10.0%}"
+            apart = f"{off['memory']:>+8.1%}" + (f"{off['seconds']:>+10.0%}" if "seconds" in off else "")
             print(f"{number + 1:>2} {case.name:<48}{sizes[0]:>10}{sizes[1]:>10}{apart}", flush=True)
     measures: dict[str, Any] = {}
     for kind, fitted in (("fitted", True), ("not fitted", False)):
         offs = [one["off"] for one in found.values() if one["fitted"] is fitted]
         if offs:
-            memory, seconds = ([off[key] for off in offs] for key in ("memory", "seconds"))
+            memory = [off["memory"] for off in offs]
             measures[kind] = {
                 "configurations": len(offs),
                 "memory_most_under": min(memory),
                 "memory_most_over": max(memory),
                 "memory_within_10_percent": sum(abs(off) <= 0.1 for off in memory),
-                "time_median_off": median(abs(off) for off in seconds),
+                "memory_median_off": median(map(abs, memory)),
+                "time_median_off": median(abs(off["seconds"]) for off in offs if "seconds" in off),
             }
             print(kind, json.dumps(measures[kind]))
     if options.fit:
@@ -282,7 +298,7 @@ def main() -> int:
             "forecast",
             "memory-and-time",
             {"steps": STEPS, "rows_a_step": {case.name: case.rows for case in CASES}},
-            {"before": before, "after": load_average()} if not earlier else earlier_load(options.measured),
+            {"before": before, "after": load_average()} if not earlier else earlier_load(result_before),
             found,
             {},
             measures,

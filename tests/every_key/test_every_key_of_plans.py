@@ -24,7 +24,7 @@ from tunesmith.progress import Progress
 from tunesmith.search import settings as searches
 from tunesmith.search.trials import run_trials
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 RECIPE = {
     "model": {"name": "@/model", "dtype": "float32", "device": "cpu"},

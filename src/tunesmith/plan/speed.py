@@ -3,8 +3,8 @@
     seconds = a · flops / rate + b · moved / bandwidth + e · operations
 
 rate and bandwidth are measured here and now: a product of the model's own width, and a sum of two large tensors. a, b
-and e were fitted (benchmarks/forecast.py): what a step takes of a product's time, and of memory's, and what each
-operation costs beside them.
+and e say what a step takes of a product's time, and of memory's, and what each operation costs beside them. They are
+rough: a first series of benchmarks/forecast.py took two to four times as long in bf16 as an earlier form of them said.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Pace:
     """flops a second."""
     bandwidth: float
     """Bytes written a second."""
-    product: float = 1.4
+    product: float = 2.0
     """a."""
-    moving: float = 1.0
+    moving: float = 2.0
     """b."""
     operation: float = 12e-6
     """e, seconds."""

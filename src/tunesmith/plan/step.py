@@ -59,6 +59,12 @@ class Parts:
         return self.weights + self.adapter + self.gradients + self.optimizer
 
     @property
+    def saving(self) -> int:
+        """While a checkpoint is written: what learns and its moments are there once more as bytes, and so is the
+        adapter's own file. Gradients, which are as large as what learns, are gone by then."""
+        return self.weights + self.adapter + 2 * self.gradients + 2 * self.optimizer
+
+    @property
     def passing(self) -> int:
         """The most that is held beside that."""
         return max(0, self.peak - self.lasting)
@@ -212,7 +218,7 @@ def _tried(
     state = meter.bytes - weights - adapter
     peak = meter.peak
     lengths = [len(segment) for segment in batch.segments]
-    answering = _answering(policy, max(lengths), meter)
+    answering = _answering(policy, max(lengths), meter) - state
     parts = Parts(weights, adapter, gradients, state, activations, loss, peak, answering)
     mergeable = all(adapter.mergeable for adapter in adapter_set.adapters.values())
     return Trial(
