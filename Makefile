@@ -23,7 +23,7 @@ demo: setup
 
 test: setup lint
 	@echo "running the tests"
-	@CI=1 $(VENV)/bin/python -m pytest
+	@CI=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # make test-all   the long matrices and the real trainings too; writes benchmarks/results/<date>-tests.md
 test-all: setup lint

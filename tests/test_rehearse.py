@@ -47,6 +47,7 @@ def test_the_whole_way_and_nothing_is_left(place: tuple[Path, Path], tmp_path: P
     assert len(said) == 6
 
 
+@pytest.mark.slow
 def test_a_method_that_cannot_be_merged_is_asked_without(place: tuple[Path, Path], tmp_path: Path) -> None:
     made = values(place, tmp_path)
     made["adapter"] = {"method": "prompt", "num_tokens": 4}
@@ -129,6 +130,7 @@ def test_the_whole_way_of(place: tuple[Path, Path], tmp_path: Path, name: str) -
     assert "failed" not in [phase.result for phase in result.phases]
 
 
+@pytest.mark.slow
 def test_plain_text_of_a_base_without_a_template_is_gone_on_with(tmp_path: Path) -> None:
     model, rows = make_model(tmp_path / "model"), tmp_path / "rows.jsonl"
     (model / "chat_template.jinja").unlink()

@@ -19,6 +19,7 @@ METHODS = {
     "lora": {"r": 2, "dropout": 0.2, "last_blocks": 1},
     "full": {"method": "full", "last_blocks": 1},
 }
+QUICK_AND_SLOW = ["lora", pytest.param("full", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def result(folder):
     return steps, evaluations, (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", QUICK_AND_SLOW)
 def test_a_run_with_stored_states_is_the_run_without_and_the_next_one_finds_them(
     server, place, stored, tmp_path, method
 ):
@@ -87,7 +88,7 @@ def test_a_run_with_stored_states_is_the_run_without_and_the_next_one_finds_them
     assert result(tmp_path / "mended") == with_
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", QUICK_AND_SLOW)
 def test_struck_down_and_resumed_it_is_the_unbroken_run(server, place, stored, tmp_path, method):
     log = tmp_path / "log"
     assert server.run(values_in(place, tmp_path / "unbroken", method), log=log) == 0, log.read_text()
