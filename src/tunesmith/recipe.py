@@ -27,7 +27,7 @@ from tunesmith.objectives import OBJECTIVES
 from tunesmith.objectives.policy_losses import PRESETS
 from tunesmith.objectives.settings import ObjectiveSettings
 from tunesmith.recipe_paths import Paths
-from tunesmith.recipe_rules import RULES
+from tunesmith.recipe_rules import RULES, refuse_idle
 from tunesmith.record import OutputSettings
 from tunesmith.settings import Settings
 from tunesmith.strict import near, parse, setting_names, unknown_key
@@ -75,7 +75,9 @@ class Recipe(Settings):
         tree = _Tree(self.explicit(), {}, "recipe")
         for key, value in changes.items():
             tree.set(_split(key, "changes"), value, "changes")
-        return tree.recipe()
+        recipe = tree.recipe()
+        refuse_idle(recipe, tree.where)
+        return recipe
 
 
 SECTIONS: dict[str, type[Settings]] = {
@@ -251,6 +253,7 @@ def _resolve(
         recipe = recipe.model_copy(
             update=Paths(tree.where, folder).absolute(recipe.model, recipe.data, recipe.objective)
         )
+        refuse_idle(recipe, tree.where)
     provenance = {
         f"{section}.{key}": tree.provenance((section, key))
         for section, settings in recipe.model_dump().items()

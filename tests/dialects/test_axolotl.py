@@ -23,6 +23,8 @@ from tunesmith.notation import write
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "shared" / "examples" / "axolotl_lora_codellama.yml"
 
+TABLES = {"lora_target_linear": None, "lora_target_modules": ["q_proj", "embed_tokens"]}
+TWICE = {**GRPO, "trl": {**GRPO["trl"], "num_iterations": 2}}
 RELORA = {"relora": True, "jagged_restart_steps": 50}
 PRETRAIN = {"datasets": None, "pretraining_dataset": [{"path": "some/text"}], "max_steps": 5}
 
@@ -101,7 +103,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "peft_use_rslora": (True, {}),
     "peft_init_lora_weights": ("pissa", {}),
     "loraplus_lr_ratio": (16, {}),
-    "loraplus_lr_embedding": (1e-6, {"loraplus_lr_ratio": 16}),
+    "loraplus_lr_embedding": (1e-6, {"loraplus_lr_ratio": 16, **TABLES}),
     "lora_model_dir": ("some/adapter", {}),
     "jagged_restart_steps": (70, RELORA),
     "relora_steps": (70, {"relora": True}),
@@ -181,11 +183,11 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "trl.top_p": (0.9, GRPO),
     "trl.top_k": (20, GRPO),
     "trl.num_iterations": (2, GRPO),
-    "trl.epsilon": (0.1, GRPO),
-    "trl.epsilon_high": (0.3, GRPO),
+    "trl.epsilon": (0.1, TWICE),
+    "trl.epsilon_high": (0.3, TWICE),
     "trl.mask_truncated_completions": (True, GRPO),
     "trl.importance_sampling_level": ("sequence", GRPO),
-    "trl.use_bias_correction_kl": (False, GRPO),
+    "trl.use_bias_correction_kl": (False, {**GRPO, "trl": {**GRPO["trl"], "beta": 0.1}}),
 }
 """A value of each carried key that says something else than the file without it, and what must stand beside it."""
 

@@ -234,6 +234,34 @@ def test_pairs_in_chatml(type_: str, row: dict[str, Any], tmp_path: Path) -> Non
     assert texts == [f"{before}Yes<|im_end|>", f"{before}No<|im_end|>"]
 
 
+def test_of_ranked_answers_the_two_last_are_a_pair_as_in_axolotl_and_that_is_said(tmp_path: Path) -> None:
+    values = {**BASE, "rl": "dpo", "datasets": [{"path": "some/pairs", "type": "zephyr.nectar"}]}
+    read = load_any(file(tmp_path, values))
+    tokenizer = byte_level("{{ messages[0]['content'] }}")
+    install(str(read.resolved.recipe.model.template), tokenizer)
+    ranked = [{"answer": "worse", "rank": 2.0}, {"answer": "worst", "rank": 3.0}, {"answer": "best", "rank": 1.0}]
+    rows = [{"prompt": "Hi", "answers": ranked}]
+    recipe = read.resolved.recipe
+    made = prepare(recipe.data, tokenizer, seed=0, rows=rows, takes=recipe.takes)
+    texts = [tokenizer.decode(example.token_ids).removeprefix(tokenizer.bos_token or "") for example in made.train]
+    before = "<|system|>\n</s>\n<|user|>\nHi</s>\n<|assistant|>\n"
+    assert texts == [f"{before}{answer}{tokenizer.eos_token}" for answer in ("worst", "worse")]
+    assert read.translation is not None
+    assert any("these are the two worst" in note for note in read.translation.notes)
+
+
+def test_a_type_whose_words_are_not_here_is_read_in_words_of_ones_own_as_its_refusal_says(tmp_path: Path) -> None:
+    values = {**BASE, "datasets": [{"path": "some/rows", "type": "reflection"}]}
+    form = '{prompt: "Do: {{ instruction }}\\n", answer: "{{ output }} So: {{ corrected }}"}'
+    typed = ("datasets[0].type=", "model.template=plain", f"data.format={form}")
+    recipe = load_any(file(tmp_path, values), typed).resolved.recipe
+    tokenizer = byte_level("{{ messages[0]['content'] }}")
+    install(str(recipe.model.template), tokenizer)
+    row = {"instruction": "Add.", "output": "3", "reflection": "no", "corrected": "4"}
+    made = prepare(recipe.data, tokenizer, seed=0, rows=[row])
+    assert told(made, tokenizer)[1] == "3 So: 4" + tokenizer.eos_token
+
+
 def test_segments_and_token_ids_have_their_own_mask(tmp_path: Path) -> None:
     segments = [{"label": False, "text": "<s>Hi "}, {"label": True, "text": "Ho</s>"}, {"label": False, "text": "\n"}]
     made, tokenizer = prepared("input_output", [{"segments": segments}], tmp_path)

@@ -69,7 +69,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "pissa_init": (True, {}),
     "pissa_iter": (4, {"pissa_init": True}),
     "loraplus_lr_ratio": (16, {}),
-    "loraplus_lr_embedding": (1e-5, {"loraplus_lr_ratio": 16}),
+    "loraplus_lr_embedding": (1e-5, {"loraplus_lr_ratio": 16, "lora_target": "q_proj,embed_tokens"}),
     "freeze_trainable_layers": (3, FREEZE),
     "freeze_trainable_modules": ("mlp", FREEZE),
     "freeze_extra_modules": ("lm_head", FREEZE),

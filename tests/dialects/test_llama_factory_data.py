@@ -20,10 +20,10 @@ from tiny_tokenizers import byte_level
 
 from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.templates import install
-from tunesmith.data.types import Conversation
+from tunesmith.data.types import Conversation, Origin
 from tunesmith.dialects.llama_factory.templates import WORDED
 from tunesmith.dialects.read import load_any
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import DataError, TunesmithError
 from tunesmith.notation import write
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -109,7 +109,6 @@ def test_the_file_of_data_sets_is_found_where_theirs_looks_and_beside_the_file(
         ({"file_name": "rows.json", "columns": {**ALPACA_COLUMNS, "kto_tag": "ok"}}, "stage kto"),
         ({"file_name": "rows.json", "columns": {**ALPACA_COLUMNS, "tools": "tools"}}, "sharegpt"),
         ({"file_name": "rows.json", "columns": {"prompt": "instruction"}}, "names no response"),
-        ({"hf_hub_url": "a/b", "columns": {**ALPACA_COLUMNS, "history": "history"}}, "sharegpt"),
         ({"file_name": "rows.json", "formatting": "sharegpt", "tags": {"function_tag": "call"}}, "function_call"),
         ({}, "file_name or hf_hub_url"),
         ("rows.json", '{"file_name": …}'),
@@ -119,6 +118,57 @@ def test_an_entry_that_cannot_be_read_is_named(entry: Any, what: str, tmp_path: 
     said = refusal(file(tmp_path, {**BASE, "dataset": "own"}, own=entry))
     assert f"{tmp_path / 'data' / 'dataset_info.json'}, own" in said
     assert what in said
+
+
+IN_COLUMNS = {"hf_hub_url": "a/b", "split": "train_sft", "columns": {**ALPACA_COLUMNS, "history": "history"}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "form"),
+    [
+        ([{"history": [["Hi", "Ho"]], "input": ""}], "alpaca"),
+        ([{"history": [], "input": "1 2"}, {"history": None, "input": ""}], "words"),
+        ([{"history": [["Hi", "Ho"]], "input": "1 2"}], None),
+    ],
+)
+def test_rows_of_the_hub_with_a_history_and_an_input_are_looked_at_as_those_of_a_file_are(
+    rows: list[dict[str, Any]], form: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def hub(path: str, **where: Any) -> list[Any]:
+        asked.append((path, where))
+        return [(Origin(path, number), row) for number, row in enumerate(rows, 1)]
+
+    monkeypatch.setattr("tunesmith.dialects.llama_factory.rows.read", hub)
+    path = file(tmp_path, {**BASE, "dataset": "own"}, own=IN_COLUMNS)
+    if form is None:
+        assert "joined otherwise here" in refusal(path)
+    else:
+        data = load_any(path).resolved.recipe.data
+        assert data.split == "train_sft"
+        assert (data.format if isinstance(data.format, str) else "words") == form
+    assert asked[0] == ("a/b", {"limit": None, "split": "train_sft", "subset": None})
+
+
+def test_rows_of_the_hub_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: str, **where: Any) -> list[Any]:
+        raise DataError("the hub cannot be reached", where=path)
+
+    monkeypatch.setattr("tunesmith.dialects.llama_factory.rows.read", gone)
+    said = refusal(file(tmp_path, {**BASE, "dataset": "own"}, own=IN_COLUMNS))
+    assert "history: its rows have to be looked at, and cannot be: the hub cannot be reached" in said
+    assert "name its file as file_name" in said
+    alone = {**IN_COLUMNS, "columns": {"prompt": "q", "response": "a", "history": "history"}}
+    data = load_any(file(tmp_path, {**BASE, "dataset": "own"}, own=alone)).resolved.recipe.data
+    assert (data.format, data.columns) == ("alpaca", {"instruction": "q", "output": "a"})
+
+
+def test_a_subset_of_a_file_is_said_to_be_without_effect(tmp_path: Path) -> None:
+    read = load_any(file(tmp_path, {**BASE, "dataset": "own"}, own={"file_name": "rows.json", "subset": "en"}))
+    assert read.resolved.recipe.data.subset is None
+    assert read.translation is not None
+    assert any("subset en is without effect" in note for note in read.translation.notes)
 
 
 def test_names_that_are_not_there(tmp_path: Path) -> None:

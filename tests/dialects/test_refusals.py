@@ -24,6 +24,11 @@ FREEZE = {"finetuning_type": "freeze"}
 DORA = {"peft_use_dora": True, "peft_init_lora_weights": "pissa"}
 NO_ROWS: dict[str, Any] = {"data": {"class_path": "litgpt.data.JSON", "init_args": {"mask_prompt": True}}}
 
+
+def of_rows(**values: Any) -> dict[str, Any]:
+    return {"datasets": [{"path": "some/rows", "type": "chat_template", **values}]}
+
+
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     # A value of the wrong kind.
     (AXOLOTL, {"lora_r": "many"}, "lora_r", "write it so: lora_r: 8; or take it out"),
@@ -67,6 +72,18 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     (FACTORY, {"val_size": 1.5}, "val_size", "val_size: 0.1 for a tenth of the rows"),
     (FACTORY, {**FREEZE, "freeze_trainable_modules": "mpl"}, "freeze_trainable_modules", "_modules: mlp"),
     (TRL_ALONE, {"datasets": [{"path": "a", "columns": ["question"]}]}, "columns", "columns: [completion, prompt]"),
+    # What Axolotl's data sets say.
+    (AXOLOTL, {"datasets": [{"type": "alpaca"}]}, "path", "name the rows: path: rows.jsonl"),
+    (AXOLOTL, of_rows(type={"fromat": "{instruction}"}), "fromat", "write format in place of fromat"),
+    (AXOLOTL, of_rows(type={"zzz": "{instruction}"}), "zzz", "take zzz out, or write its text into format"),
+    (AXOLOTL, of_rows(type={"format": "{question}"}), "format", 'write it so: format: "{instruction}'),
+    (AXOLOTL, {"rl": "dpo", **of_rows(type={"chosen_format": "{x}"})}, "chosen_format", 'chosen_format: "{chosen}"'),
+    (AXOLOTL, of_rows(type="sharegpt", conversation="vicuna"), "conversation", "conversation: vicuna_v1.1"),
+    (AXOLOTL, of_rows(type="sharegpt", roles=["human"]), "roles", "roles: {user: [human], assistant: [gpt]}"),
+    (AXOLOTL, of_rows(message_property_mappings="from"), "message_property", "{role: from, content: value}"),
+    (AXOLOTL, of_rows(type="reflection"), "a page of Axolotl's own", "{{ reflection }} … {{ corrected }}"),
+    (AXOLOTL, of_rows(type="creative_acr.load_revise"), "a page of Axolotl's own", '"{{ revision }}"'),
+    (AXOLOTL, of_rows(type="stepwise_supervised"), "a reward for each step", "type: bradley_terry.chat_template"),
     # Something is missing.
     (AXOLOTL, {"base_model": ""}, "base_model", "base_model: OWNER/NAME"),
     (FACTORY, {"model_name_or_path": ""}, "model_name_or_path", "model_name_or_path: OWNER/NAME"),

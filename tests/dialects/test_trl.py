@@ -128,11 +128,11 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "temperature": (0.7, GRPO),
     "top_p": (0.9, GRPO),
     "top_k": (20, GRPO),
-    "epsilon": (0.1, GRPO),
-    "epsilon_high": (0.3, GRPO),
+    "epsilon": (0.1, {**GRPO, "num_iterations": 2}),
+    "epsilon_high": (0.3, {**GRPO, "num_iterations": 2}),
     "importance_sampling_level": ("sequence", GRPO),
     "scale_rewards": ("none", GRPO),
-    "use_bias_correction_kl": (False, GRPO),
+    "use_bias_correction_kl": (False, {**GRPO, "beta": 0.1}),
     "mask_truncated_completions": (True, GRPO),
 }
 """A value of each carried key that says something else than the file without it, and what must stand beside it."""

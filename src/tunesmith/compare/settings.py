@@ -44,6 +44,13 @@ class TestSettings(Settings):
     batch_size: PositiveInt = 16
     """Rows answered together."""
 
+    @model_validator(mode="after")
+    def _answers_are_scored(self) -> Self:
+        for name in ("gold", "max_new_tokens", "batch_size"):
+            if not self.scores and getattr(self, name) != type(self).model_fields[name].default:
+                raise Contradiction(name, "has no effect: no answer is scored", "name a score, or take it out")
+        return self
+
     @property
     def scores(self) -> tuple[str, ...]:
         return (self.score,) if isinstance(self.score, str) else self.score
@@ -109,6 +116,9 @@ class StudySettings(PlanSettings):
             raise Contradiction("seeds", "names one twice")
         if self.learning_rates != "fixed" and self.tuning_seed in self.seeds:
             raise Contradiction("tuning_seed", "is one of the seeds", "give one that is reported nowhere")
+        if self.learning_rates == "fixed" and self.tuning_seed != type(self).model_fields["tuning_seed"].default:
+            fix = "take it out, or name rates to try: learning_rates: [1e-4, 3e-4]"
+            raise Contradiction("tuning_seed", "has no effect: no learning rate is tuned", fix)
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +24,14 @@ from typing import Any, Protocol, TypeVar, overload
 
 from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.notation import Path, dotted, write_inline
+from tunesmith.recipe_paths import DATA_SUFFIXES
 from tunesmith.strict import unknown_key
 
 T = TypeVar("T", bool, int, float, str)
 LONGEST = 100
 """Letters of a value in the report; the recipe holds it whole."""
+NO_SUBSET = "a subset is of a hub data set, and these rows lie here"
+NO_EMBEDDING = "no table of tokens is among the layers that are adapted"
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 _YES, _NO = ("true", "yes", "on"), ("false", "no", "off")
 _SUCH_AS: dict[type, str] = {bool: "true", int: "8", float: "0.1", str: "a word"}
@@ -358,3 +362,53 @@ def left_over(said: Said, why: str, *keys: str) -> None:
         if said.has(key) and (*said.prefix, key) not in said.ledger.fates:
             said.raw(key)
             said.idle(key, why)
+
+
+def is_file(said: Said, path: str) -> bool:
+    """Whether a source is one file, which has neither splits nor subsets. It may not be there yet."""
+    return path.lower().endswith(DATA_SUFFIXES) or any(os.path.isfile(one) for one in (path, said.folder / path))
+
+
+def of_a_file(said: Said, key: str, *, may_be_cut: bool = True) -> dict[str, Any]:
+    """What a source of ours says for a split of one file: nothing, or `train[:100]`, its first so many rows."""
+    split = said.take(key, str, "train")
+    first = re.fullmatch(r"train\[:(\d+)\]", split)
+    if split == "train":
+        said.idle(key, "a file has no splits")
+    elif first and may_be_cut:
+        return {"limit": int(first[1])}
+    else:
+        said.refuse(key, f"is {split}, and the rows are one file", "take it out, or name a file that holds these rows")
+    return {}
+
+
+def of_one_process(said: Said, devices: Sequence[str], keys: Sequence[str]) -> None:
+    """Says of a batch that was carried over from `keys` that it is of one process, where any of `devices` is given:
+    keys of a tool that counts batches by device, and runs several."""
+    named = " and ".join(key for key in devices if said.has(key))
+    if not named:
+        return
+    setting = next(name for name in ("batch_size", "batch_tokens") if ("train", name) in said.ledger.settings)
+    batch = f"train.{setting} {said.ledger.settings[('train', setting)][0]}"
+    for key in keys:
+        if said.has(key):
+            said.carry(key, f"of one process, whatever the devices of {named}")
+    said.note(
+        f"{batch} is the whole batch of a step here, of one process; the file names {named}, and not how many devices: "
+        "where there were N, gradient_accumulation_steps is to be N times as much"
+    )
+
+
+def clips(said: Said, *keys: str) -> bool:
+    """Whether bounds on the ratio to the sampling policy have something to clip; if not, `keys` are without effect."""
+    if said.take("num_iterations", int, 1) > 1:
+        return True
+    left_over(said, "num_iterations is 1: the ratio is 1, and there is nothing to clip", *keys)
+    return False
+
+
+def holds_to_reference(said: Said, beta: float, key: str) -> bool:
+    """Whether a divergence from the reference is learned, for `key` to say how; if not, it is without effect."""
+    if beta == 0:
+        left_over(said, "beta is 0: no divergence from a reference is learned", key)
+    return beta > 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from tunesmith.dialects.base import Said, left_over, there
+from tunesmith.dialects.base import NO_EMBEDDING, Said, left_over, there
+from tunesmith.recipe_rules import may_be_embedding
 
 
 def adapter(said: Said) -> None:
@@ -42,7 +43,9 @@ def adapter(said: Said) -> None:
     ratio, rate = said.take("loraplus_lr_ratio", float), said.take("loraplus_lr_embedding", float)
     if ratio is not None:
         said.put("adapter.lr_ratio", ratio, "loraplus_lr_ratio")
-    if rate is not None and ratio is not None:
+    if rate is not None and ratio is not None and not may_be_embedding(_reached(said)):
+        said.idle("loraplus_lr_embedding", NO_EMBEDDING)
+    elif rate is not None and ratio is not None:
         share = rate / said.take("learning_rate", float, 1.0)
         said.put("adapter.embedding_lr_ratio", share, "loraplus_lr_embedding")
     elif rate is not None:
@@ -56,6 +59,12 @@ _OF_LORA = (
     *("lora_model_dir", "jagged_restart_steps", "relora_steps", "jagged_restart_warmup_steps", "relora_warmup_steps"),
     *("relora_prune_method", "relora_prune_ratio"),
 )  # fmt: skip
+
+
+def _reached(said: Said) -> str | list[str]:
+    """adapter.targets, as it was put."""
+    targets: str | list[str] = said.ledger.settings.get(("adapter", "targets"), ("", ""))[0]
+    return targets
 
 
 def _idle_lora(said: Said, why: str) -> None:

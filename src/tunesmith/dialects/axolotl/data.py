@@ -5,11 +5,26 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from tunesmith.dialects.axolotl.row_types import known_types, rows_of
 from tunesmith.dialects.axolotl.templates import OWN, named
-from tunesmith.dialects.axolotl.types import ASKED, INSTRUCT, JUDGED, PAIRS, REWARDED, Rows, jinja
-from tunesmith.dialects.base import Fate, Key, Said, carried, idle, refused, there
+from tunesmith.dialects.axolotl.types import Rows
+from tunesmith.dialects.base import (
+    NO_SUBSET,
+    Fate,
+    Key,
+    Said,
+    carried,
+    idle,
+    instead,
+    is_file,
+    left_over,
+    of_a_file,
+    refused,
+    there,
+)
 from tunesmith.notation import write_inline
 from tunesmith.recipe_paths import DATA_SUFFIXES
+from tunesmith.recipe_rules import BARE
 
 _PREPARED = "what is large is prepared once and kept in the cache, by everything that changes a token of it"
 _OF_ENTRIES = {
@@ -76,25 +91,27 @@ def datasets(said: Said) -> str | None:
     entries = said.entries(key)
     if not entries:
         said.refuse(key, "is missing", "give datasets: [{path: …, type: …}]")
-    known = _types(said)
+    known = known_types(said)
     sources: list[dict[str, Any]] = []
+    made: list[list[dict[str, Any]]] = []
     for entry in entries:
-        rows = _rows(entry, known)
+        rows = rows_of(entry, known)
         own = _sources(entry, rows)
+        made.append(own)
         words = _own_template(entry, rows)
         sources += [source | ({} if _is_bare(rows) else {"template": words}) for source in own]
         if rows.note:
             said.note(rows.note)
     template = _shared_template(sources)
-    _put_sources(said, key, entries, sources)
-    _learned(said, entries)
+    _put_sources(said, key, list(zip(entries, made, strict=True)), sources)
+    _learned(said, entries, {str(source["format"]) for source in sources})
     _of_all(said, texts=any(source.get("format") == "text" for source in sources))
     return template
 
 
 def _is_bare(rows: Rows) -> bool:
     """Whether no template words rows of this type."""
-    return rows.format in ("text", "segments", "tokens")
+    return rows.format in BARE
 
 
 def _shared_template(sources: list[dict[str, Any]]) -> str | None:
@@ -105,111 +122,6 @@ def _shared_template(sources: list[dict[str, Any]]) -> str | None:
         if "template" in source and source["template"] == main:
             del source["template"]
     return main
-
-
-def _types(said: Said) -> dict[str, Rows]:
-    rl = said.take("rl", str)
-    if said.take("reward_model", bool, False):
-        return REWARDED
-    if rl == "grpo":
-        return ASKED
-    return JUDGED if rl == "kto" else PAIRS if rl in ("dpo", "ipo", "orpo", "simpo") else INSTRUCT
-
-
-def _rows(entry: Said, known: dict[str, Rows]) -> Rows:
-    raw = entry.raw("type")
-    if isinstance(raw, dict):
-        return _user_defined(entry, raw, known)
-    if raw is None and entry.prefix[0] == "pretraining_dataset":
-        return INSTRUCT["pretrain"]
-    if raw is None and known is not INSTRUCT:
-        return Rows("auto")
-    if raw is None:
-        entry.carry("type", "empty: rows of token ids")
-        return Rows("tokens")
-    name = str(raw).removesuffix(".load")
-    family = name.partition(".")[0].partition(":")[0]
-    if known in (INSTRUCT, ASKED) and family in ("chat_template", "sharegpt"):
-        return Rows("messages" if known is INSTRUCT else "auto")
-    if known is ASKED:
-        fix = "leave the type out, and have the prompt in the column prompt; or word it by data.format={prompt: …}"
-        entry.refuse("type", f"is {name}: code that makes rows into prompts is not called here", fix)
-        return Rows("auto")
-    if name in known:
-        return known[name]
-    if known is not INSTRUCT and name == "user_defined":
-        return Rows("auto")
-    fix = "name another, or word the rows yourself: type: {format: …, field_instruction: …, field_output: …}"
-    entry.refuse("type", f"is {name}, which is not read here", fix, expected=", ".join(known))
-    return Rows("auto")
-
-
-_FIELDS = ("field_system", "field_instruction", "field_input", "field_output")
-_OF_PAIRS = ("field_system", "field_prompt", "field_chosen", "field_rejected", "field_completion", "field_label")
-
-
-def _user_defined(entry: Said, given: dict[str, Any], known: dict[str, Rows]) -> Rows:
-    """`type: {…}`: the words are the user's, with {instruction}, {input}, {system} to be filled."""
-    formats = ("system_format", "format", "no_input_format", "prompt_format", "chosen_format", "rejected_format")
-    names = (*_FIELDS, *_OF_PAIRS, *formats, "system_prompt", "completion_format")
-    odd = [name for name in given if name not in names]
-    if odd:
-        entry.refuse("type", f"holds {', '.join(odd)}, which is not known", expected=", ".join(dict.fromkeys(names)))
-        return Rows("auto")
-    if known is JUDGED:
-        return _user_defined_judged(entry, given)
-    if known is not INSTRUCT:
-        return _user_defined_pair(entry, given)
-    columns = {
-        "instruction": given.get("field_instruction") or "instruction",
-        "input": given.get("field_input") or "input",
-        "system": given.get("field_system") or "system",
-    }
-    try:
-        turn = jinja(given.get("format") or "{instruction}", columns)
-        bare = jinja(given.get("no_input_format") or given.get("format") or "{instruction}", columns)
-        opening = jinja(given.get("system_format") or "{system}", columns)
-    except (KeyError, ValueError, IndexError) as error:
-        entry.refuse(
-            "type", f"has a format that cannot be filled: {error}", expected="{instruction}, {input}, {system}"
-        )
-        return Rows("auto")
-    if given.get("field_system"):
-        opening = f"{{% if {columns['system']} is defined and {columns['system']} %}}{opening}{{% endif %}}"
-    elif given.get("system_prompt"):
-        opening = jinja((given.get("system_format") or "{system}"), {**columns, "system": "system"}).replace(
-            "{{ system }}", str(given["system_prompt"])
-        )
-    else:
-        opening = ""
-    prompt = turn
-    if bare != turn or given.get("field_input"):
-        prompt = f"{{% if {columns['input']} is defined and {columns['input']} %}}{turn}{{% else %}}{bare}{{% endif %}}"
-    answer = f"{{{{ {given.get('field_output') or 'output'} }}}}"
-    return Rows({"prompt": opening + prompt, "answer": answer}, "plain")
-
-
-def _user_defined_judged(entry: Said, given: dict[str, Any]) -> Rows:
-    """Answers that are wanted or not are read as they stand."""
-    worded = [name for name in ("prompt_format", "completion_format", "field_system") if given.get(name)]
-    plain = {"prompt_format": "{prompt}", "completion_format": "{completion}"}
-    if any(given[name] != plain.get(name) for name in worded):
-        fix = "write the words into the rows, or leave them to a chat template: type: chatml.ultra"
-        entry.refuse("type", f"words its rows by {', '.join(worded)}, which is not done for kto", fix)
-    names = {ours: str(given.get(f"field_{ours}") or ours) for ours in ("prompt", "completion", "label")}
-    return Rows("unpaired", "plain", {ours: yours for ours, yours in names.items() if ours != yours})
-
-
-def _user_defined_pair(entry: Said, given: dict[str, Any]) -> Rows:
-    made = {}
-    for name in ("prompt", "chosen", "rejected"):
-        columns = {name: str(given.get(f"field_{name}") or name), "system": str(given.get("field_system") or "system")}
-        try:
-            made[name] = jinja(given.get(f"{name}_format") or f"{{{name}}}", columns)
-        except (KeyError, ValueError, IndexError) as error:
-            what = f"has a {name}_format that cannot be filled: {error}"
-            entry.refuse("type", what, expected=f"{{{name}}}, {{system}}")
-    return Rows(made or "auto", "plain")
 
 
 def _own_template(entry: Said, rows: Rows) -> str | None:
@@ -226,7 +138,11 @@ def _own_template(entry: Said, rows: Rows) -> str | None:
         return named(entry, name)
     if style is not None:
         if _SHAREGPT.get(style) is None:
-            entry.refuse("conversation", f"cannot be {style}", expected=", ".join(filter(_SHAREGPT.get, _SHAREGPT)))
+            known = list(filter(_SHAREGPT.get, _SHAREGPT))
+            fix = (
+                f"{instead('conversation', style, known, 'chatml')}; or take it out, for the model's own chat template"
+            )
+            entry.refuse("conversation", f"cannot be {style}", fix, expected=", ".join(known))
         return _SHAREGPT.get(style)
     return None
 
@@ -235,7 +151,8 @@ def _paths(entry: Said) -> list[str]:
     """The files of an entry: its path, or the data_files of a folder or of a kind of file."""
     path, files = entry.take("path", str), entry.items("data_files", str)
     if path is None:
-        entry.refuse("path", "is missing", expected="a file, a folder, or a hub id")
+        fix = "name the rows: path: rows.jsonl, or path: OWNER/NAME"
+        entry.refuse("path", "is missing", fix, expected="a file, a folder, or a hub id")
         return []
     if not files:
         return [path]
@@ -255,15 +172,21 @@ def _sources(entry: Said, rows: Rows) -> list[dict[str, Any]]:
     """What an entry comes to as sources of ours: one for each of its files."""
     paths = _paths(entry)
     source: dict[str, Any] = {"format": rows.format}
-    split = next((entry.take(key, str) for key in ("split", "train_on_split") if entry.has(key)), None)
-    if split is not None:
-        source["split"] = split
-    if entry.has("name"):
+    key = next((key for key in ("split", "train_on_split") if entry.has(key)), None)
+    files = bool(paths) and all(is_file(entry, path) for path in paths)
+    if key is not None:
+        source |= of_a_file(entry, key) if files else {"split": entry.take(key, str)}
+    if entry.has("name") and not (files or any(os.path.isdir(path) for path in paths)):
         source["subset"] = entry.take("name", str)
+    if "subset" not in source:
+        left_over(entry, NO_SUBSET, "name")
     columns = dict(rows.columns) | _columns(entry, is_pair=rows.format == "preference")
     if columns:
         source["columns"] = columns
     keys, roles = _message_keys(entry), dict(rows.roles) | _roles(entry)
+    if _is_bare(rows) or isinstance(rows.format, dict):
+        left_over(entry, "rows of this type have no messages", *_FROM["message_keys"], *_FROM["roles"])
+        keys, roles = {}, {}
     if keys:
         source["message_keys"] = keys
     if roles:
@@ -286,7 +209,9 @@ def _message_keys(entry: Said) -> dict[str, str]:
     given = entry.raw("message_property_mappings")
     keys: dict[str, str] = dict(given) if isinstance(given, dict) else {}
     if given is not None and not isinstance(given, dict):
-        entry.refuse("message_property_mappings", f"cannot be {write_inline(given)}", expected="{role: …, content: …}")
+        fix = "write it so: message_property_mappings: {role: from, content: value}"
+        what = f"cannot be {write_inline(given)}"
+        entry.refuse("message_property_mappings", what, fix, expected="{role: …, content: …}")
     named = {"message_field_role": "role", "message_field_content": "content", "message_field_training": "learn"}
     named |= {"message_field_training_detail": "learn_spans", "field_thinking": "reasoning"}
     keys |= {ours: entry.take(key, str, "") for key, ours in named.items() if entry.has(key)}
@@ -301,7 +226,8 @@ def _message_keys(entry: Said) -> dict[str, str]:
 def _roles(entry: Said) -> dict[str, str]:
     given = entry.raw("roles")
     if given is not None and not isinstance(given, dict):
-        entry.refuse("roles", f"cannot be {write_inline(given)}", expected="{user: [human], assistant: [gpt]}")
+        fix = "write it so: roles: {user: [human], assistant: [gpt]}"
+        entry.refuse("roles", f"cannot be {write_inline(given)}", fix, expected="a mapping of roles to lists of names")
         given = None
     roles = {}
     for ours, theirs in (given or {}).items():
@@ -314,20 +240,23 @@ def _roles(entry: Said) -> dict[str, str]:
     return {name: ours for name, ours in roles.items() if name != ours and same.get(name) != ours}
 
 
-def _put_sources(said: Said, key: str, entries: list[Said], sources: list[dict[str, Any]]) -> None:
+def _put_sources(
+    said: Said, key: str, entries: list[tuple[Said, list[dict[str, Any]]]], sources: list[dict[str, Any]]
+) -> None:
+    """`entries`: each with the sources that it came to."""
     if len(sources) == 1 and sources[0].keys() <= _OF_ONE:
         for name, value in sources[0].items():
-            entries[0].put("data.train" if name == "path" else f"data.{name}", value, *_FROM[name])
+            entries[0][0].put("data.train" if name == "path" else f"data.{name}", value, *_FROM[name])
         return
-    for number, entry in enumerate(entries):
+    for number, (entry, own) in enumerate(entries):
         for name, keys in _FROM.items():
             for of_entry in keys:
-                if entry.has(of_entry):
+                if entry.has(of_entry) and any(name in source for source in own):
                     entry.carry(of_entry, f"{name} of data.train[{number}]")
     said.ledger.settings[("data", "train")] = (sources, f"{said.where((key,))} ({key})")
 
 
-_OF_ONE = {"path", "split", "subset", "format", "columns", "message_keys", "roles"}
+_OF_ONE = {"path", "split", "limit", "subset", "format", "columns", "message_keys", "roles"}
 """What the data section says of a single source itself."""
 _FROM: dict[str, tuple[str, ...]] = {
     "path": ("path", "data_files"),
@@ -343,11 +272,19 @@ _FROM: dict[str, tuple[str, ...]] = {
     ),
     "roles": ("roles", "field_human", "field_model"),
     "weight": ("shards",),
+    "limit": ("split", "train_on_split"),
 }
 
 
-def _learned(said: Said, entries: list[Said]) -> None:
-    """Which tokens are learned: the same for all entries, or refused."""
+def _learned(said: Said, entries: list[Said], formats: set[str]) -> None:
+    """Which tokens are learned: the same for all entries, or refused. `formats`: of all rows."""
+    if formats and formats <= set(BARE):
+        why = "text is learned whole" if "text" in formats else "the rows say themselves what is learned"
+        said.raw("train_on_inputs")
+        said.idle("train_on_inputs", why)
+        for entry in entries:
+            left_over(entry, f"the rows have no turns: {why}", "roles_to_train", "train_on_eos")
+        return
     everything = said.take("train_on_inputs", bool, False)
     # An empty list is not the default, assistant: it leaves all to the flags of the messages.
     nobody = [entry.values.get("roles_to_train") == [] for entry in entries]
@@ -400,12 +337,14 @@ def _held_out(test: Said, entries: list[Said]) -> None:
         test.refuse("data_files", f"names {len(paths)} files", "put the held-out rows into one")
     path = paths[0] if paths else ""
     split = None if path.endswith(DATA_SUFFIXES) else split
-    keys = tuple(key for key in ("path", "split", "data_files") if test.has(key))
+    keys = tuple(key for key in ("path", "split", "data_files") if test.has(key) and (key != "split" or split))
+    if split is None and test.has("split"):
+        of_a_file(test, "split", may_be_cut=False)
     test.put("data.held_out", f"{path}:{split}" if split else path, *keys)
     trained = entries[0].values if entries else {}
     for key in test.values:
         is_read = key in _OF_ENTRIES and _OF_ENTRIES[key].fate is Fate.CARRIED
-        if is_read and key not in keys and test.has(key):
+        if is_read and key not in (*keys, "split") and test.has(key):
             if trained.get(key) == test.values[key]:
                 test.carry(key, "held-out rows are read as the training rows are")
             else:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from tunesmith.dialects.base import Fate, Key, Said, carried, idle, instead, left_over, refused, there
+from tunesmith.dialects.base import (
+    Fate,
+    Key,
+    Said,
+    carried,
+    clips,
+    holds_to_reference,
+    idle,
+    instead,
+    left_over,
+    refused,
+    there,
+)
 
 _LOSSES = {"dpo": "sigmoid", "ipo": "ipo_mean", "kto": "kto", "orpo": "orpo", "simpo": "simpo"}
 _BETAS = ("rl_beta", "dpo_beta", "orpo_alpha")
@@ -176,8 +188,11 @@ def _policy(said: Said) -> None:
     if not rewards:
         trl.refuse("reward_funcs", "is missing", "name a function: rewards.my_reward, in the file rewards.py")
     trl.put("objective.rewards", [_function(name) for name in rewards], "reward_funcs")
+    clips(trl, "epsilon", "epsilon_high")
+    beta = said.ledger.settings.get(("objective", "beta"), (0.0, ""))[0]
+    holds_to_reference(trl, beta or 0.0, "use_bias_correction_kl")
     for key, (setting, kind) in _TRL.items():
-        if not trl.has(key):
+        if not trl.has(key) or ("trl", key) in said.ledger.fates:
             continue
         if key == "top_k" and trl.take(key, int, 1) <= 0:
             trl.idle(key, "off")

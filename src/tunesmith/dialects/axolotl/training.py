@@ -6,13 +6,14 @@ import math
 from fractions import Fraction
 
 from tunesmith.dialects.axolotl.objective import prompts_per_step
-from tunesmith.dialects.base import Said, instead, left_over, there
+from tunesmith.dialects.base import Said, instead, left_over, of_one_process, there
 from tunesmith.train.every import passes
 
 _OPTIMIZERS = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "paged_adamw_32bit"), "adamw"),
     **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "adamw_torch_8bit"), "adamw-8bit"),
 }
+_OF_DEVICES = ("deepspeed", "fsdp", "fsdp_config", "dp_shard_size", "dp_replicate_size")
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 
 
@@ -37,6 +38,7 @@ def steps(said: Said) -> None:
         said.put("train.batch_size", rows, *keys)
         if said.has("sample_packing"):
             said.idle("sample_packing", "off, or rows of this objective are never packed")
+    of_one_process(said, _OF_DEVICES, ("micro_batch_size", "gradient_accumulation_steps", "batch_size"))
     steps = said.take("max_steps", int)
     if steps is not None and steps > 0:
         said.put("train.steps", steps, "max_steps")

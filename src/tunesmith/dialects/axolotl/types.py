@@ -249,6 +249,7 @@ _PAIRS: dict[str, dict[str, str]] = {
     "prompt_pairs": _pair("{{ prompt }}"),
     "ultra": _pair("{{ prompt }}", "{{ chosen[1].content }}", "{{ rejected[1].content }}"),
 }
+_RANKED = "{{{{ (answers | sort(attribute='rank'))[{}].answer }}}}"
 PAIRS: dict[str, Rows] = {
     **{f"{family}.{name}": Rows(form, family) for family in ("chatml", "llama3") for name, form in _PAIRS.items()},
     "chat_template": Rows("preference"),
@@ -256,6 +257,16 @@ PAIRS: dict[str, Rows] = {
     "chat_template.argilla_chat": Rows("preference"),
     "chat_template.argilla": Rows("preference"),
     "orpo.chat_template": Rows("preference"),
+    "zephyr.nectar": Rows(
+        {
+            "prompt": "<|system|>\n</s>\n<|user|>\n{{ prompt }}</s>\n<|assistant|>\n",
+            "chosen": _RANKED.format(-1),
+            "rejected": _RANKED.format(-2),
+        },
+        "plain",
+        note="type zephyr.nectar: as in Axolotl, the answer of the highest number in rank is chosen, and the one below "
+        "it rejected; where rank 1 is the best (as in Nectar) these are the two worst",
+    ),
     "passthrough": Rows("preference", "plain"),
     "user_defined": Rows("preference", "plain"),
     "user_defined.default": Rows("preference", "plain"),
@@ -284,3 +295,31 @@ REWARDED: dict[str, Rows] = {
 
 ASKED: dict[str, Rows] = {}
 """Of prompts, `rl: grpo`: rows are read by their columns."""
+
+
+def _by_hand(answer: str, *columns: str) -> str:
+    """How rows are read whose words a person gives."""
+    asked = " ".join(f"{{{{ {column} }}}}" for column in columns)
+    return (
+        f'type the words you want: `"datasets[0].type=" model.template=plain '
+        f'\'data.format={{prompt: "… {asked} …", answer: "{answer}"}}\'`'
+    )
+
+
+_PROSE = "its words are a page of Axolotl's own, which is not here"
+_STEPS = "a reward for each step of an answer is not learned here"
+UNWORDED: dict[str, tuple[str, str]] = {
+    "reflection": (
+        _PROSE,
+        _by_hand("{{ output }} … {{ reflection }} … {{ corrected }}", "instruction", "input"),
+    ),
+    "creative_acr.load_answer": (_PROSE, _by_hand("{{ answer }}", "instruction")),
+    "creative_acr.load_critique": (_PROSE, _by_hand("{{ critique }}", "instruction", "answer")),
+    "creative_acr.load_revise": (_PROSE, _by_hand("{{ revision }}", "instruction", "answer", "critique")),
+    "stepwise_supervised": (
+        _STEPS,
+        "judge whole answers: rows {prompt, completion, label} with rl: kto and type: chatml.prompt_pairs, "
+        "or pairs with reward_model: true and type: bradley_terry.chat_template",
+    ),
+}
+"""Types that are refused: why, and what to do instead."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tunesmith.dialects.base import Said, instead, left_over, there
 from tunesmith.dialects.hf_arguments import ALL_CHECKPOINTS
+from tunesmith.recipe_rules import WITH_PROJECTS
 
 _OPTIMIZERS = {"AdamW": "adamw", "PagedAdamW": "adamw", "PagedAdamW32bit": "adamw", "AdamW32bit": "adamw"}
 _OPTIMIZERS |= {"AdamW8bit": "adamw-8bit", "PagedAdamW8bit": "adamw-8bit"}
@@ -89,7 +90,7 @@ def output(said: Said) -> None:
     logger, log = said.take("logger_name", str, "csv"), said.within("log")
     if logger in ("tensorboard", "wandb", "mlflow"):
         said.put("output.report_to", [logger], "logger_name")
-        if log.has("project"):
+        if log.has("project") and logger in WITH_PROJECTS:
             log.put("output.project", log.take("project", str), "project")
     elif logger == "csv":
         left_over(said, "every step's numbers are kept in the run folder", "logger_name")

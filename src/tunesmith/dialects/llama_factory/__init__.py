@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.dialects.base import Said
+from tunesmith.dialects.base import Said, of_one_process
 from tunesmith.dialects.hf_arguments import around, steps, when
 from tunesmith.dialects.llama_factory.data import data
 from tunesmith.dialects.llama_factory.keys import KEYS as KEYS
@@ -20,6 +20,7 @@ from tunesmith.dialects.llama_factory.model import model
 from tunesmith.dialects.llama_factory.objective import STAGES, is_training, objective
 
 CALLED = "LLaMA-Factory"
+_OF_DEVICES = ("deepspeed", "fsdp", "fsdp_config", "ray_num_workers")
 _OWN = ("stage", "finetuning_type", "template", "cutoff_len", "dataset_dir")
 _OF_REWRITE = ("train_dataset", "micro_batch_size", "dist_config", "kernel_config", "quant_config", "peft_config")
 
@@ -49,6 +50,7 @@ def translate(said: Said) -> None:
     method(said, stage)
     objective(said, stage)
     steps(said, packed=packed)
+    of_one_process(said, _OF_DEVICES, ("per_device_train_batch_size", "gradient_accumulation_steps"))
     when(said, holds_out=holds_out)
     around(said)
     _stopping(said, holds_out)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tunesmith.dialects.base import Said
+from tunesmith.dialects.base import NO_SUBSET, Said
 from tunesmith.errors import RecipeError
 from tunesmith.notation import write_inline
 from tunesmith.strict import near
@@ -166,7 +166,11 @@ class Catalogue:
         usual = ALPACA if formatting == "alpaca" else {"messages": "conversations"}
         columns = columns if raw.get("columns") else dict(usual)
         ranking = raw.get("ranking") is True
-        return Entry(where, path, is_local, split, raw.get("subset"), limit, formatting, ranking, columns, tags)
+        subset = raw.get("subset")
+        if subset is not None and is_local:
+            self.said.note(f"{where}: subset {subset} is without effect: {NO_SUBSET}")
+            subset = None
+        return Entry(where, path, is_local, split, subset, limit, formatting, ranking, columns, tags)
 
     def _refuse_unknown(self, where: str, above: str, raw: Mapping[str, Any], known: tuple[str, ...]) -> None:
         for key in raw:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tunesmith.dialects.base import Said, instead, there
+from tunesmith.dialects.base import NO_EMBEDDING, Said, instead, there
 from tunesmith.dialects.llama_factory.model import names
+from tunesmith.recipe_rules import may_be_embedding
 
 OF_LORA = (
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_rslora", "use_dora", "pissa_init", "pissa_iter"),
@@ -88,8 +89,11 @@ def _lora(said: Said, stage: str) -> None:
     ratio, rate = said.take("loraplus_lr_ratio", float), said.take("loraplus_lr_embedding", float, 1e-6)
     if ratio is None:
         said.idle("loraplus_lr_embedding", "loraplus_lr_ratio is not given")
+        return
+    said.put("adapter.lr_ratio", ratio, "loraplus_lr_ratio")
+    if not may_be_embedding(targets):
+        said.idle("loraplus_lr_embedding", NO_EMBEDDING)
     else:
-        said.put("adapter.lr_ratio", ratio, "loraplus_lr_ratio")
         share = rate / said.take("learning_rate", float, 5e-5)
         said.put("adapter.embedding_lr_ratio", float(f"{share:.6g}"), *there(said, "loraplus_lr_embedding"))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tunesmith.data.sources import read
 from tunesmith.dialects.llama_factory.info import Entry
+from tunesmith.errors import DataError
 
 _PAIRS = ("dpo", "rm")
 _ROLES = {"user_tag": "user", "assistant_tag": "assistant", "observation_tag": "tool", "system_tag": "system"}
@@ -103,7 +104,8 @@ def _alpaca(entry: Entry, opening: str | None) -> dict[str, Any]:
     """Instructions: their words by a format of Jinja over the columns."""
     columns = entry.columns
     history, query = columns.get("history"), columns.get("query")
-    if history is not None and _some_row_has(entry, history):
+    # Without an input, rows with earlier turns and rows without are read alike: those of the hub need not be fetched.
+    if history is not None and ((query is None and not entry.is_local) or _some_row_has(entry, history)):
         return _with_history(entry, opening, history, query)
     wanted = {"instruction": columns.get("prompt"), "input": query, "system": columns.get("system")}
     if entry.ranking:
@@ -167,5 +169,13 @@ def _judged(entry: Entry, opening: str | None) -> dict[str, Any]:
 
 
 def _some_row_has(entry: Entry, column: str) -> bool:
-    """Whether a row has this column filled. A hub data set is not looked at: it may."""
-    return not entry.is_local or any(row.get(column) for _, row in read(entry.path, limit=entry.limit))
+    """Whether a row has this column filled. Rows of the hub are looked at too, and are in its cache for the run."""
+    where = {} if entry.is_local else {"split": entry.split or "train", "subset": entry.subset}
+    try:
+        rows = read(entry.path, limit=entry.limit, **where)  # type: ignore[arg-type]
+    except DataError as error:
+        if entry.is_local:
+            raise
+        fix = f"be online once, or download it and name its file as file_name; or take {column} out of columns"
+        raise entry.wrong(f"{column}: its rows have to be looked at, and cannot be: {error.what}", fix) from None
+    return any(row.get(column) for _, row in rows)

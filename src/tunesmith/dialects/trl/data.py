@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tunesmith.dialects.base import Said, left_over, there
+from tunesmith.dialects.base import NO_SUBSET, Said, is_file, left_over, of_a_file, there
 from tunesmith.dialects.trl.trainer import PAIRS, POLICY
 from tunesmith.notation import write_inline
-from tunesmith.recipe_paths import DATA_SUFFIXES
 
 BUILDERS = ("json", "csv", "parquet", "text", "arrow")
 ENDLESS = 1 << 20
@@ -58,14 +57,19 @@ def _one(said: Said) -> set[str]:
         said.refuse("dataset_name", "is missing", "give a file, a folder or a hub id")
         name = ""
     said.put("data.train", name, "dataset_name")
-    if said.has("dataset_config"):
+    one_file = is_file(said, name)
+    if said.has("dataset_config") and not one_file and not os.path.isdir(name):
         said.put("data.subset", said.take("dataset_config", str), "dataset_config")
-    if said.has("dataset_train_split"):
+    left_over(said, NO_SUBSET, "dataset_config")
+    if said.has("dataset_train_split") and one_file:
+        for setting, value in of_a_file(said, "dataset_train_split").items():
+            said.put(f"data.{setting}", value, "dataset_train_split")
+    elif said.has("dataset_train_split"):
         said.put("data.split", said.take("dataset_train_split", str), "dataset_train_split")
     part = said.take("dataset_test_split", str, "test")
     if strategy(said) == "no":
         left_over(said, "eval_strategy is no: nothing is held out", "dataset_test_split")
-    elif name.lower().endswith(DATA_SUFFIXES):
+    elif one_file:
         key = "eval_strategy" if said.has("eval_strategy") else "evaluation_strategy"
         fix = "hold rows out with data.held_out=0.05, and set eval_strategy=no"
         said.refuse(key, f"asks for a split {part}, and {name} is one file", fix)
@@ -80,15 +84,15 @@ def _mixture(said: Said, trainer: str) -> set[str]:
     of_one = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
     left_over(said, "datasets goes before it", *of_one)
     entries = said.entries("datasets")
-    sources: list[dict[str, Any]] = []
-    for entry in entries:
-        sources += _sources(entry, trainer)
+    made = [_sources(entry, trainer) for entry in entries]
+    sources = [source for own in made for source in own]
     if len(sources) == 1:
         for name, value in sources[0].items():
             entries[0].put("data.train" if name == "path" else f"data.{name}", value, *_FROM[name])
     else:
-        for entry in entries:
-            entry.put("data.train", sources, *(key for keys in _FROM.values() for key in keys if entry.has(key)))
+        for entry, own in zip(entries, made, strict=True):
+            said_by = [key for name, keys in _FROM.items() for key in keys if any(name in source for source in own)]
+            entry.put("data.train", sources, *(key for key in said_by if entry.has(key)))
         said.put("data.train", sources, "datasets")
     size = said.take("test_split_size", float)
     if size is not None:
@@ -98,7 +102,13 @@ def _mixture(said: Said, trainer: str) -> set[str]:
     return {str(source.get("format")) for source in sources}
 
 
-_FROM = {"path": ("path", "data_files"), "split": ("split",), "subset": ("name",), "format": ("columns",)}
+_FROM: dict[str, tuple[str, ...]] = {
+    "path": ("path", "data_files"),
+    "split": ("split",),
+    "subset": ("name",),
+    "format": ("columns",),
+}
+_FROM |= {"limit": ("split",)}
 
 
 def _sources(entry: Said, trainer: str) -> list[dict[str, Any]]:
@@ -118,11 +128,13 @@ def _sources(entry: Said, trainer: str) -> list[dict[str, Any]]:
     elif entry.has("data_files"):
         entry.refuse("data_files", "stands beside a hub id", "download the file, and give its path")
     source: dict[str, Any] = {}
+    files = all(is_file(entry, each) for each in paths)
     if entry.has("split") and split:
-        source["split"] = split
+        source |= of_a_file(entry, "split") if files else {"split": split}
     left_over(entry, "data_files says which rows", *(("split",) if not split else ()))
-    if entry.has("name"):
+    if entry.has("name") and not files and not os.path.isdir(path):
         source["subset"] = entry.take("name", str)
+    left_over(entry, NO_SUBSET, *(("name",) if "subset" not in source else ()))
     columns = entry.items("columns", str)
     if columns:
         table = _FORMATS["pairs" if trainer in PAIRS and trainer != "kto" else _table(trainer)]

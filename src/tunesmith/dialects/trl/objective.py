@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tunesmith.dialects.base import Said, instead, left_over, there
+from tunesmith.dialects.base import Said, clips, holds_to_reference, instead, left_over, there
 from tunesmith.dialects.trl.trainer import POLICY
 from tunesmith.notation import write_inline
 
@@ -108,16 +108,21 @@ def _policy(said: Said, trainer: str) -> None:
     if top > 0:
         said.put("objective.top_k", top, "top_k")
     left_over(said, "off", "top_k")
-    for key in ("mask_truncated_completions", "use_bias_correction_kl"):
-        _put(said, key, f"objective.{key}", bool)
+    _put(said, "mask_truncated_completions", "objective.mask_truncated_completions", bool)
+    if trainer == "grpo" and holds_to_reference(said, said.take("beta", float, 0.0), "use_bias_correction_kl"):
+        _put(said, "use_bias_correction_kl", "objective.use_bias_correction_kl", bool)
     if said.has("reward_weights"):
         said.put("objective.reward_weights", said.items("reward_weights", float), "reward_weights")
     loss = said.choose("loss_type", tuple(_AGGREGATIONS), "dapo") if trainer == "grpo" else "rloo"
     if loss == "cispo":  # one bound alone: the ratio's cap
         bound = "epsilon_high" if said.has("epsilon_high") else "epsilon"
-        said.put("objective.epsilon_high", said.take(bound, float, 0.2), *there(said, bound))
+        cap = said.take(bound, float, 0.2)
+        if cap < 1 or said.take("num_iterations", int, 1) > 1:
+            said.put("objective.epsilon_high", cap, *there(said, bound))
+        else:  # there is no cap in effect, as with our own default; one below 1 would weigh every token
+            said.carry(bound, "nothing is capped: num_iterations is 1, and so is the ratio")
         left_over(said, "cispo caps the ratio at epsilon_high", "epsilon")
-    else:
+    elif clips(said, "epsilon", "epsilon_high"):
         _put(said, "epsilon", "objective.epsilon", float)
         _put(said, "epsilon_high", "objective.epsilon_high", float)
     if trainer == "grpo":
