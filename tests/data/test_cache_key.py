@@ -84,6 +84,16 @@ def test_the_content_of_every_source_is_in_the_name(files, tmp_path):
         assert len(set(names)) == different
 
 
+def test_of_a_folder_only_what_is_read_is_in_the_name(tmp_path):
+    said = DataSettings(train=str(tmp_path))
+    (tmp_path / ".hidden").mkdir()
+    names = []
+    for name in ("train.jsonl", "test.jsonl", "notes.md", ".hidden/train.jsonl", "train.csv"):
+        (tmp_path / name).write_text('{"text": "one"}\n')
+        names.append(name_of(said))
+    assert names[0] == names[1] == names[2] == names[3] != names[4]
+
+
 def test_the_tokenizer_is_in_the_name(files):
     said = DataSettings(train=files["pairs"])
     added, special, ending = (tiny.byte_level(tiny.CHATML) for _ in range(3))
@@ -112,8 +122,20 @@ def test_our_code_and_the_versions_of_others_are_in_the_name(files, tmp_path, mo
     assert len(set(names)) == len(names)
 
 
-def test_a_template_that_writes_the_date_is_another_on_another_day(files, monkeypatch):
-    tokenizer = tiny.byte_level("{{ strftime_now('%d %b %Y') }}" + tiny.CHATML)
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        "{% if strftime_now is defined %}{{ strftime_now ( '%Y' ) }}{% endif %}",
+        "{% set f = strftime_now %}{{ f('%d') }}",
+        "{{ strftime_now('%d' ~ '%Y') }}",
+        "{{ strftime_now(format='%Y') }}",
+        "{% set form = '%Y' %}{{ strftime_now(form) }}",
+        "{{ {'f': strftime_now}['f']('%Y') }}",
+    ],
+)
+def test_a_template_that_writes_the_date_is_another_on_another_day(files, monkeypatch, template):
+    tokenizer = tiny.byte_level(template + tiny.CHATML)
     said = DataSettings(train=files["pairs"])
 
     class Tomorrow(cache_key.datetime):
@@ -125,3 +147,13 @@ def test_a_template_that_writes_the_date_is_another_on_another_day(files, monkey
     monkeypatch.setattr(cache_key, "datetime", Tomorrow)
     assert name_of(said, tokenizer) != today[0]
     assert name_of(said) == today[1]
+
+
+def test_only_a_date_that_is_written_by_calls_alone_is_the_same_all_day(files):
+    said = DataSettings(train=files["pairs"])
+    for template, is_same in (
+        ("{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% endif %}", True),
+        ("{{ strftime_now('%Y') }}{% set f = strftime_now %}{{ f('%S') }}", False),
+    ):
+        tokenizer = tiny.byte_level(template + tiny.CHATML)
+        assert (name_of(said, tokenizer) == name_of(said, tokenizer)) == is_same

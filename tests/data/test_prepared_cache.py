@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -40,6 +41,14 @@ def files(tmp_path_factory):
     Path(made["packed"]).write_bytes(gzip.compress(Path(made["pairs"]).read_bytes()))
     made["marked"] = str(folder / "marked.jsonl")
     Path(made["marked"]).write_bytes(b"\xef\xbb\xbf\n\n" + Path(made["pairs"]).read_bytes().replace(b"\n", b"\r\n\n"))
+    made["table"] = str(folder / "table.csv")
+    with Path(made["table"]).open("w", newline="") as file:
+        table = csv.DictWriter(file, ROWS["pairs"][0])
+        table.writeheader()
+        table.writerows(ROWS["pairs"])
+    for name, between in (("lines", "\n"), ("paragraphs", "\n\n \r\n")):
+        made[name] = str(folder / f"{name}.txt")
+        Path(made[name]).write_bytes(between.join(f"the {i}. fox\u2028jumps" for i in range(19)).encode())
     made["list"] = str(folder / "list.json")
     Path(made["list"]).write_text(json.dumps(ROWS["pairs"]))
     for name in ("pairs", "talks"):
@@ -51,7 +60,13 @@ def files(tmp_path_factory):
     many.mkdir()
     for name in ("train-1", "train-2", "test"):
         lines(many / f"{name}.jsonl", [{**row, "of": name} for row in ROWS["pairs"][:7]])
-    return made | {"folder": str(many)}
+    mixed = folder / "mixed"
+    mixed.mkdir()
+    Path(made["table"]).rename(mixed / "a.csv")
+    (mixed / "b.jsonl").symlink_to(made["pairs"])
+    (mixed / "c.json").symlink_to(made["list"])
+    made["table"] = str(mixed / "a.csv")
+    return made | {"folder": str(many), "mixed": str(mixed)}
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +99,7 @@ def everything(prepared: Prepared):
     }
 
 
-def kept_alike(root, said, tokenizer=TOKENIZER, *, seed=0, is_kept=True, **other):
+def kept_alike(root, said, tokenizer=TOKENIZER, *, seed=0, is_kept=True, reads_whole=False, **other):
     """Prepared as ever, for the first time and again: all of it is the same, or the same error."""
     whole, error = None, None
     try:
@@ -92,8 +107,11 @@ def kept_alike(root, said, tokenizer=TOKENIZER, *, seed=0, is_kept=True, **other
     except TunesmithError as raised:
         error = raised
     if error is not None:
-        with pytest.raises(type(error)) as told:
-            prepare_once(said, tokenizer, seed=seed, root=root, say=pytest.fail, **other)
+        with pytest.MonkeyPatch.context() as patched:
+            if not reads_whole:
+                patched.setattr(kept, "prepare", lambda *_, **__: pytest.fail("read whole"))
+            with pytest.raises(type(error)) as told:
+                prepare_once(said, tokenizer, seed=seed, root=root, say=pytest.fail, **other)
         assert str(told.value) == str(error)
         return None
     for is_there in (False, True):
@@ -106,11 +124,17 @@ def kept_alike(root, said, tokenizer=TOKENIZER, *, seed=0, is_kept=True, **other
 
 
 @pytest.mark.parametrize(
-    "name", [*ROWS, "packed", "marked", "list", "pairs.parquet", "talks.parquet", "saved-pairs", "folder"]
+    "name",
+    [
+        *ROWS,
+        *("packed", "marked", "list", "pairs.parquet", "talks.parquet", "saved-pairs", "folder"),
+        *("table", "lines", "paragraphs", "mixed"),
+    ],
 )
 @pytest.mark.parametrize("held_out", [None, 3, {"key": "topic"}])
 def test_rows_of_every_kind_are_kept_as_they_are(files, tmp_path, name, held_out):
-    said = DataSettings(train=files[name], held_out=held_out)
+    held_out = 4 if name in ("lines", "paragraphs") and isinstance(held_out, dict) else held_out
+    said = DataSettings(train=files[name], held_out=held_out, limit=30 if name == "mixed" and held_out else None)
     kept_alike(tmp_path, said, takes=TAKES.get(name, TEXT), is_kept=name != "asked")
 
 
@@ -184,16 +208,70 @@ def test_what_is_said_of_all_rows_is_said_of_those_in_pieces(tmp_path, name, hel
     )
 
 
-@pytest.mark.parametrize(
-    "bad", ["{", "[1]", '{"text": NaN}', '{"text": "a", "text": "b"}', '{"text": "\\ud800"}', "\x00"]
-)
-def test_a_line_that_cannot_be_read_is_told_as_ever(tmp_path, bad):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "some words"}\n' * 9 + bad + "\n" + '{"text": "more words"}\n')
-    with pytest.raises(TunesmithError):
-        prepare(DataSettings(train=str(path)), TOKENIZER, seed=0)
+BROKEN = {
+    **{
+        f"a.jsonl {bad[:9]}": (f"{{}}{bad}\n{{}}{bad}\n{{}}", '{"text": "some words"}\n' * 9)
+        for bad in (
+            "{",
+            "[1]",
+            '{"text": NaN}',
+            '{"text": "a", "text": "b"}',
+            '{"text": "\\ud800"}',
+            "\x00",
+            '{"txt": ""}',
+        )
+    },
+    "a.jsonl blank": ("\n\n", ""),
+    "a.csv a field too many": ("text,topic\n{}1,2,3\n{}4\n{}", "some words,1\n" * 9),
+    "a.csv a quote": ('text\n{}"x"y\n{}', "some words\n" * 9),
+    "a.csv a quote that stays open": ('text\n{}"x\n{}', "some words\n" * 9),
+    "a.csv no column that any format has": ("word,other\n{}", "some,words\n" * 9),
+    "a.txt no UTF-8": ("{}\udcff\n{}\n\udcfe{}", "some words\n" * 9),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_cannot_be_read_is_told_as_ever_and_not_read_whole(tmp_path, name, packed):
+    form, rows = BROKEN[name]
+    content = form.replace("{}", rows).encode(errors="surrogateescape")
+    path = tmp_path / (name.split()[0] + ".gz" * packed)
+    path.write_bytes(gzip.compress(content) if packed else content)
     assert kept_alike(tmp_path / "cache", DataSettings(train=str(path))) is None
-    assert kept_alike(tmp_path / "cache", DataSettings(train=str(tmp_path / "none.jsonl"))) is None
+
+
+def test_what_is_wrong_is_told_in_the_order_of_the_way(files, tmp_path):
+    """Reading before parting before meaning before words, whatever the order of the rows."""
+    words = [{"text": "some words", "topic": i % 2} for i in range(9)]
+    broken = {
+        "no column": lines(tmp_path / "no_column.jsonl", [*words, {"txt": "b", "topic": 1}, {"text": 3, "topic": 1}]),
+        "no topic": lines(tmp_path / "no_topic.jsonl", [*words, {"text": 3}, *words, {"text": "a"}]),
+        "too long": lines(tmp_path / "long.jsonl", [*words, {"text": "a" * 99, "topic": 1}] * 3),
+    }
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 99)[:-9])
+    cache, by_key, folder = tmp_path / "cache", {"key": "topic"}, tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.csv").write_text("text,topic\n" + "word,1\n" * 9 + "word\n")
+    both = ({"path": broken["no column"]}, {"path": broken["too long"]})
+    for said in (
+        *(DataSettings(train=path, overlong="error", max_length=40) for path in broken.values()),
+        *(DataSettings(train=path, held_out=by_key) for path in broken.values() if path != broken["too long"]),
+        *(DataSettings(train=path, columns={"text": "txt"}) for path in broken.values()),
+        DataSettings(train=broken["too long"], group_by="none"),
+        DataSettings(train=broken["too long"], overlong="error", max_length=40, held_out=by_key),
+        DataSettings(train=broken["too long"], overlong="error", max_length=40, held_out=broken["no column"]),
+        DataSettings(train=both, overlong="error", max_length=40),
+        DataSettings(train=({"path": str(folder)}, *both), overlong="error", max_length=40),
+        DataSettings(train=str(folder)),
+        DataSettings(train=str(tmp_path / "cut.jsonl.gz")),
+        DataSettings(train=files["talks"], message_keys={"content": "said"}),
+        DataSettings(train=broken["too long"], max_length=3),
+    ):
+        assert kept_alike(cache, said) is None
+    missing = ({"path": str(tmp_path / "none.jsonl")}, *both)
+    for said in (DataSettings(train=str(tmp_path / "none.jsonl")), DataSettings(train=missing)):
+        assert kept_alike(cache, said, reads_whole=True) is None
 
 
 def test_a_hub_data_set_is_known_by_its_fingerprint(tmp_path, monkeypatch):
@@ -211,7 +289,7 @@ def test_a_hub_data_set_is_known_by_its_fingerprint(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
     there["owner/one"] = there["owner/two"]
     kept_alike(tmp_path, DataSettings(train="owner/one", subset="some", held_out=2))
-    assert kept_alike(tmp_path, DataSettings(train="owner/none")) is None
+    assert kept_alike(tmp_path, DataSettings(train="owner/none"), reads_whole=True) is None
 
 
 # --- the folder ----------------------------------------------------------------------------------------------------
@@ -220,6 +298,16 @@ def test_a_hub_data_set_is_known_by_its_fingerprint(tmp_path, monkeypatch):
 def once(root, path, **keys):
     heard = []
     return prepare_once(DataSettings(train=path, **keys), TOKENIZER, seed=0, root=root, say=heard.append), heard
+
+
+def test_findings_are_looked_for_once(tmp_path, monkeypatch):
+    path = lines(tmp_path / "rows.jsonl", ROWS["pairs"] * 2)
+    found = findings(once(tmp_path / "cache", path)[0])
+    monkeypatch.setattr("tunesmith.data.findings._Walk.look", lambda *_: pytest.fail("looked for again"))
+    again, heard = once(tmp_path / "cache", path)
+    assert heard
+    assert found
+    assert findings(again) == found
 
 
 def harm(path, how):

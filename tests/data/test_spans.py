@@ -18,6 +18,7 @@ from tunesmith.errors import DataError
 
 SAID = "the fox jumps"
 FOX = [{"start": 4, "end": 7}]
+WORDS = ("learn", "train", "weight")
 NOT_FOX = [{"start": 4, "end": 7, "learn": False}]
 
 
@@ -162,6 +163,21 @@ def test_spans_that_cannot_be_name_the_file_the_row_and_the_message(spans: Any, 
     assert said.startswith("rows.jsonl, row 7: " + told.format("'learn_spans' of message 2 of 'messages'"))
 
 
+def test_a_flag_beside_spans_counts_whatever_both_are_called() -> None:
+    for flag in (True, False):
+        beside = [read(row(**{key: FOX, other: flag})) for key in WORDS for other in WORDS if other != key]
+        assert beside == [read(row(learn_spans=FOX, learn=flag))] * 6
+
+
+def test_two_flags_that_differ_are_an_error_that_names_both() -> None:
+    assert read(row(learn=True, train=1)) == read(row(learn=True))
+    for said in ({"learn": True, "train": False}, {"content": [{"text": SAID, "learn": True, "train": False}]}):
+        with pytest.raises(DataError, match=r"(?s)message 2 of 'messages' says both.*learn: true, train: false"):
+            read(row(**said))
+    with pytest.raises(DataError, match="train: true, weight: 0"):
+        read(row(learn_spans=FOX, train=True, weight=0))
+
+
 def test_a_message_says_once_which_part_is_learned() -> None:
     for said in (
         {"learn": FOX, "learn_spans": FOX},
@@ -169,7 +185,7 @@ def test_a_message_says_once_which_part_is_learned() -> None:
     ):
         with pytest.raises(DataError, match="message 2 of 'messages' says twice which part of it is learned"):
             read(row(**said))
-    with pytest.raises(DataError, match="a part of message 2 of 'messages' is flagged by neither"):
+    with pytest.raises(DataError, match="'train' of a part of message 2 of 'messages' must be 0, 1"):
         read(row(content=[{"text": SAID, "train": "yes"}]))
 
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.laid import digest_of_file
+from jinja2 import TemplateSyntaxError, nodes
+
+from tunesmith.data.file_digests import FileDigests, Stamp, stamp
 from tunesmith.data.prepare import Task
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings, name_and_split
+from tunesmith.data.sources import data_files, is_saved
 from tunesmith.data.split import as_held_out
 from tunesmith.data.streamed import ReadWhole, of_hub
+from tunesmith.data.templates import syntax
 from tunesmith.machine import versions
 
 PACKAGES = ("tunesmith", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "jinja2")
-_MOMENT = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1")
+CLOCK = "strftime_now"
+"""What chat templates call for the date."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,12 @@ class Content:
     files: tuple[Path, ...] = ()
     hub_name: str = ""
 
-    def stamps(self) -> list[tuple[str, int, int]]:
+    def stamps(self) -> list[tuple[str, Stamp]]:
         """What changes when somebody writes a file."""
-        states = [(str(path), path.stat()) for path in self.files]
-        return [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+        return [(str(path), stamp(path)) for path in self.files]
 
-    def digest(self) -> list[str]:
-        return [self.name, self.hub_name, *(part for path in self.files for part in (str(path), digest_of_file(path)))]
+    def digest(self, known: FileDigests) -> list[str]:
+        return [self.name, self.hub_name, *known.of_all(self.files)]
 
 
 def contents(settings: DataSettings) -> list[Content]:
@@ -56,6 +59,8 @@ def contents(settings: DataSettings) -> list[Content]:
 def _content(name: str, subset: str | None, split: str, limit: int | None = None) -> Content:
     path = Path(name).expanduser()
     if path.is_dir():
+        if not is_saved(path):
+            return Content(name, tuple(data_files(path, split)))
         return Content(name, tuple(sorted(one for one in path.rglob("*") if one.is_file())))
     if path.exists():
         return Content(name, (path,))
@@ -64,14 +69,18 @@ def _content(name: str, subset: str | None, split: str, limit: int | None = None
     return Content(name, hub_name=str(of_hub(name, subset, split)._fingerprint))
 
 
-def key_of(task: Task, worded: Mapping[str | None, Renderer], sources: Iterable[Content]) -> str:
+def key_of(
+    task: Task, worded: Mapping[str | None, Renderer], sources: Iterable[Content], known: FileDigests | None = None
+) -> str:
+    """`known`: digests of files that are kept."""
+    known = known or FileDigests()
     said = {
         "settings": task.settings.model_dump(mode="json"),
         "seed": task.seed,
         "made for": task.made_for,
         "bound": task.bound,
         "takes": [kind.__name__ for kind in task.takes],
-        "sources": [source.digest() for source in sources],
+        "sources": [source.digest(known) for source in sources],
         "tokenizers": [[template, _of_tokenizer(renderer)] for template, renderer in worded.items()],
         "moments": moments(worded),
         "versions": {"python": platform.python_version(), **versions(PACKAGES)},
@@ -84,7 +93,32 @@ def moments(worded: Mapping[str | None, Renderer]) -> list[str]:
     """What templates that write the date write now."""
     texts = [str(renderer.tokenizer.chat_template) for renderer in worded.values()]
     now = datetime.now()
-    return [now.strftime(form) for text in texts if "strftime_now" in text for _, form in _MOMENT.findall(text)]
+    return [moment for text in texts if CLOCK in text for moment in _moments(text, now)]
+
+
+def _moments(template: str, now: datetime) -> list[str]:
+    """By every call of the clock with a written form. A mention of any other kind may write anything: then it is this
+    very moment, which is never another one's, so that what is made by such a template is made anew each time."""
+    try:
+        tree = syntax(template)
+    except TemplateSyntaxError:
+        return [now.isoformat()]
+    forms, harmless = list[str](), 0
+    for call in tree.find_all(nodes.Call):
+        match call:
+            case nodes.Call(
+                node=nodes.Name(name="strftime_now"),
+                args=[nodes.Const(value=str(form))],
+                kwargs=[],
+                dyn_args=None,
+                dyn_kwargs=None,
+            ):
+                forms.append(form)
+    for test in tree.find_all(nodes.Test):
+        if isinstance(test.node, nodes.Name) and test.node.name == CLOCK and test.name in ("defined", "undefined"):
+            harmless += 1
+    mentions = template.count(CLOCK)
+    return [now.strftime(form) for form in forms] if len(forms) + harmless == mentions else [now.isoformat()]
 
 
 def _of_tokenizer(renderer: Renderer) -> str:

@@ -84,6 +84,20 @@ class Counts:
         return any(self[kind] for kind in (*OF_LENGTH, "split"))
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What is odd about rows: `kind` for programs, `text` for people; `rows`: how many, and the first of them."""
+
+    kind: str
+    text: str
+    rows: int = 0
+    first: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        more = ", …" if self.rows > len(self.first) else ""
+        return f"{self.text} ({', '.join(self.first)}{more})" if self.first else self.text
+
+
 @dataclass
 class OfSource:
     """What became of the rows of one of several sources."""

@@ -2,6 +2,8 @@
 
 JSONL, JSON and CSV are parsed here and not by `datasets`, whose readers give one error without a line and let NaN,
 duplicate keys and lone surrogates pass. Parquet and Arrow go through `datasets`. Text files may be packed with gzip.
+
+A reader is a walk: it gives a row at a time, and notes what is broken without ending there.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.data.json_list import NoList, items
 from tunesmith.data.problems import Problems, counted, listed, shown
 from tunesmith.data.quiet import quiet_datasets
 from tunesmith.data.strict_json import Fault, Parsed, first_fault, parse
@@ -35,9 +38,29 @@ _BINARY = {b"\x1f\x8b": "a gzip archive", b"PK\x03\x04": "a zip archive", b"PAR1
 
 def read_file(path: Path, limit: int | None) -> list[RawRow]:
     """All rows of one file, by its ending."""
-    problems = Problems(f"broken rows in {path}")
+    return list(told_rows(path, limit))
+
+
+def told_rows(path: Path, limit: int | None) -> Iterator[RawRow]:
+    """The rows of one file that can be read; behind the last of them, one DataError for all that cannot."""
+    problems, count = Problems(f"broken rows in {path}"), 0
+    for row in islice(rows_of(path, problems), limit):
+        yield row
+        count += 1
+    problems.raise_if_any()
+    if count == 0:
+        raise DataError(
+            "the file has no rows",
+            where=str(path),
+            found="an empty file" if path.stat().st_size == 0 else "no row in it",
+            fix="give a file with rows in it",
+        )
+
+
+def rows_of(path: Path, problems: Problems) -> Iterator[RawRow]:
+    """The rows of one file as they are come upon; those that cannot be read go to `problems`, by then."""
     try:
-        rows = READERS[ending(path)](path, limit, problems)
+        yield from READERS[ending(path)](path, problems)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             "not a whole gzip archive",
@@ -45,15 +68,6 @@ def read_file(path: Path, limit: int | None) -> list[RawRow]:
             found=str(error),
             fix="pack or copy the file again; an interrupted download looks like this",
         ) from error
-    problems.raise_if_any()
-    if not rows:
-        raise DataError(
-            "the file has no rows",
-            where=str(path),
-            found="an empty file" if path.stat().st_size == 0 else "no row in it",
-            fix="give a file with rows in it",
-        )
-    return rows
 
 
 def ending(path: Path) -> str:
@@ -130,47 +144,77 @@ def _as_object(value: Any, where: str, *, has_faults: bool) -> dict[str, Any]:
     )
 
 
-def _read_jsonl(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
+def _read_jsonl(path: Path, problems: Problems) -> Iterator[RawRow]:
     _checked_head(path)
-    rows: list[RawRow] = []
+    is_first = True
     with _opened(path) as file:
         for number, raw in enumerate(file, start=1):
             raw = raw.removeprefix(_UTF8_MARK) if number == 1 else raw
             if not raw.strip():
                 continue
             where = f"{path}, line {number}"
-            if not rows and not problems.count and raw.lstrip().startswith(b"["):
-                return _read_json(path, limit, problems)
+            if is_first and raw.lstrip().startswith(b"["):
+                yield from _read_json(path, problems)
+                return
+            is_first = False
             try:
                 parsed = _parse(_decode(raw, where), where)
                 row = _as_object(parsed.value, where, has_faults=parsed.has_faults)
-                rows.append((Origin(str(path), number), row))
             except DataError as error:
                 problems.add(error)
-            if limit is not None and len(rows) >= limit:
-                break
-    return rows
+            else:
+                yield Origin(str(path), number), row
 
 
-def _read_json(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
+def _read_json(path: Path, problems: Problems) -> Iterator[RawRow]:
+    """A list is read item by item, and any other text whole."""
     _checked_head(path)
+    number = 0
+    with _opened(path) as file:
+        try:
+            for number, item in enumerate(items(file), start=1):
+                yield from _row_of_list(path, number, item, problems)
+            return
+        except NoList:
+            pass
+    for place, other in enumerate(_whole_list(path, problems), start=1):
+        if isinstance(other, tuple):
+            yield other
+        elif place > number:
+            yield from _row_of_list(path, place, other, problems)
+
+
+def _row_of_list(path: Path, number: int, item: Parsed, problems: Problems) -> Iterator[RawRow]:
+    try:
+        row = _as_object(item.value, f"{path}, row {number}", has_faults=item.has_faults)
+    except DataError as error:
+        problems.add(error)
+    else:
+        yield Origin(str(path), number), row
+
+
+def _whole_list(path: Path, problems: Problems) -> Iterator[Parsed | RawRow]:
+    """The items of a list that stands in an object, or the rows of a file that has one on each line."""
     with _opened(path) as file:
         raw = file.read().removeprefix(_UTF8_MARK)
     if not raw.strip():
-        return []
+        return
     first_line = raw.lstrip().partition(b"\n")[0]
     try:
         parsed = _parse(_decode(raw, str(path)), str(path))
     except DataError:
         # Many files named .json hold one object per line.
         if first_line.rstrip().startswith(b"{") and first_line.rstrip().endswith(b"}"):
-            return _read_jsonl(path, limit, problems)
+            del raw
+            yield from _read_jsonl(path, problems)
+            return
         raise
     value = parsed.value
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     if isinstance(value, dict) and b"\n" not in raw.strip():
         value = [value]
+    del raw
     if isinstance(value, Fault):
         raise DataError(f"not valid JSON: {value.what}", where=str(path), fix="mend the file")
     if not isinstance(value, list):
@@ -180,24 +224,8 @@ def _read_json(path: Path, limit: int | None, problems: Problems) -> list[RawRow
             found=f"an object with keys {listed(list(value)[:8])}" if isinstance(value, dict) else type(value).__name__,
             expected='[{…}, …] or {"data": [{…}, …]}',
         )
-    rows: list[RawRow] = []
-    for number, item in enumerate(value[:limit], start=1):
-        try:
-            row = _as_object(item, f"{path}, row {number}", has_faults=parsed.has_faults)
-            rows.append((Origin(str(path), number), row))
-        except DataError as error:
-            problems.add(error)
-    return rows
-
-
-@contextmanager
-def _long_fields() -> Iterator[None]:
-    """The csv module refuses fields over 128 KiB unless told; texts are longer."""
-    previous = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(previous)
+    for item in value:
+        yield Parsed(item, parsed.has_faults)
 
 
 def _text_lines(path: Path, problems: Problems) -> Iterator[str]:
@@ -235,34 +263,29 @@ def _checked_header(header: list[str], path: Path) -> list[str]:
     return names
 
 
-def _read_csv(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
+def _read_csv(path: Path, problems: Problems) -> Iterator[RawRow]:
     _checked_head(path)
-    rows: list[RawRow] = []
-    with _long_fields():
-        delimiter = "\t" if ".tsv" in ending(path) else ","
-        reader = csv.reader(_text_lines(path, problems), delimiter=delimiter, strict=True)
-        records = _csv_records(reader, path, problems)
-        try:
-            header = _checked_header(first[1], path) if (first := next(records, None)) else []
-        except DataError as error:
-            problems.add(error)
-            return []
-        for line, values in records:
-            if len(values) != len(header):
-                problems.add(
-                    DataError(
-                        "the row does not have as many fields as the header",
-                        where=f"{path}, line {line}",
-                        found=f"{counted(len(values), 'field')}: {shown(values)}",
-                        expected=f"{counted(len(header), 'field')} ({listed(header)})",
-                        fix='mend the row; put "…" around fields that hold a comma or a line break',
-                    )
-                )
-            else:
-                rows.append((Origin(str(path), line), dict(zip(header, values, strict=True))))
-            if limit is not None and len(rows) >= limit:
-                break
-    return rows
+    delimiter = "\t" if ".tsv" in ending(path) else ","
+    reader = csv.reader(_text_lines(path, problems), delimiter=delimiter, strict=True)
+    records = _csv_records(reader, path, problems)
+    try:
+        header = _checked_header(first[1], path) if (first := next(records, None)) else []
+    except DataError as error:
+        problems.add(error)
+        return
+    for line, values in records:
+        if len(values) == len(header):
+            yield Origin(str(path), line), dict(zip(header, values, strict=True))
+            continue
+        problems.add(
+            DataError(
+                "the row does not have as many fields as the header",
+                where=f"{path}, line {line}",
+                found=f"{counted(len(values), 'field')}: {shown(values)}",
+                expected=f"{counted(len(header), 'field')} ({listed(header)})",
+                fix='mend the row; put "…" around fields that hold a comma or a line break',
+            )
+        )
 
 
 def _csv_records(reader: CsvReader, path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
@@ -270,7 +293,7 @@ def _csv_records(reader: CsvReader, path: Path, problems: Problems) -> Iterator[
     while True:
         line = reader.line_num + 1
         try:
-            values = next(reader, None)
+            values = _next_record(reader)
         except csv.Error as error:
             problems.add(
                 DataError(
@@ -286,48 +309,62 @@ def _csv_records(reader: CsvReader, path: Path, problems: Problems) -> Iterator[
             yield line, values
 
 
-def _read_text(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
+def _next_record(reader: CsvReader) -> list[str] | None:
+    """The csv module refuses fields over 128 KiB unless told, and is told for all its readers: so for one record at a
+    time, since a walk may rest between two of them. Texts are longer."""
+    previous = csv.field_size_limit(2**31 - 1)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(previous)
+
+
+def _read_text(path: Path, problems: Problems) -> Iterator[RawRow]:
     """Plain text: a row per paragraph, parted by empty lines; in a file without empty lines, a row per line.
 
     Windows' line ends become plain ones: the model should not learn to write them.
     """
     _checked_head(path)
-    lines = [
-        line.removesuffix("\r\n") + "\n" if line.endswith("\r\n") else line for line in _text_lines(path, problems)
-    ]
-    full = [number for number, line in enumerate(lines) if line.strip()]
-    by_paragraph = bool(full) and len(full) < full[-1] - full[0] + 1
-    rows: list[RawRow] = []
+    by_paragraph = _has_paragraphs(path)
     paragraph: list[str] = []
     start = 1
-    for number, line in enumerate([*lines, ""], start=1):
+    for number, line in enumerate(chain(_text_lines(path, problems), [""]), start=1):
         if paragraph and (not by_paragraph or not line.strip()):
-            rows.append((Origin(str(path), start), {"text": "".join(paragraph).rstrip("\r\n")}))
+            yield Origin(str(path), start), {"text": "".join(paragraph).rstrip("\r\n")}
             paragraph = []
         if line.strip():
             start = start if paragraph else number
-            paragraph.append(line)
-    return rows[:limit]
+            paragraph.append(line.removesuffix("\r\n") + "\n" if line.endswith("\r\n") else line)
 
 
-def _read_columnar(path: Path, limit: int | None, problems: Problems) -> list[RawRow]:
+def _has_paragraphs(path: Path) -> bool:
+    """Whether an empty line stands between two others. The first such place decides."""
+    begun = parted = False
+    for line in _text_lines(path, Problems("")):
+        if line.strip():
+            if parted:
+                return True
+            begun = True
+        else:
+            parted = begun
+    return False
+
+
+def _read_columnar(path: Path, problems: Problems) -> Iterator[RawRow]:
     """Parquet and Arrow, streamed by `datasets` so that nothing is copied into its cache."""
     from datasets import load_dataset
     from pyarrow import parquet
 
     if path.stat().st_size == 0:
-        return []
+        return
     builder = "parquet" if path.suffix.lower() == ".parquet" else "arrow"
     try:
-        rows: list[RawRow] = []
         with quiet_datasets(), TemporaryDirectory() as folder:
             if builder == "parquet" and parquet.read_metadata(str(path)).num_rows == 0:
-                return []  # `datasets` takes such a file for a damaged one
+                return  # `datasets` takes such a file for a damaged one
             stream = load_dataset(builder, data_files=str(path), split="train", streaming=True, cache_dir=folder)
             for number, row in enumerate(stream, start=1):
-                rows.append((Origin(str(path), number), of_arrow(row)))
-                if limit is not None and number >= limit:
-                    break
+                yield Origin(str(path), number), of_arrow(row)
     except Exception as error:  # pyarrow and datasets raise a dozen kinds for a damaged file
         raise DataError(
             f"not a readable {builder} file",
@@ -335,7 +372,6 @@ def _read_columnar(path: Path, limit: int | None, problems: Problems) -> list[Ra
             found=shown(str(error).splitlines()[0] if str(error) else type(error).__name__, 160),
             fix="write the file again; an interrupted download or copy looks like this",
         ) from error
-    return rows
 
 
 def of_arrow(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -361,7 +397,7 @@ _OF_TEXT = {
     ".tsv": _read_csv,
     ".txt": _read_text,
 }
-READERS: dict[str, Callable[[Path, int | None, Problems], list[RawRow]]] = {
+READERS: dict[str, Callable[[Path, Problems], Iterator[RawRow]]] = {
     **_OF_TEXT,
     ".parquet": _read_columnar,
     ".arrow": _read_columnar,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tunesmith.data.counts import Finding
 from tunesmith.data.prepare import Prepared, digest_of, learned_runs, place_of
 from tunesmith.data.problems import counted
 from tunesmith.data.types import Answer, Classified, Example, Origin
@@ -27,22 +28,10 @@ SMALL_EFFECT = 0.2
 """Cohen's word for the least effect size that matters."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """`kind` for programs, `text` for people; `rows`: how many, and the first of them."""
-
-    kind: str
-    text: str
-    rows: int = 0
-    first: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        more = ", …" if self.rows > len(self.first) else ""
-        return f"{self.text} ({', '.join(self.first)}{more})" if self.first else self.text
-
-
 def findings(prepared: Prepared) -> list[Finding]:
     """All of them, the most telling first."""
+    if prepared.found is not None:
+        return list(prepared.found)
     walk = _Walk(prepared, _end_ids(prepared))
     for unit in _units(prepared.train):
         walk.look(unit)

@@ -27,7 +27,7 @@ def fit(
 ) -> list[Example]:
     """Examples of at most `max_length` tokens, each with something to learn."""
     counts.lengths.extend(map(len, examples))
-    problems = Problems("rows are longer than data.max_length")
+    problems = Problems("rows are longer than data.max_length", stage=2)
     fitted: list[Example] = []
     for row, example in zip(rows, examples, strict=True):
         pieces = [example]

@@ -243,7 +243,7 @@ def convert(
     own: Learn = learn
     if learn == "completions":
         own = "answers" if name == "prompt-completion" else "everything"
-    problems = Problems(f"rows cannot be read as {name}")
+    problems = Problems(f"rows cannot be read as {name}", stage=2)
     rows: list[Row] = []
     for origin, row in raw:
         try:
@@ -299,13 +299,21 @@ _ADVICE = {
 }
 
 
+LOOKED_AT = 100
+"""Rows whose columns are named where no format has them."""
+
+
 def recognise(
-    raw: Sequence[RawRow], takes: tuple[type[Row], ...] = LEARNABLE, or_else: tuple[type[Row], ...] = ()
+    raw: Sequence[RawRow],
+    takes: tuple[type[Row], ...] = LEARNABLE,
+    or_else: tuple[type[Row], ...] = (),
+    *,
+    first: Sequence[RawRow] | None = None,
 ) -> str:
     """The one format whose columns most rows have: filled, or else there at all, so that the nulls can be named.
 
     Of those that make something the objective takes, or else something of `or_else`; where there is none, of the
-    others, to be refused by name.
+    others, to be refused by name. `first`: the first rows, where `raw` only stands in for them.
     """
     filled = [frozenset(name for name, value in row.items() if value is not None) for _, row in raw]
     ways = [_candidates(filled), _candidates([frozenset(row) for _, row in raw])]
@@ -313,11 +321,12 @@ def recognise(
     candidates = _widest(next((names for names in wanted if names), [])) or _most_telling(ways[0] or ways[1])
     if len(candidates) == 1:
         return candidates[0]
-    seen = listed(dict.fromkeys(name for _, row in raw[:100] for name in row))
+    first = (raw if first is None else first)[:LOOKED_AT]
+    seen = listed(dict.fromkeys(name for _, row in first for name in row))
     known = "; ".join(f"{name}: {_needs_in_words(kind)}" for name, kind in FORMATS.items() if kind.makes in takes)
     raise DataError(
         f"the rows could be any of {listed(candidates)}" if candidates else "no format has these columns",
-        where=raw[0][0].source if raw else None,
+        where=first[0][0].source if first else None,
         found=f"columns {seen}",
         expected=known,
         fix=f"set data.format to {' or '.join(candidates)}"

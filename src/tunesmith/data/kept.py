@@ -1,7 +1,7 @@
 """Prepared rows that are kept: laid flat in a folder, and taken from it as long as nothing changes a token of them.
 
-What is small is prepared as ever, which is faster than to look for it. Whatever is wrong with a folder, or with rows
-that are to be laid into one, the rows are prepared anew, and all at once: nothing but time depends on what is kept.
+What is small is prepared as ever, which is faster than to look for it. Whatever is wrong with a folder, the rows are
+prepared anew: nothing but time depends on what is kept. What is wrong with rows is told as of small files.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from tempfile import mkdtemp
 from typing import Any
 
 from tunesmith.data.cache_key import Content, contents, key_of, moments
+from tunesmith.data.file_digests import FileDigests
+from tunesmith.data.findings import findings
 from tunesmith.data.formats import LEARNABLE
 from tunesmith.data.laid import Table, is_whole, text_digest
 from tunesmith.data.large import lay
@@ -28,6 +30,7 @@ from tunesmith.data.prepare import Prepared, Task, joined, prepare, renderers
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.streamed import ReadWhole
+from tunesmith.data.telling import tell
 from tunesmith.data.types import Prompt, Row
 from tunesmith.errors import TunesmithError
 
@@ -38,7 +41,8 @@ MOST_FOLDERS, MOST_BYTES = 16, 40_000_000_000
 LEFT_BEHIND_SECONDS = 24 * 3600
 """An unfinished folder of that age is of a process that died."""
 HEADER = "prepared.json"
-_OF_ROWS = ("format", "notes", "fingerprint", "counts", "held_out_counts", "sources", "shapes")
+KNOWN_FILES = "digests.json"
+_OF_ROWS = ("format", "notes", "fingerprint", "counts", "held_out_counts", "sources", "shapes", "found")
 
 
 def prepare_once(
@@ -54,31 +58,58 @@ def prepare_once(
     takes: tuple[type[Row], ...] = LEARNABLE,
 ) -> Prepared:
     """As `prepare`, but that large sources are kept in a folder of `root`, and read from it lazily."""
+    task = Task.of(settings, seed, most_tokens, made_for, takes)
     try:
-        sources = [] if rows is not None or Prompt in takes else contents(settings)  # prompts hold columns of any kind
+        is_kept = rows is None and Prompt not in takes  # prompts hold columns of any kind
+        sources = _contents(settings) if is_kept else []
         if not all(source.files for source in sources) or sum(map(_size, sources)) >= max(1, LEAST_BYTES):
-            return _kept(Task.of(settings, seed, most_tokens, made_for, takes), tokenizer, sources, root, say)
+            return _kept(task, tokenizer, sources, root, say)
     except OSError as error:
         say(f"prepared rows cannot be kept in {root}: {error}")
-    except (ReadWhole, NotFlat, TunesmithError):  # which is told of all rows
+    except NotFlat:
         pass
+    except _Wrong as wrong:
+        tell(task, tokenizer, to_the_end=isinstance(wrong.__cause__, TunesmithError))
     return prepare(settings, tokenizer, seed=seed, rows=rows, most_tokens=most_tokens, made_for=made_for, takes=takes)
 
 
+class _Wrong(Exception):
+    """Something is wrong with the rows, or they are to be read whole; its cause says which."""
+
+
+@contextmanager
+def _in_other_words() -> Iterator[None]:
+    try:
+        yield
+    except (ReadWhole, TunesmithError) as error:
+        raise _Wrong from error
+
+
+def _contents(settings: DataSettings) -> list[Content]:
+    try:
+        with _in_other_words():
+            return contents(settings)
+    except _Wrong as wrong:
+        if isinstance(wrong.__cause__, ReadWhole):  # of the hub, and not here
+            return []
+        raise
+
+
 def _size(source: Content) -> int:
-    return sum(size for _, size, _ in source.stamps())
+    return sum(path.stat().st_size for path in source.files)
 
 
 def _kept(task: Task, tokenizer: Any, sources: list[Content], root: Path, say: Callable[[str], object]) -> Prepared:
-    worded = renderers(tokenizer, task.settings, task.settings.templates)
+    with _in_other_words():
+        worded = renderers(tokenizer, task.settings, task.settings.templates)
     before = [source.stamps() for source in sources], moments(worded)
-    folder = root / key_of(task, worded, sources)
+    folder = root / key_of(task, worded, sources, FileDigests(root / KNOWN_FILES))
     found = _opened(folder, worded[None])
     if found is not None:
         say(f"rows as prepared before: {folder}")
         return found
     with _making(root, folder.name) as made:
-        with Laying(made) as laying:
+        with _in_other_words(), Laying(made) as laying:
             laid = lay(task, worded, laying)
         described = laying.described()
         table = Table(made, described)
@@ -91,6 +122,7 @@ def _kept(task: Task, tokenizer: Any, sources: list[Content], root: Path, say: C
             held_out_rows=table.meanings(),
             answering=table.answering(),
         )
+        prepared = replace(prepared, found=tuple(findings(prepared)))
         if before == ([source.stamps() for source in sources], moments(worded)):  # else the name would be a lie
             _write_header(made / HEADER, prepared, described, sum(one.end - one.start for one in laid.train))
             _put(made, folder)

@@ -1,8 +1,8 @@
 """Large sources on their way to examples: a piece of the rows at a time, laid flat as soon as they are made.
 
 What comes of them is what `prepare` makes of all rows at once. Whatever else may happen (an error, rows that turn out
-to be of another format than they began, a kind that cannot be laid flat) is raised here in no particular words: the
-caller prepares all at once then, and that says what is wrong with which rows.
+to be of another format than they began, a kind that cannot be laid flat) is raised here in no particular words:
+telling.py says what is wrong with which rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from tunesmith.data.counts import FIRST, Counts, Tally, total
 from tunesmith.data.files import RawRow
-from tunesmith.data.formats import FORMATS, Reading, recognise
+from tunesmith.data.formats import FORMATS, LOOKED_AT, Reading, recognise
 from tunesmith.data.laying import Laying
 from tunesmith.data.mixture import Part, refuse_unseen_keys
 from tunesmith.data.prepare import Side, Task, side_of
@@ -51,50 +51,64 @@ class Laid:
     held_out: list[LaidSide]
 
 
+@dataclass(frozen=True)
+class Walks:
+    """Every source, to be walked over, and which of the rows are held out. `held_out`: those of a file of their own."""
+
+    settings: DataSettings
+    parts: list[Part]
+    rows: list[Collection[RawRow]]
+    parted: Split
+
+    def side(self, *, held_out: bool) -> Iterator[tuple[Part, Iterable[RawRow]]]:
+        """Of each source its rows on one side."""
+        if held_out and not self.parted.chosen:
+            yield from [(Part(self.settings, []), self.parted.held_out)] * bool(self.parted.held_out)
+            return
+        chosen = np.zeros(sum(map(len, self.rows)) if self.parted.chosen else 0, dtype=bool)
+        chosen[list(self.parted.chosen)] = True
+        first = 0
+        for part, rows in zip(self.parts, self.rows, strict=True):
+            if not self.parted.chosen:
+                yield part, rows
+                continue
+            is_chosen = chosen[first : first + len(rows)]
+            first += len(rows)
+            yield part, _Picked(rows, is_chosen == held_out)
+
+
+def parts_of(settings: DataSettings) -> list[Part]:
+    """Every source without its rows."""
+    said = zip(settings.sources, settings.weights, settings.templates, strict=True)
+    return [Part(one, [], weight, number, template) for number, (one, weight, template) in enumerate(said)]
+
+
+def walks(task: Task, parts: list[Part], rows: list[Collection[RawRow]]) -> Walks:
+    return Walks(task.settings, parts, rows, _parted(rows, task.settings, seed=task.seed))
+
+
 def lay(task: Task, worded: Mapping[str | None, Renderer], laying: Laying) -> Laid:
     """Every row of every source, training first."""
-    settings = task.settings
-    parts = [
-        Part(one, [], weight, number, template)
-        for number, (one, weight, template) in enumerate(
-            zip(settings.sources, settings.weights, settings.templates, strict=True)
-        )
-    ]
-    rows = [walked(part.settings) for part in parts]
-    parted = _parted(rows, settings, seed=task.seed)
-    chosen = np.zeros(sum(map(len, rows)) if parted.chosen else 0, dtype=bool)
-    chosen[list(parted.chosen)] = True
+    parts = parts_of(task.settings)
+    walk = walks(task, parts, [walked(part.settings) for part in parts])
     readings: list[tuple[Part, Reading]] = []
 
     def sides(*, held_out: bool) -> list[LaidSide]:
-        made, first = [], 0
-        for part, of_part in zip(parts, rows, strict=True):
-            wanted: Iterable[RawRow] = of_part
-            if parted.chosen:
-                is_chosen = chosen[first : first + len(of_part)]
-                first += len(of_part)
-                wanted = _Picked(of_part, is_chosen == held_out)
-            made.append(side(part, wanted, held_out=held_out))
+        made: list[LaidSide] = []
+        for part, rows in walk.side(held_out=held_out):
+            start = len(laying)
+            side, reading = _side(task, part, rows, worded[part.template], laying, held_out=held_out)
+            if side.counts.read:
+                readings.append((part, reading))
+            made.append(LaidSide(side, start, len(laying)))
         return made
 
-    def side(part: Part, of_part: Iterable[RawRow], *, held_out: bool) -> LaidSide:
-        start = len(laying)
-        made, reading = _side(task, part, of_part, worded[part.template], laying, held_out=held_out)
-        if made.counts.read:
-            readings.append((part, reading))
-        return LaidSide(made, start, len(laying))
-
-    train = sides(held_out=False)
-    held_out: list[LaidSide] = []
-    if parted.chosen:
-        held_out = sides(held_out=True)
-    elif parted.held_out:
-        held_out = [side(Part(settings, []), parted.held_out, held_out=True)]
-    is_read = map(len, rows) if parted.chosen else (one.side.counts.read for one in train)
+    train, held_out = sides(held_out=False), sides(held_out=True)
+    is_read = map(len, walk.rows) if walk.parted.chosen else (one.side.counts.read for one in train)
     if not all(is_read):  # a source without rows
         raise ReadWhole
     refuse_unseen_keys(readings)
-    return Laid(parted.how, train, held_out)
+    return Laid(walk.parted.how, train, held_out)
 
 
 class _Picked(Iterable[RawRow]):
@@ -124,9 +138,10 @@ def _parted(rows: Sequence[Collection[RawRow]], settings: DataSettings, *, seed:
         return split([nothing] * sum(map(len, rows)), settings, seed=seed)
     known: dict[str, RawRow] = {}
     groups = []
-    for _, row in (one for of_part in rows for one in of_part):
-        if wanted.key not in row:
-            raise ReadWhole
+    for origin, row in (one for of_part in rows for one in of_part):
+        if wanted.key not in row:  # which `split` says
+            groups.append((origin, dict.fromkeys(row)))
+            continue
         value = row[wanted.key]
         groups.append(known.setdefault(group_of(value), (Origin("", 0), {wanted.key: value})))
     return split(groups, settings, seed=seed)
@@ -142,13 +157,13 @@ def _side(
     held_out: bool,
 ) -> tuple[Side, Reading]:
     """What becomes of the rows of one source on one side, and what was noticed in reading them."""
-    survey = _Survey(part.settings)
+    survey = Survey(part.settings)
     counts: list[Counts] = []
     named, keys = part, frozenset[str]()
-    for piece in _pieces(rows):
+    for piece in pieces(rows):
         survey.look(piece)
         if named.settings.format == "auto":
-            named = _of_format(part, survey.recognised(task))
+            named = of_format(part, survey.recognised(task))
         own = replace(named, raw=piece)
         reading = own.converted(task.takes, learn=part.settings.learn)
         keys |= reading.message_keys
@@ -168,26 +183,28 @@ def _side(
     return side, replace(seen, rows=[], message_keys=keys)
 
 
-def _of_format(part: Part, name: str) -> Part:
+def of_format(part: Part, name: str) -> Part:
     return replace(part, settings=part.settings.model_copy(update={"format": name}))
 
 
-def _pieces(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
+def pieces(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
     walk = iter(rows)
     while piece := list(islice(walk, PIECE)):
         yield piece
 
 
 @dataclass
-class _Survey:
+class Survey:
     """What is said of all rows of a side together, gathered from its pieces.
 
     `filled`: how many rows there are of each set of columns that are there, and of those of them that hold something.
-    `telling`: the first rows that show a column, or a key of a message, that none before them did.
+    `first`: the columns of the first rows. `telling`: the first rows that show a column, or a key of a message, that
+    none before them did.
     """
 
     settings: DataSettings
     filled: Counter[tuple[frozenset[str], frozenset[str]]] = field(default_factory=Counter)
+    first: list[RawRow] = field(default_factory=list)
     telling: list[RawRow] = field(default_factory=list)
     shapes: dict[tuple[str, ...], Tally] = field(default_factory=dict)
     _known: set[object] = field(default_factory=set)
@@ -201,6 +218,8 @@ class _Survey:
                 self.telling.append((origin, row))
             if is_auto:
                 there = {name: name for name in row if name not in renamed.values()} | renamed
+                if len(self.first) < LOOKED_AT:
+                    self.first.append((origin, dict.fromkeys(there)))
                 self.filled[
                     frozenset(name for name in there if name in TELLING),
                     frozenset(name for name, own in there.items() if name in TELLING and row.get(own) is not None),
@@ -210,9 +229,9 @@ class _Survey:
         """The format that most rows have."""
         rows: list[RawRow] = []
         for (there, filled), count in zip(self.filled, fewer(list(self.filled.values())), strict=True):
-            stand_in = (self.telling[0][0], {name: True if name in filled else None for name in there})
+            stand_in = (self.first[0][0], {name: True if name in filled else None for name in there})
             rows += [stand_in] * count
-        return recognise(rows, task.takes)
+        return recognise(rows, task.takes, first=self.first)
 
     def add_shapes(self, shapes: Mapping[tuple[str, ...], Tally], piece: Sequence[RawRow]) -> None:
         new = [shape for shape in shapes if shape not in self.shapes]

@@ -77,7 +77,10 @@ class Names:
         self.seen.update(item)
         theirs = set(self.keys.values())
         named = {_KEYS.get(our, our): item[their] for our, their in self.keys.items() if item.get(their) is not None}
-        return {key: value for key, value in item.items() if key not in theirs} | named
+        passed_over = (
+            theirs.union(_LEARN) if "learn" in named else theirs
+        )  # their word for it counts, and none beside it
+        return {key: value for key, value in item.items() if key not in passed_over} | named
 
 
 def need(row: Mapping[str, Any], key: str) -> Any:
@@ -163,27 +166,34 @@ def _read_learn(
 ) -> tuple[bool | None, tuple[LearnedSpan, ...], bool | None]:
     """(whether the turn is learned, the spans of its content that say otherwise, whether what they leave is learned).
 
-    OpenAI writes the flag as `weight` 0 or 1, others as `train` or `learn`. Spans stand in place of the flag, or in
+    OpenAI writes the flag as `weight` 0 or 1, others as `train` or `learn`. Spans stand in place of one of these, or in
     `learn_spans`, beside a flag or alone; or the parts of a content have flags of their own.
     """
-    key = next((name for name in _LEARN if item.get(name) is not None), "learn")
-    flag, given, called = item.get(key), item.get("learn_spans"), "learn_spans"
+    lists = [name for name in _LEARN if isinstance(item.get(name), (list, tuple))]
     parts = _spans_of_parts(content, place)
-    is_list = isinstance(flag, (list, tuple))
-    if is_list + (given is not None) + bool(parts) > 1:
+    if len(lists) + (item.get("learn_spans") is not None) + bool(parts) > 1:
         raise Unreadable(f"{place} says twice which part of it is learned", found=shown(dict(item)))
-    if is_list:
-        flag, given, called = None, flag, key
-    if flag not in (None, 0, 1, False, True):
-        found = shown(flag, 40)
-        raise Unreadable(f"{key!r} of {place} must be 0, 1, true or false, or a list of spans", found=found)
-    learn = None if flag is None else bool(flag)
+    called = lists[0] if lists else "learn_spans"
+    given, learn = item.get(called), _flag({name: item.get(name) for name in _LEARN if name not in lists}, place)
     if given is None:
         return learn, parts, learn
     spans, is_all = _read_spans(given, text, f"{called!r} of {place}")
     if not spans:  # nothing is learned, unless the flag says that all is
         return bool(learn), (), None
     return learn, spans, False if is_all else learn
+
+
+def _flag(item: Mapping[str, Any], place: str) -> bool | None:
+    """Whether a message, or a part of one, says that it is learned: by any of our words for it, and by all alike."""
+    flags = {name: item[name] for name in _LEARN if item.get(name) is not None}
+    for name, flag in flags.items():
+        if flag not in (0, 1, False, True):
+            what = f"{name!r} of {place} must be 0, 1, true or false, or of a whole message a list of spans"
+            raise Unreadable(what, found=shown(flag, 40))
+    if len(set(map(bool, flags.values()))) > 1:
+        said = listed(f"{name}: {json.dumps(flag)}" for name, flag in flags.items())
+        raise Unreadable(f"{place} says both that it is learned and that it is not", said, "leave one of them")
+    return bool(next(iter(flags.values()))) if flags else None
 
 
 _OURS, _AXOLOTL = ("start", "end", "learn"), ("begin_offset", "end_offset", "train")
@@ -232,11 +242,9 @@ def _spans_of_parts(content: Any, place: str) -> tuple[LearnedSpan, ...]:
         text = part.get("text") if isinstance(part, Mapping) else part
         if not isinstance(text, str):
             return ()  # no part of a text; where it may not be, that is told
-        flag = next((part[key] for key in _LEARN if part.get(key) is not None), None) if part is not text else None
-        if flag not in (None, 0, 1, False, True):
-            raise Unreadable(f"a part of {place} is flagged by neither 0, 1, true nor false", found=shown(part))
+        flag = _flag(part, f"a part of {place}") if part is not text else None
         if flag is not None and text:
-            spans.append((at, at + len(text), bool(flag)))
+            spans.append((at, at + len(text), flag))
         at += len(text)
     return tuple(spans)
 

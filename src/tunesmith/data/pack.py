@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 
 import numpy as np
 import torch
 
 from tunesmith.data.types import Batch, Example, Segment
 
+EVEN_TRIES = 8
+"""How many groups fewer than best fit needs are tried for even ones. It seldom needs more than one too many."""
 SHORTEST = 16
 """A common beginning of fewer tokens is not worth a segment of its own."""
 
@@ -125,36 +129,72 @@ def _groups(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     if not longest_first:
         return alone
     total = sum(lengths[index] for index in longest_first)
-    first_fit = _first_fit(lengths, longest_first, max_tokens)
-    for count in range(-(-total // max_tokens), len(first_fit) + 1):
+    large = sum(2 * lengths[index] > max_tokens for index in longest_first)  # no two of them in one group
+    fewest = max(-(-total // max_tokens), large)
+    fitted = _best_fit(lengths, longest_first, max_tokens)
+    if len(fitted) > fewest:  # once in a thousand times the plainer rule needs one group fewer
+        fitted = _first_fit(lengths, longest_first, max_tokens, len(fitted) - 1) or fitted
+    for count in range(max(fewest, len(fitted) - EVEN_TRIES), len(fitted) + 1):
         even = _even(lengths, longest_first, max_tokens, count)
         if even is not None:
             return alone + even
-    return alone + first_fit
+    return alone + fitted
 
 
-def _first_fit(lengths: Sequence[int], order: Sequence[int], max_tokens: int) -> list[list[int]]:
+def _best_fit(lengths: Sequence[int], order: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Each row into the group that it leaves the least room in, in O(n log n): rooms are looked up in sorted order."""
     groups: list[list[int]] = []
-    room: list[int] = []
+    rooms: list[int] = []
+    with_room: dict[int, list[int]] = {}  # the groups that have it; of several the one that got it last
     for index in order:
-        at = next((i for i, free in enumerate(room) if free >= lengths[index]), None)
-        if at is None:
+        at = bisect_left(rooms, lengths[index])
+        if at == len(rooms):
+            group, room = len(groups), max_tokens
             groups.append([])
-            room.append(max_tokens)
-            at = len(groups) - 1
-        groups[at].append(index)
-        room[at] -= lengths[index]
+        else:
+            room = rooms[at]
+            group = with_room[room].pop()
+            if not with_room[room]:
+                del rooms[at]
+        groups[group].append(index)
+        left = room - lengths[index]
+        if not with_room.setdefault(left, []):
+            insort(rooms, left)
+        with_room[left].append(group)
+    return groups
+
+
+def _first_fit(lengths: Sequence[int], order: Sequence[int], max_tokens: int, count: int) -> list[list[int]] | None:
+    """Each row into the first of `count` groups that has room for it; None where none has. In O(n log n): over the
+    groups stands a tree, each of its nodes with the most room below it. Node i has the children 2 i and 2 i + 1."""
+    width = 1 << max(count - 1, 0).bit_length()
+    most = [max_tokens] * (2 * width)
+    most[width + count :] = [-1] * (width - count)
+    for node in range(width - 1, 0, -1):
+        most[node] = max(most[2 * node], most[2 * node + 1])
+    groups: list[list[int]] = [[] for _ in range(count)]
+    for index in order:
+        if most[1] < lengths[index]:
+            return None
+        node = 1
+        while node < width:
+            node = 2 * node + (most[2 * node] < lengths[index])
+        groups[node - width].append(index)
+        most[node] -= lengths[index]
+        while node > 1:
+            node //= 2
+            most[node] = max(most[2 * node], most[2 * node + 1])
     return groups
 
 
 def _even(lengths: Sequence[int], order: Sequence[int], max_tokens: int, count: int) -> list[list[int]] | None:
     """Each row into the emptiest of `count` groups, longest first; None where that overflows."""
     groups: list[list[int]] = [[] for _ in range(count)]
-    sums = [0] * count
+    emptiest = [(0, group) for group in range(count)]
     for index in order:
-        at = min(range(count), key=lambda i: (sums[i], i))
-        if sums[at] + lengths[index] > max_tokens:
+        tokens, group = emptiest[0]
+        if tokens + lengths[index] > max_tokens:
             return None
-        groups[at].append(index)
-        sums[at] += lengths[index]
+        groups[group].append(index)
+        heapreplace(emptiest, (tokens + lengths[index], group))
     return groups

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from tunesmith.data.counts import Counts, OfSource, Tally
+from tunesmith.data.counts import Counts, Finding, OfSource, Tally
 from tunesmith.data.types import (
     Conversation,
     Document,
@@ -31,6 +31,7 @@ RECORDS: dict[str, type[Any]] = {
         Conversation,
         Counts,
         Document,
+        Finding,
         Judged,
         Labelled,
         Marked,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.data.counts import Counts, OfSource, Tally, by_shape, told, total
+from tunesmith.data.counts import Counts, Finding, OfSource, Tally, by_shape, told, total
 from tunesmith.data.digests import digest_of, fingerprint
 from tunesmith.data.files import RawRow
 from tunesmith.data.fit import fit, measure, whole_pairs
@@ -68,6 +68,8 @@ class Prepared:
     """Which of its learned runs are answers, of each row that learns others too."""
     shapes: Mapping[str, Mapping[tuple[str, ...], Tally]] = field(default_factory=dict)
     """Of each source whose rows do not all fill the same columns: the rows by those that they fill."""
+    found: tuple[Finding, ...] | None = None
+    """What is odd about them (findings.py), where that was looked for before."""
 
 
 @dataclass
@@ -399,7 +401,7 @@ def _are_answers(row: Text) -> list[bool]:
 
 def _groups(raw: Sequence[RawRow], column: str) -> dict[Origin, str]:
     """The group of each row by the value of its column."""
-    problems = Problems(f"rows lack the column {column!r} of data.group_by")
+    problems = Problems(f"rows lack the column {column!r} of data.group_by", stage=1)
     groups = {}
     for origin, row in raw:
         if column not in row:

@@ -7,11 +7,20 @@ from tunesmith.errors import DataError
 SHOWN = 10
 
 
-class Problems:
-    """Collects one error per broken row; shows the first ten and the count."""
+class Broken(DataError):
+    """Rows that are broken; `problems` are those of which it speaks, where it speaks of rows of one kind alone."""
 
-    def __init__(self, noun: str) -> None:
-        self.noun = noun
+    problems: Problems | None = None
+
+
+class Problems:
+    """Collects one error per broken row; shows the first ten and the count.
+
+    `stage`: of the problems of one step of the way, which hide which: with any of a smaller one, none gets to this.
+    """
+
+    def __init__(self, noun: str, stage: int = 0) -> None:
+        self.noun, self.stage = noun, stage
         self.count = 0
         self.first: list[DataError] = []
 
@@ -20,18 +29,28 @@ class Problems:
         if len(self.first) < SHOWN:
             self.first.append(error)
 
+    def add_all(self, others: Problems) -> None:
+        """Those of further rows."""
+        self.count += others.count
+        self.first += others.first[: SHOWN - len(self.first)]
+
     def raise_if_any(self) -> None:
-        if not self.count:
-            return
+        if self.count:
+            error = self._as_one()
+            error.problems = self
+            raise error
+
+    def _as_one(self) -> Broken:
         if self.count == 1:
-            raise self.first[0]
+            (one,) = self.first
+            return Broken(one.what, where=one.where, found=one.found, expected=one.expected, fix=one.fix)
         lines = []
         for error in self.first:
             found = f" (found: {error.found})" if error.found else ""
             lines.append(f"  {error.where}: {error.what}{found}" if error.where else f"  {error.what}{found}")
         if self.count > len(self.first):
             lines.append(f"  … and {self.count - len(self.first)} more")
-        raise DataError(
+        return Broken(
             f"{self.count} {self.noun}\n" + "\n".join(lines),
             expected=_in_order([error.expected for error in self.first]),
             fix=_in_order([error.fix for error in self.first]),

@@ -93,9 +93,23 @@ def _read_python(source: Iterable[Mapping[str, Any]], limit: int | None) -> list
 
 
 def _read_folder(folder: Path, split: str, limit: int | None) -> list[RawRow]:
-    """Every data file in the folder; where file names speak of splits, only those of `split`."""
-    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+    if is_saved(folder):
         return _read_saved(folder, split, limit)
+    rows: list[RawRow] = []
+    for path in data_files(folder, split):
+        rows += read_file(path, None if limit is None else limit - len(rows))
+        if limit is not None and len(rows) >= limit:
+            break
+    return rows
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
+
+
+def data_files(folder: Path, split: str) -> list[Path]:
+    """Every data file in the folder; where file names speak of splits, only those of `split`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and _is_data(path.relative_to(folder)))
     if not files:
         raise DataError("the folder has no data files", where=str(folder), expected=listed(READERS))
@@ -118,12 +132,7 @@ def _read_folder(folder: Path, split: str, limit: int | None) -> list[RawRow]:
                 fix="set data.split, or name one file",
             )
         files = chosen
-    rows: list[RawRow] = []
-    for path in files:
-        rows += read_file(path, None if limit is None else limit - len(rows))
-        if limit is not None and len(rows) >= limit:
-            break
-    return rows
+    return files
 
 
 def _is_data(path: Path) -> bool:

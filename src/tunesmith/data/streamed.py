@@ -1,29 +1,29 @@
 """Sources that are walked over row by row, as often as need be, and never lie in memory whole.
 
-What is broken or odd in them is not told here: a walk ends with `ReadWhole`, and the reader of whole files (files.py)
-says what is wrong, and where.
+A walk ends with `ReadWhole` at whatever is broken: telling.py says what, and where, of all that is.
 """
 
 from __future__ import annotations
 
 import gzip
-import json
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from tunesmith.data.files import READERS, RawRow, ending, of_arrow
+from tunesmith.data.files import READERS, RawRow, ending, of_arrow, rows_of, told_rows
+from tunesmith.data.problems import Problems
 from tunesmith.data.quiet import quiet_datasets
 from tunesmith.data.settings import DataSettings
-from tunesmith.data.sources import read
-from tunesmith.data.strict_json import first_fault, parse
+from tunesmith.data.sources import data_files, is_saved, read
 from tunesmith.data.types import Origin
+from tunesmith.errors import DataError
 
 LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-TABLES = {".parquet": "parquet", ".arrow": "arrow"}
+
+
 UTF8_MARK = b"\xef\xbb\xbf"
 
 
@@ -45,65 +45,86 @@ class _Walked(Collection[RawRow]):
     def __contains__(self, row: object) -> bool:
         return any(row == one for one in self)
 
+    def tell(self) -> None:
+        """Raise what is broken, all of it, in the words of the reader of whole files."""
+        deque(self, maxlen=0)
+
     def _marks(self) -> Iterator[Any]:
         """As many as there are rows, at the least cost."""
         return iter(self)
 
 
-class Lines(_Walked):
-    """A JSONL file."""
-
-    def __init__(self, path: Path, limit: int | None = None) -> None:
-        super().__init__(limit)
-        self.path = path
-
-    def _marks(self) -> Iterator[tuple[int, bytes]]:
-        """The lines that hold anything, with their numbers."""
-        given, name = 0, self.path.suffix.lower()
-        with gzip.open(self.path) if name == ".gz" else self.path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                raw = raw.removeprefix(UTF8_MARK) if number == 1 else raw
-                if raw.strip():
-                    yield number, raw
-                    given += 1
-                if given == self.limit:
-                    break
-
-    def __iter__(self) -> Iterator[RawRow]:
-        source = str(self.path)
-        for number, raw in self._marks():
-            try:
-                parsed = parse(raw.decode("utf-8"))
-            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-                raise ReadWhole from error
-            if not isinstance(parsed.value, dict) or (parsed.has_faults and first_fault(parsed.value) is not None):
-                raise ReadWhole
-            yield Origin(source, number), parsed.value
-
-
-class Columns(_Walked):
-    """A Parquet or Arrow file, streamed by `datasets` so that nothing is copied into its cache."""
+class File(_Walked):
+    """One file of any kind."""
 
     def __init__(self, path: Path, limit: int | None = None) -> None:
         super().__init__(limit)
         self.path = path
 
     def _marks(self) -> Iterator[Any]:
-        from pyarrow import parquet
+        if ending(self.path) in LINES:
+            return iter(range(self._num_lines())[: self.limit])
+        if ending(self.path) == ".parquet":
+            from pyarrow import parquet
 
-        if TABLES[ending(self.path)] != "parquet":
-            return iter(self)
-        with _or_read_whole():
-            return iter(range(parquet.read_metadata(str(self.path)).num_rows)[: self.limit])
+            with _or_read_whole():
+                return iter(range(parquet.read_metadata(str(self.path)).num_rows)[: self.limit])
+        return iter(self)
+
+    def _num_lines(self) -> int:
+        """Lines that hold anything."""
+        with (
+            _or_read_whole(),
+            gzip.open(self.path) if self.path.suffix.lower() == ".gz" else self.path.open("rb") as file,
+        ):
+            first = file.readline().removeprefix(UTF8_MARK)
+            return sum(1 for raw in chain([first], file) if raw.strip())
 
     def __iter__(self) -> Iterator[RawRow]:
-        from datasets import load_dataset
+        problems, is_empty = Problems(""), True
+        rows = rows_of(self.path, problems)
+        try:
+            for row in islice(rows, self.limit):
+                if problems.count:
+                    break
+                yield row
+                is_empty = False
+        except DataError as error:
+            raise ReadWhole from error
+        if problems.count or is_empty:
+            raise ReadWhole
 
-        kind, source = TABLES[ending(self.path)], str(self.path)
-        with quiet_datasets(), TemporaryDirectory() as folder, _or_read_whole():
-            rows = load_dataset(kind, data_files=source, split="train", streaming=True, cache_dir=folder)
-            for number, row in enumerate(islice(rows, self.limit), start=1):
-                yield Origin(source, number), of_arrow(row)
+    def tell(self) -> None:
+        deque(told_rows(self.path, self.limit), maxlen=0)
+
+
+class Files(_Walked):
+    """The files of a folder, one behind the other."""
+
+    def __init__(self, paths: Sequence[Path], limit: int | None = None) -> None:
+        super().__init__(limit)
+        self.paths = paths
+
+    def _marks(self) -> Iterator[Any]:
+        if self.limit is not None:
+            return iter(self)
+        return chain.from_iterable(File(path)._marks() for path in self.paths)
+
+    def __iter__(self) -> Iterator[RawRow]:
+        return self._chained(lambda path, limit: iter(File(path, limit)))
+
+    def tell(self) -> None:
+        deque(self._chained(told_rows), maxlen=0)
+
+    def _chained(self, rows_of_file: Callable[[Path, int | None], Iterator[RawRow]]) -> Iterator[RawRow]:
+        """As many as are wanted; files behind those that hold them are not opened."""
+        left = self.limit
+        for path in self.paths:
+            for row in rows_of_file(path, left):
+                yield row
+                left = left if left is None else left - 1
+            if left == 0:
+                break
 
 
 class DataSet(_Walked):
@@ -123,21 +144,16 @@ class DataSet(_Walked):
 def walked(one: DataSettings) -> Collection[RawRow]:
     """The rows of a source: to be walked over, or a list where its kind is read whole."""
     path = Path(one.named).expanduser()
-    if path.is_file() and ending(path) in LINES:
-        return Lines(path, one.limit)
-    if path.is_file() and ending(path) in TABLES:
-        return Columns(path, one.limit)
-    if is_saved(path):
-        return DataSet(_saved(path, one.split), str(path), one.limit)
+    if path.is_dir():
+        if is_saved(path):
+            return DataSet(_saved(path, one.split), str(path), one.limit)
+        return Files(data_files(path, one.split), one.limit)
+    if path.is_file() and ending(path) in READERS:
+        return File(path, one.limit)
     if not path.exists() and one.limit is None:
         label = f"{one.named} ({one.subset}, {one.split})" if one.subset else f"{one.named} ({one.split})"
         return DataSet(of_hub(one.named, one.subset, one.split), label)
     return read(one.named, split=one.split, subset=one.subset, limit=one.limit)
-
-
-def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote it."""
-    return any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
 
 
 def _saved(folder: Path, split: str) -> Any:

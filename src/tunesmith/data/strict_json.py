@@ -34,6 +34,20 @@ class Parsed:
 
 def parse(text: str) -> Parsed:
     """Raises JSONDecodeError for broken syntax, RecursionError for what is nested too deeply, and nothing else."""
+    faults, how = _strictly()
+    value = json.loads(text, **how)
+    return Parsed(value, bool(faults))
+
+
+def parse_from(text: str, start: int) -> tuple[Parsed, int]:
+    """The value that begins at `start`, and where it ends; what stands behind is not looked at. Raises as `parse`."""
+    faults, how = _strictly()
+    value, end = json.JSONDecoder(**how).raw_decode(text, start)
+    return Parsed(value, bool(faults)), end
+
+
+def _strictly() -> tuple[list[Fault], dict[str, Any]]:
+    """The faults that are found, and the ways of Python's parser to find them."""
     faults: list[Fault] = []
 
     def fault(what: str) -> Fault:
@@ -60,8 +74,7 @@ def parse(text: str) -> Parsed:
             int(digits) if len(digits) <= _MOST_DIGITS else fault(f"a number of {len(digits)} digits is out of range")
         )
 
-    value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=real, parse_int=whole)
-    return Parsed(value, bool(faults))
+    return faults, {"object_pairs_hook": pairs, "parse_constant": constant, "parse_float": real, "parse_int": whole}
 
 
 def first_fault(value: Any) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError
 from jinja2.ext import Extension
-from jinja2.nodes import Node
+from jinja2.nodes import Node, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tunesmith.data.problems import listed, shown
@@ -207,9 +207,14 @@ class _GenerationTag(Extension):
         return body
 
 
+def syntax(text: str) -> Template:
+    """What a chat template is made of; jinja2's own error where it is none."""
+    return ImmutableSandboxedEnvironment(extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]).parse(text)
+
+
 def _refuse_syntax_errors(text: str) -> None:
     try:
-        ImmutableSandboxedEnvironment(extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]).parse(text)
+        syntax(text)
     except TemplateSyntaxError as error:
         raise DataError(
             f"not a valid chat template: {error.message}",

@@ -19,7 +19,7 @@ def asked(
 ) -> tuple[list[Example], Counts]:
     """What a model is asked, as it is asked; a prompt is never cut."""
     examples: list[Example] = []
-    problems = Problems("prompts are longer than data.max_length")
+    problems = Problems("prompts are longer than data.max_length", stage=2)
     for row in rows:
         try:
             ids = np.array(renderer.prompt_ids(row.messages, row.tools), dtype=np.int64)
@@ -54,7 +54,7 @@ def classified(
             "a text that is classified cannot be cut into pieces", where="data.overlong", fix="drop, truncate or error"
         )
     examples: list[Example] = []
-    problems = Problems("texts are longer than data.max_length")
+    problems = Problems("texts are longer than data.max_length", stage=2)
     for row in rows:
         try:
             ids, closing = renderer.classified_ids(row.text)
