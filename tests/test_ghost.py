@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from typing import Any
 
 import pytest
 import torch
+from held_bytes import Counter
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import AdapterSet, add
 from tunesmith.adapters.attach import Switch
 from tunesmith.ghost import Ghost, Meter, NumbersNeededError, haunt, is_ghost, numbers
+from tunesmith.kernels.flat_attention import flat_attention, num_seen
 from tunesmith.kernels.linear_ce import linear_ce
 from tunesmith.models import attention
 from tunesmith.models.fuse import fuse
@@ -25,38 +24,6 @@ from tunesmith.models.tiny import ARCHITECTURES, tiny
 from tunesmith.train.mode import recompute_blocks, train_mode
 
 CPU = torch.device("cpu")
-
-
-class Counter(TorchDispatchMode):
-    """Bytes that real floating tensors hold, now and at most: what a `Meter` is held against."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.peak = 0
-        self.known: set[int] = set()
-
-    def take(self, tensor: Tensor) -> None:
-        if not tensor.dtype.is_floating_point:
-            return
-        storage = tensor.untyped_storage()
-        key, size = storage.data_ptr(), storage.nbytes()
-        if size == 0 or key in self.known:
-            return
-        self.known.add(key)
-        self.bytes += size
-        self.peak = max(self.peak, self.bytes)
-        weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.bytes -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for item in tree_iter(found):
-            if isinstance(item, Tensor):
-                self.take(item)
-        return found
 
 
 def prepared(arch: str, method: str, recompute: bool, meter: Meter | None) -> tuple[Policy, AdapterSet]:
@@ -106,7 +73,7 @@ def held(arch: str, method: str, recompute: bool, real: bool) -> tuple[int, int,
     return counter.bytes - before, counter.peak - before, adapter_set.counts().trained
 
 
-@pytest.mark.parametrize("arch", [name for name in ARCHITECTURES if "moe" not in name and name != "mixtral"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_ghosts_hold_what_tensors_would_hold(arch: str) -> None:
     real, ghosts = held(arch, "lora", False, True), held(arch, "lora", False, False)
     assert ghosts[2] == real[2]
@@ -184,6 +151,50 @@ def test_products_are_counted() -> None:
     with Meter(CPU).on() as meter:
         torch.zeros(3, 5) @ torch.zeros(5, 7)
         assert meter.flops == 2 * 3 * 5 * 7
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_what_attention_multiplies_is_counted_by_document(window: int) -> None:
+    bounds, heads, dim = torch.tensor([0, 5, 12]), 4, 32
+    pairs = sum(min(place + 1, window or 99) for length in (5, 7) for place in range(length))
+    with Meter(CPU).on() as meter:
+        q, k, v = (torch.zeros(12, count, dim).requires_grad_() for count in (heads, 2, 2))
+        out = flat_attention(q, k, v, bounds, 1.0, window)
+        assert meter.flops == meter.attended == 4 * heads * dim * pairs
+        out.sum().backward()
+        assert meter.flops == 3.5 * 4 * heads * dim * pairs
+
+
+def test_a_branch_attends_to_what_it_shares_and_to_its_own() -> None:
+    see = torch.tensor([[0, 0, 2, 2, 2], [0, 0, 2, 2, 4], [5, 5, 4, 4, 5]])  # two shared rows; branches of two and one
+    assert num_seen(torch.tensor([0, 5]), see, 0) == 1 + 2 + 3 + 4 + 3
+
+
+def test_torchs_own_attention_is_counted_too() -> None:
+    with Meter(CPU).on() as meter:
+        q = torch.zeros(2, 4, 6, 8)
+        torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+        whole = meter.flops
+        assert whole >= 0.5 * 4 * 2 * 4 * 6 * 6 * 8
+
+
+def test_what_was_worked_out_once_is_counted_the_same_again() -> None:
+    def work(x: Tensor) -> list[Tensor]:
+        return [x @ x.T, x.softmax(-1), *x.split(2), torch.cat([x, x]), torch.var_mean(x, 1)[0], x.t().contiguous()]
+
+    shared: dict[Any, Any] = {}
+    told = []
+    for _ in range(2):
+        with Meter(CPU, shared).on() as meter:
+            x = torch.zeros(4, 6)
+            found = work(x)
+            told.append(
+                (meter.bytes, meter.peak, meter.flops, meter.moved, meter.operations, [one.stride() for one in found])
+            )
+            del x, found
+            assert meter.bytes == 0
+    assert shared
+    assert told[0] == told[1]
 
 
 def test_a_shape_that_hangs_on_numbers_is_refused() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
 from functools import cache
 
 import pytest
 import torch
+from held_bytes import Counter
 from peft import LoraConfig, get_peft_model
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -136,28 +134,6 @@ def test_ranges_of_a_table_of_guidance() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- what CPU runs hold
-class Meter(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside and live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and not hasattr(tensor.untyped_storage(), "_met"):
-                storage = tensor.untyped_storage()
-                storage._met = True
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._gone, storage.nbytes())
-        return made
-
-    def _gone(self, num_bytes: int) -> None:
-        self.now -= num_bytes
-
-
 WIDTHS = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 512}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 SMALL = {
@@ -172,13 +148,15 @@ BATCH, LENGTH = 2, 128
 def held(model, *, autocast: bool) -> int:
     """Bytes at the worst moment of a forward and a backward pass, beside what was there before."""
     token_ids = torch.randint(0, 512, (BATCH, LENGTH))
+    counter = Counter(floating=False)
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.untyped_storage()._met = True
-    with Meter() as meter:
+        counter.take(tensor.detach())
+    before = counter.bytes
+    with counter:
         with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
             loss = model(input_ids=token_ids, labels=token_ids, use_cache=False).loss
         loss.backward()
-    return meter.peak
+    return counter.peak - before
 
 
 def counted(parts: dict[str, int]) -> int:

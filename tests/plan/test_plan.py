@@ -92,8 +92,9 @@ def test_no_weight_is_read_and_every_part_is_there(
 def test_a_deep_model_is_known_from_two_shallow_ones(place: tuple[Path, Path], tmp_path: Path) -> None:
     planner = planner_of(from_dict(values(place, tmp_path)))
     assert planner.num_blocks == 7
-    for method in FEW:
-        made = planner.recipe.model_copy(update={"adapter": METHODS[method].Settings()})
+    settings = [METHODS[method].Settings() for method in FEW]
+    for adapter in (*settings, METHODS["lora"].Settings(last_blocks=3)):
+        made = planner.recipe.model_copy(update={"adapter": adapter})
         whole, quick = planner.trial(made), planner.trial(made, quick=True)
         assert quick.counts == whole.counts
         for name in vars(whole.parts):
@@ -321,6 +322,6 @@ def test_a_hollow_storage_holds_what_a_real_one_holds(storage: str, tmp_path: Pa
 def test_a_planned_step_leaves_the_objective_as_it_was(place: tuple[Path, Path], tmp_path: Path) -> None:
     planner = planner_of(from_dict(values(place, tmp_path)))
     before = planner.objective.state_dict()
-    trial = try_step(planner.recipe, planner.tokenizer, planner.objective, 64, planner.rows)
+    trial = try_step(planner.recipe, planner.bench, 64)
     assert planner.objective.state_dict() == before
     assert trial.tokens <= 64 or trial.rows == 1

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.ghost import attended, is_ghost
 from tunesmith.kernels.fused import call, runs_natively
 from tunesmith.kernels.native import has_tiles
 
@@ -60,6 +61,14 @@ def _name(q: Tensor) -> str:
     return "attention_tiles" if q.dtype == torch.bfloat16 and has_tiles() else "attention"
 
 
+def num_seen(bounds: Tensor, see: Tensor, window: int) -> int:
+    """How many pairs (row, row that it sees) there are, in all documents."""
+    lengths = bounds.diff()
+    place = torch.arange(int(bounds[-1])) - bounds[:-1].repeat_interleave(lengths)
+    seen = see[0] + place - see[1] + 1
+    return int((seen.clamp(max=window) if window else seen).sum())
+
+
 class _FlatAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -70,6 +79,10 @@ class _FlatAttention(torch.autograd.Function):
         log_sums = torch.empty(q.shape[1], q.shape[0])
         sizes = (len(bounds) - 1, q.shape[0], q.shape[1], k.shape[1], q.shape[2], window)
         call(_name(q), q.dtype, q, k, v, out, log_sums, bounds, see, *sizes, scale)
+        ctx.flops = 0.0
+        if is_ghost(q):  # scores, and values weighed by them
+            ctx.flops = 4.0 * q.shape[1] * q.shape[2] * num_seen(bounds, see, window)
+            attended(ctx.flops)
         ctx.save_for_backward(q, k, v, out, log_sums, bounds, see)
         ctx.sizes, ctx.scale = sizes, scale
         return out
@@ -83,6 +96,7 @@ class _FlatAttention(torch.autograd.Function):
             f"{_name(q)}_back", q.dtype, grads[0].contiguous(), q, k, v, out, log_sums, dq, *by_head, bounds, see,
             *ctx.sizes, ctx.scale,
         )  # fmt: skip
+        attended(2.5 * ctx.flops)  # the scores once more, and four products of their size
         tokens, groups, dim = k.shape
         dk, dv = (part.view(tokens, groups, -1, dim).sum(2).to(k.dtype) for part in by_head)
         return dq, dk, dv, None, None, None, None

@@ -388,16 +388,18 @@ def without_bars() -> Iterator[None]:
 
 
 def resize_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give every token of the tokenizer a row. Old rows keep their bits."""
+    """Give every token of the tokenizer a row. Old rows keep their bits; beside rows without numbers, new ones have
+    none."""
     before = weight_shape(model.get_input_embeddings())[1]
     if len(tokenizer) <= before:
         return
+    has_numbers = not next(model.parameters()).is_meta
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     said = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # it explains at length how new rows are drawn
     try:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=has_numbers)
     finally:
         hf_logging.set_verbosity(said)
         torch.random.set_rng_state(state)

@@ -51,6 +51,20 @@ class Loss:
     """Shown alone, without gradient."""
 
 
+@dataclass(frozen=True)
+class Foreseen:
+    """What a plan tries a step of, before there is a model (plan/step.py)."""
+
+    objective: Any
+    """An `Objective`: its steps hold what those of the run will hold, without `begin`."""
+    rows: Sequence[Example]
+    """All that its steps are made of; those that belong together side by side."""
+    note: str = ""
+    """For a person: what of the run is not in it."""
+    is_own: bool = True
+    """The rows are the run's; else they stand in for rows that are not known yet."""
+
+
 class Objective(Protocol):
     steps_per_epoch: int
     """Optimizer steps in one pass over the rows; 0: `begin` does it all, and there are none."""
@@ -73,6 +87,11 @@ class Objective(Protocol):
         cache      a folder for what another run may use again
         stage      shows a piece of work
         """
+        ...
+
+    def foreseen(self, flat: bool) -> Foreseen:
+        """What a plan looks at in its place, laid out as `begin` will lay it out. `flat`: batches run without padding.
+        Nothing changes in the objective itself."""
         ...
 
     def steps(self, policy: Policy) -> Iterator[Step]:

@@ -26,7 +26,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.types import Batch, Classified, Example, Labelled, Row
 from tunesmith.errors import DataError
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Loss, Stage, Step
+from tunesmith.objectives.base import Foreseen, Loss, Stage, Step
 from tunesmith.objectives.classify_losses import MEANINGS, ClassifySettings
 from tunesmith.objectives.features import features_of, fitted, take_over
 from tunesmith.objectives.order import Order
@@ -107,6 +107,9 @@ class Classification:
         before = anatomy(policy.model).scorer[:-1]
         stays = [f"before the fitted matrix stand {', '.join(before)}, as they were loaded or drawn"] if before else []
         return [*kept, *found.notes, *stays, fit]
+
+    def foreseen(self, flat: bool) -> Foreseen:
+        return Foreseen(self, self.train)
 
     def steps(self, policy: Policy) -> Iterator[Step]:
         for rows, epoch in self._order.steps():

@@ -11,6 +11,7 @@ Teacher      another model of the same tokenizer, frozen, beside the student; it
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -28,12 +29,14 @@ from tunesmith.errors import CheckpointError, ModelError, RecipeError
 from tunesmith.models.load import load_config, load_model, load_tokenizer, most_tokens
 from tunesmith.models.policy import Policy, probe
 from tunesmith.models.settings import ModelSettings
-from tunesmith.objectives.base import Loss, Stage, Step
+from tunesmith.objectives.base import Foreseen, Loss, Stage, Step
 from tunesmith.objectives.divergences import Divergence, weighed
+from tunesmith.objectives.foreseen import WRITTEN, written
 from tunesmith.objectives.logprobs import targets_of
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.samplers import Drawing, InProcess
 from tunesmith.objectives.settings import ObjectiveSettings
+from tunesmith.objectives.sft import SFT
 from tunesmith.settings import Contradiction
 
 
@@ -106,6 +109,7 @@ class Distillation:
         batch_tokens: int | None = None,
     ) -> None:
         self.settings, self.seed = settings, seed
+        self._size = batch_size, batch_tokens
         self.train, self.held_out = train, held_out
         self.teacher: Policy | None = None
         self._renderer = renderer
@@ -143,6 +147,16 @@ class Distillation:
         how = "without padding" if self.teacher.flat else f"padded, since {reason}"
         what = f"the teacher: {type(loaded.model).__name__} of {numbers:,} numbers, {how}"
         return [f"{what}; {self.settings.compared} on {self.settings.answers} answers"]
+
+    def foreseen(self, flat: bool) -> Foreseen:
+        """The student alone, on rows as long as they can become."""
+        note = "the teacher is not counted: its weights, and what it holds of a batch, come on top"
+        batch_size, batch_tokens = self._size
+        if self.settings.answers == "sampled" and batch_size is not None:
+            stand_in = written(self.train, self._written_behind(), num_each=1, batch_size=batch_size, seed=self.seed)
+            return replace(stand_in, note=f"{WRITTEN}; {note}")
+        student = SFT(self.train, [], batch_size=batch_size, batch_tokens=batch_tokens, seed=self.seed)
+        return Foreseen(student, self.train, note)
 
     def _settings_of(self, policy: Policy) -> ModelSettings:
         dtype = str(policy.model.dtype).removeprefix("torch.")

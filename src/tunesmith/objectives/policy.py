@@ -30,8 +30,9 @@ from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.models.generate import Generated
 from tunesmith.models.load import most_tokens
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Loss, Stage, Step
+from tunesmith.objectives.base import Foreseen, Loss, Stage, Step
 from tunesmith.objectives.environment import Played, alone, load_environment, play
+from tunesmith.objectives.foreseen import written
 from tunesmith.objectives.logprobs import TokenLogps, token_logps
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.policy_losses import PolicySettings, advantages, kl, overlong, ratios, token_losses
@@ -132,6 +133,10 @@ class PolicyGradient:
             [] if self.settings.sampler is None else [f"written by {self.settings.sampler}; a resumed run draws others"]
         )
         return [*by, f"{self.settings.preset}: {self.batch_size} prompts x {n} completions a step, judged by {names}"]
+
+    def foreseen(self, flat: bool) -> Foreseen:
+        n, most = self.settings.num_generations, self.settings.answer_tokens
+        return written(self.train, most, num_each=n, batch_size=self.batch_size, seed=self.seed, share=flat)
 
     def steps(self, policy: Policy) -> Iterator[Step]:
         drawn = self._order.steps()
@@ -300,9 +305,7 @@ class PolicyGradient:
     def _played(self, policy: Policy, asked: Sequence[Asked], n: int, *, temperature: float, seed: int) -> list[Played]:
         """`n` completions of each prompt: answers, or episodes of the environment."""
         settings, renderer = self.settings, self._known_renderer()
-
-        most = settings.max_completion_length
-        sampler = self._known_sampler()
+        most, sampler = settings.max_completion_length, self._known_sampler()
         drawing = Drawing(temperature, settings.top_p, settings.top_k, seed)
         if self._world is None:
             prompts = [one.token_ids.tolist() for one in asked]

@@ -8,6 +8,8 @@ Rewards      beta times the scores, in the names that TRL gives them
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.types import CHOSEN, Answer, Batch, Example, Judged, Preference, Row
 from tunesmith.errors import RecipeError
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Loss, Stage, Step
+from tunesmith.objectives.base import Foreseen, Loss, Stage, Step
 from tunesmith.objectives.cache_keys import row_digest
 from tunesmith.objectives.logprobs import RowLogps, row_logps
 from tunesmith.objectives.order import Order
@@ -100,6 +102,15 @@ class PreferenceTuning:
                 policy, units, max_tokens=max_tokens, share=self.share, root=cache / "reference", told=told
             )
         return [*notes, "they were in the cache"] if was_there else notes
+
+    def foreseen(self, flat: bool) -> Foreseen:
+        """As if the reference's numbers were there already, where `begin` looks them up: each is 0."""
+        made = copy.copy(self)
+        made.share = flat and self._may_share
+        rows = [answer for unit in self.train for answer in unit]
+        if self.kind.has_reference and self.settings.reference != "online":
+            made._references = References(defaultdict(float, dict.fromkeys(map(row_digest, rows), 0.0)))
+        return Foreseen(made, rows)
 
     def steps(self, policy: Policy) -> Iterator[Step]:
         for rows, epoch in self._order.steps():

@@ -9,6 +9,7 @@ Head         one number, read from the state of the row's last token; what a pai
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,7 +26,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.types import CHOSEN, Answer, Batch, Example, Preference, Row
 from tunesmith.errors import DataError
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Loss, Stage, Step
+from tunesmith.objectives.base import Foreseen, Loss, Stage, Step
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.settings import ObjectiveSettings
 
@@ -88,6 +89,11 @@ class RewardModelling:
     def begin(self, policy: Policy, *, num_steps: int | None, max_tokens: int, cache: Path, stage: Stage) -> list[str]:
         self.share = policy.flat and self._may_share
         return []
+
+    def foreseen(self, flat: bool) -> Foreseen:
+        made = copy.copy(self)
+        made.share = flat and self._may_share
+        return Foreseen(made, [answer for pair in self.train for answer in pair])
 
     def steps(self, policy: Policy) -> Iterator[Step]:
         for rows, epoch in self._order.steps():

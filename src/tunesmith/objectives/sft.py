@@ -6,6 +6,7 @@ Denominator  "tokens": every learned token of the step weighs the same, however 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.types import Batch, Example, Row
 from tunesmith.kernels.linear_ce import linear_ce
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Loss, Stage, Step
+from tunesmith.objectives.base import Foreseen, Loss, Stage, Step
 from tunesmith.objectives.logprobs import targets_of
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.settings import ObjectiveSettings
@@ -86,6 +87,11 @@ class SFT:
         self.share = policy.flat
         how = "is computed once" if policy.flat else "is computed for each of them, since batches run padded"
         return [f"what rows of one group begin with {how}"]
+
+    def foreseen(self, flat: bool) -> Foreseen:
+        made = copy.copy(self)
+        made.share = self.share or (flat and any(row.group is not None for row in self.train))
+        return Foreseen(made, self.train)
 
     def order(self, epoch: int) -> np.ndarray:
         """The order of rows in one epoch: a function of seed and epoch alone. Groups stay together."""

@@ -7,11 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.adapters.adapter_set import refusal
+from pydantic import ValidationError
+
+from tunesmith.adapters.adapter_set import check, refusal
 from tunesmith.adapters.settings import NONE
 from tunesmith.errors import TunesmithError
+from tunesmith.plan.bench import Cut
 from tunesmith.plan.planner import Need, Planner
 from tunesmith.recipe import Recipe
+from tunesmith.recipe_rules import RULES
+from tunesmith.settings import Contradiction
+from tunesmith.train.optim import check_optimizer
 
 NOTICEABLE = 0.03
 """Share of what the step holds that a change has to save to be worth a line."""
@@ -71,10 +77,7 @@ def _candidates(planner: Planner, need: Need) -> Iterator[Change]:
         yield Change({"train.optimizer": "adamw-8bit"}, "moments rounded to 8 bits")
     if recipe.model.storage in ("auto", "plain") and has_bitsandbytes and refusal(recipe.adapter, "nf4") is None:
         yield Change({"model.storage": "nf4"}, "the base rounded to 4 bits, and steps slower")
-    longest = trial.longest // 2
-    if longest >= SHORTEST and not recipe.objective.answer_tokens:
-        cut = sum(len(row) > longest for row in planner.prepared.train)
-        yield Change({"data.max_length": longest}, f"{cut:,} of {len(planner.prepared.train):,} rows are too long then")
+    yield from _shorter(planner, trial.longest // 2)
     is_fresh = recipe.model.adapter is None and recipe.adapter.targets != NONE
     if is_fresh and recipe.adapter.last_blocks is None and planner.num_blocks >= 4:
         half = planner.num_blocks // 2
@@ -85,21 +88,48 @@ SHORTEST = 64
 """Tokens below which rows are not asked to be shorter."""
 
 
+def _shorter(planner: Planner, longest: int) -> Iterator[Change]:
+    """Rows of half the length: longer ones are left out, as the recipe says; cut, where that would be most of them."""
+    rows = planner.foreseen.rows
+    if longest < SHORTEST or not planner.foreseen.is_own:
+        return
+    count = sum(len(row) > longest for row in rows)
+    settings: dict[str, Any] = {"data.max_length": longest}
+    if planner.recipe.data.overlong == "drop" and 2 * count <= len(rows):
+        yield Change(settings, f"{count:,} of {len(rows):,} rows are left out then")
+        return
+    if planner.recipe.data.overlong != "truncate":
+        settings["data.overlong"] = "truncate"
+    yield Change(settings, f"{count:,} of {len(rows):,} rows are cut then")
+
+
 def _with(planner: Planner, settings: dict[str, Any]) -> Need | None:
-    longest = settings.get("data.max_length")
+    """What the recipe would need with `settings`; None where they do not go with the rest of it."""
     try:
-        recipe = changed(planner.recipe, {key: value for key, value in settings.items() if key != "data.max_length"})
-        return planner.need(recipe, quick=True, longest=longest)
-    except TunesmithError:
+        recipe = changed(planner.recipe, settings)
+        check_optimizer(recipe.train)
+        if recipe.model.adapter is None:
+            check(recipe.adapter, planner.budget.num_steps, recipe.train.optimizer)
+        cut = None
+        if "data.max_length" in settings:
+            cut = Cut(recipe.data.max_length, recipe.data.overlong == "truncate")
+        return planner.need(recipe, quick=True, cut=cut)
+    except (TunesmithError, ValidationError, Contradiction):
         return None
 
 
 def changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """`recipe` with other settings, none of its files looked at again."""
+    """`recipe` with other settings, which the records and the rules between them accept; none of its files is looked
+    at again."""
     sections: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = value
-    return recipe.model_copy(
-        update={name: getattr(recipe, name).model_copy(update=values) for name, values in sections.items()}
-    )
+    made = {}
+    for name, values in sections.items():
+        before = getattr(recipe, name)
+        made[name] = type(before).model_validate(before.model_dump(exclude_unset=True) | values)
+    whole = recipe.model_copy(update=made)
+    for rule in RULES:
+        rule(whole)
+    return whole

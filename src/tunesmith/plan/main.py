@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.problems import counted
 from tunesmith.errors import MachineError, ModelError, TunesmithError
-from tunesmith.models.load import load_config, pick_device, pick_dtype, settle, without_weights
+from tunesmith.models.load import load_config, pick_device, pick_dtype, settle
 from tunesmith.objectives.base import Objective
 from tunesmith.plan import plain
 from tunesmith.plan.advice import changed, changes, that_fits
@@ -42,15 +42,15 @@ def plan(
     `remedies`: whether other methods, and what takes less, are looked at."""
     recipe = resolved.recipe
     device = pick_device(recipe.model.device)
-    planner = Planner(
-        recipe, tokenizer, prepared, objective, memory_of(device, memory), trust_remote_code=trust_remote_code
-    )
     if not objective.steps_per_epoch:
         raise ModelError(
             "this objective learns without steps: there is nothing to plan but one pass of the frozen model",
             where="objective",
             fix="tunesmith train: it takes about what answering takes",
         )
+    planner = Planner(
+        recipe, tokenizer, prepared, objective, memory_of(device, memory), trust_remote_code=trust_remote_code
+    )
     config = load_config(recipe.model, trust_remote_code=trust_remote_code)
     dtype = pick_dtype(recipe.model.dtype, device)
     with progress.stage("one step without numbers"):
@@ -86,16 +86,18 @@ def plan(
         at,
         price,
         train.minutes,
-        _notes(planner, trust_remote_code),
+        _notes(planner),
     )
 
 
-def _notes(planner: Planner, trust_remote_code: bool) -> list[str]:
-    notes = []
-    if planner.is_stand_in:
-        notes.append("answers are written while training: rows are taken to be as long as they can become with them")
-    if planner.recipe.objective.kind == "distill":  # type: ignore[attr-defined]
-        notes.append("the teacher is not counted: its weights come on top")
+def _notes(planner: Planner) -> list[str]:
+    notes = [planner.foreseen.note] if planner.foreseen.note else []
+    if planner.memory.kind == "mps":
+        notes.append("on an Apple GPU the forecast is that of a processor's code: take it as rough")
+    if planner.recipe.model.name.endswith(".gguf"):
+        notes.append("the GGUF file was unpacked to be planned for, once: later runs find it in the cache")
+    if planner.num_blocks and not planner.bench.blocks_are_alike:
+        notes.append("the blocks of this model differ: each forecast is of all of them, and took its time")
     return notes
 
 
@@ -103,7 +105,7 @@ def _elsewhere(
     recipe: Recipe, need: Need, candidates: Sequence[Candidate], planner: Planner
 ) -> tuple[dict[str, dict[str, int]], str]:
     """Plain transformers and PEFT on the same rows: a batch of as many rows, padded to the longest."""
-    model = without_weights(recipe.model, trust_remote_code=planner.trust_remote_code)
+    model = planner.bench.bare
     if model is None or planner.objective.head is not None:
         return {}, ""
     shape = plain.shape_of(model)
@@ -198,11 +200,12 @@ def _smaller_micro_batch(planner: Planner, room: int) -> int | None:
 
 def _is_far_below(planner: Planner, recipe: Recipe, room: int) -> bool:
     """Whether no closer look is needed: far more room than weights and the largest micro-batch could fill."""
-    model = without_weights(recipe.model, trust_remote_code=planner.trust_remote_code, head=planner.objective.head)
+    model = planner.bench.bare
     if model is None:
         return True
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    tokens = max(planner.micro_tokens(recipe), planner.longest)
+    rows = planner.objective.foreseen(False).rows
+    tokens = max(planner.micro_tokens(recipe), max(map(len, rows), default=1))
     config = model.config.get_text_config()
     passing = tokens * config.hidden_size * config.num_hidden_layers * BYTES_A_PLACE
     return ROOMY * numbers + passing < room

@@ -1,7 +1,7 @@
 """What a recipe needs on this machine: a trial of its step, turned into bytes and seconds.
 
-Many recipes side by side are tried on a model of few blocks, and what a block more adds is taken to be the same for
-each: exact where blocks are alike, and a small part of the work.
+Many recipes side by side are tried on a model of few blocks, where blocks are alike: what a block more adds is the same
+for each then, and a small part of the work. Where they are not, each is tried on the whole model.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.adapters import store
+from tunesmith.adapters.adapter_set import Counts
 from tunesmith.adapters.targets import anatomy
 from tunesmith.data.prepare import Prepared
-from tunesmith.data.types import Example
-from tunesmith.models.load import pick_device, without_weights
-from tunesmith.objectives import sft
-from tunesmith.objectives.base import Objective
+from tunesmith.models.load import pick_device
+from tunesmith.objectives.base import Foreseen, Objective
+from tunesmith.plan.bench import Bench, Cut
 from tunesmith.plan.memory import Memory, needed
 from tunesmith.plan.speed import Pace
 from tunesmith.plan.step import Parts, Trial, Work, try_step
@@ -35,8 +35,6 @@ FEW, MORE = 2, 4
 """Blocks of the two models that stand in for a deep one."""
 EVALUATING = 0.35
 """Time of a forward pass as a share of a whole step's."""
-WIDE = 4
-"""Bytes of a number in fp32, in which a merge is proved."""
 
 
 @dataclass(frozen=True)
@@ -76,67 +74,71 @@ class Planner:
     ) -> None:
         self.tokenizer, self.prepared, self.memory, self.pace = tokenizer, prepared, memory, pace
         self.trust_remote_code = trust_remote_code
-        hollow = without_weights(recipe.model, trust_remote_code=trust_remote_code, head=objective.head)
-        self.num_blocks = 0 if hollow is None else len(anatomy(hollow).blocks)
-        if recipe.model.adapter is not None and hollow is not None:
-            own = store.settings_of(adapter_folder(Path(recipe.model.adapter).expanduser()), hollow)
+        self.bench = Bench(recipe.model, tokenizer, objective, trust_remote_code=trust_remote_code)
+        bare = self.bench.bare
+        self.num_blocks = 0 if bare is None else len(anatomy(bare).blocks)
+        if recipe.model.adapter is not None and bare is not None:
+            own = store.settings_of(adapter_folder(Path(recipe.model.adapter).expanduser()), bare)
             recipe = recipe.model_copy(update={"adapter": own})
-        self.recipe = recipe
-        self.rows: Sequence[Example] = prepared.train
-        self.objective = objective
-        self.is_stand_in = bool(recipe.objective.answer_tokens) or hasattr(objective, "teacher")
+        self.recipe, self.objective = recipe, objective
         self.budget = Budget(recipe.train, objective.steps_per_epoch)
-        lengths = [len(row) for row in prepared.train]
-        tokens = sum(lengths) / max(1, objective.steps_per_epoch)
-        if self.is_stand_in:
-            more = recipe.objective.answer_tokens
-            each = getattr(recipe.objective, "num_generations", 1)
-            batch = (recipe.train.batch_size or 1) * each
-            self.rows = lengthened(prepared.train, more)
-            stand_in: Any = sft.build(sft.Settings(), self.rows, [], batch_size=batch, seed=recipe.train.seed)
-            self.objective = stand_in
-            tokens = batch * (sum(lengths) / max(1, len(lengths)) + more)
-        self.step_tokens = tokens
-        """Of an optimizer step of mean size."""
-        self.longest = max(map(len, self.rows), default=1)
         self.num_held_out = sum(map(len, prepared.held_out))
+
+    @property
+    def foreseen(self) -> Foreseen:
+        return self.bench.foreseen
+
+    @cached_property
+    def longest(self) -> int:
+        return max(map(len, self.foreseen.rows), default=1)
+
+    @cached_property
+    def step_tokens(self) -> float:
+        """Of the rows of an optimizer step of mean size, each counted whole."""
+        return sum(map(len, self.foreseen.rows)) / max(1, self.foreseen.objective.steps_per_epoch)
+
+    @cached_property
+    def step_squares(self) -> float:
+        """Of their lengths, summed."""
+        return sum(len(row) ** 2 for row in self.foreseen.rows) / max(1, self.foreseen.objective.steps_per_epoch)
 
     def micro_tokens(self, recipe: Recipe) -> int:
         return recipe.train.micro_batch_tokens or default_micro_batch_tokens(pick_device(recipe.model.device))
 
-    def trial(self, recipe: Recipe, *, quick: bool = False, longest: int | None = None) -> Trial:
-        """One step of `recipe`, whose rows are those of the planner's own. `quick`: by two models of few blocks."""
+    def trial(self, recipe: Recipe, *, quick: bool = False, cut: Cut | None = None) -> Trial:
+        """One step of `recipe`, whose rows are those of the planner's own. `quick`: by models of few blocks, where that
+        tells the same."""
 
-        def tried(blocks: int | None) -> Trial:
-            return try_step(
-                recipe,
-                self.tokenizer,
-                self.objective,
-                self.micro_tokens(recipe),
-                self.rows,
-                trust_remote_code=self.trust_remote_code,
-                blocks=blocks,
-                longest=longest,
-            )
+        blocks, last = self.num_blocks, recipe.adapter.last_blocks
 
-        if not quick or self.num_blocks <= MORE + FEW or recipe.adapter.last_blocks is not None:
+        def tried(blocks: int | None, last: int | None = None) -> Trial:
+            one = recipe
+            if last is not None:
+                one = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"last_blocks": last})})
+            return try_step(one, self.bench, self.micro_tokens(recipe), blocks=blocks, cut=cut)
+
+        if not quick or blocks <= MORE + FEW or not self.bench.blocks_are_alike:
             return tried(None)
-        return deeper(tried(FEW), tried(MORE), self.num_blocks)
+        if last is None:
+            return deeper(tried(FEW), (tried(MORE), blocks))
+        if min(last, blocks - last) < FEW:
+            return tried(None)
+        few, frozen, learning = tried(2 * FEW, FEW), tried(MORE + FEW, FEW), tried(MORE + FEW, MORE)
+        return deeper(few, (frozen, blocks - last), (learning, last))
 
-    def need(self, recipe: Recipe, *, quick: bool = False, longest: int | None = None) -> Need:
-        trial = self.trial(recipe, quick=quick, longest=longest)
+    def need(self, recipe: Recipe, *, quick: bool = False, cut: Cut | None = None) -> Need:
+        trial = self.trial(recipe, quick=quick, cut=cut)
         kind, base = self.memory.kind, self.memory.held
         parts = trial.parts
         answering = replace(parts, gradients=0, optimizer=0, peak=parts.answering)
         merging = None
         if trial.mergeable:
-            merging = needed(replace(answering, peak=parts.weights + 2 * WIDE * trial.counts.total), kind, base)
-        tokens = self.step_tokens
+            merging = needed(replace(answering, peak=parts.merging), kind, base)
+        tokens = self.step_tokens * trial.share
         step_seconds = total = None
         if self.pace is not None:
             batches = max(1, math.ceil(tokens / self.micro_tokens(recipe)))
-            share, work = tokens / trial.tokens, trial.work
-            step_seconds = self.pace.seconds(Work(work.flops * share, work.moved * share, work.operations * batches))
+            step_seconds = self.pace.seconds(_of_a_step(trial, tokens, self.step_squares, batches))
             if self.budget.num_steps is not None:
                 held_out = self.num_held_out / max(tokens, 1)
                 total = step_seconds * (self.budget.num_steps + EVALUATING * self.evaluations() * held_out)
@@ -161,34 +163,25 @@ class Planner:
         return 10.0 if every is None else steps / every
 
 
-def deeper(few: Trial, more: Trial, blocks: int) -> Trial:
-    """What a model of `blocks` blocks does, from one of `FEW` and one of `MORE`."""
-    times = (blocks - FEW) / (MORE - FEW)
+def deeper(few: Trial, *more: tuple[Trial, int]) -> Trial:
+    """What a deep model does, from one of `FEW` blocks of each kind, frozen or not, and for each kind one of `MORE` of
+    it, with how many there are in the deep one."""
 
-    def at(one: float, other: float) -> int:
-        return round(one + (other - one) * times)
+    def at(one: float, others: Sequence[float]) -> int:
+        grown = [(other - one) * (blocks - FEW) / (MORE - FEW) for other, (_, blocks) in zip(others, more, strict=True)]
+        return round(one + sum(grown))
 
-    parts = Parts(**{name: at(value, getattr(more.parts, name)) for name, value in vars(few.parts).items()})
-    counts = replace(
-        few.counts,
-        trained=at(few.counts.trained, more.counts.trained),
-        total=at(few.counts.total, more.counts.total),
-    )
-    work = Work(**{name: at(value, getattr(more.work, name)) for name, value in vars(few.work).items()})
-    return replace(few, parts=parts, counts=counts, work=work)
+    def all_of(name: str) -> dict[str, Any]:
+        others = [vars(getattr(trial, name)) for trial, _ in more]
+        return {key: at(value, [other[key] for other in others]) for key, value in vars(getattr(few, name)).items()}
+
+    return replace(few, parts=Parts(**all_of("parts")), counts=Counts(**all_of("counts")), work=Work(**all_of("work")))
 
 
-LOOKED_AT_ROWS = 500
-"""Of rows that others stand in for: the longest of all, so many."""
-
-
-def lengthened(rows: Sequence[Example], more: int) -> list[Example]:
-    """The longest rows, each with an answer of `more` learned tokens behind it; 0: as they are, all learned."""
-    chosen = sorted(rows, key=len, reverse=True)[:LOOKED_AT_ROWS]
-    made = []
-    for row in chosen:
-        ids = np.concatenate([row.token_ids, np.zeros(more, dtype=np.int64)])
-        weights = np.ones(len(ids), dtype=np.float32)
-        weights[: len(row) if more else 0] = 0.0
-        made.append(Example(ids, weights, row.origin))
-    return made
+def _of_a_step(trial: Trial, tokens: float, squares: float, batches: int) -> Work:
+    """What a step of `tokens` does, the lengths of whose rows have the sum of squares `squares`: most grows with the
+    tokens, attention between them with the squares."""
+    share, work = tokens / trial.tokens, trial.work
+    attended = work.attended * squares / max(1, trial.squares)
+    flops = (work.flops - work.attended) * share + attended
+    return Work(flops, work.moved * share, work.operations * batches, attended)

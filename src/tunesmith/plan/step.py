@@ -6,9 +6,8 @@ what they would do. The step is the one whose micro-batch is the largest of thos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +15,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.adapters.adapter_set import AdapterSet, Counts, add
 from tunesmith.adapters.attach import Switch
-from tunesmith.data.types import Batch, Example
 from tunesmith.errors import ModelError, TunesmithError
-from tunesmith.ghost import Meter
-from tunesmith.models.hollow import device_of, hollow_model, hollow_policy
+from tunesmith.ghost import Meter, NumbersNeededError
+from tunesmith.models.hollow import again, hollow_policy
 from tunesmith.models.policy import Policy, flat_batch
-from tunesmith.objectives.base import Objective, Step
+from tunesmith.plan.bench import Bench, Cut
+from tunesmith.plan.merging import merging
+from tunesmith.plan.plain import EIGHT_BIT_MOMENTS
 from tunesmith.recipe import Recipe
 from tunesmith.train.mode import recompute_blocks, train_mode
 from tunesmith.train.noise import NEFTune
 from tunesmith.train.optim import make_optimizer
 
-LOOKED_AT = 20
-"""Steps among which the largest micro-batch is sought, beside that of the longest row."""
 NAME = "planned"
-SMALL, BLOCK = 4096, 256
-"""bitsandbytes' 8-bit AdamW: smaller tensors keep their moments in fp32; one fp32 scale for each so many numbers."""
+SMALL = 4096
+"""bitsandbytes' 8-bit AdamW: smaller tensors keep their moments in fp32."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,8 @@ class Parts:
     """The most at once, of all."""
     answering: int
     """What answering one row of the micro-batch's longest length takes, base and adapter too."""
+    merging: int = 0
+    """What `tunesmith merge` holds at its most (plan/merging.py); 0 where the method cannot be merged."""
 
     @property
     def lasting(self) -> int:
@@ -79,6 +79,8 @@ class Work:
     moved: float
     """Bytes that are written."""
     operations: float
+    attended: float = 0.0
+    """Flops between tokens, among all: they grow with the square of a row's length."""
 
 
 @dataclass(frozen=True)
@@ -91,145 +93,103 @@ class Trial:
     """Of the micro-batch."""
     rows: int
     longest: int
+    squares: int
+    """Of the rows' lengths, summed."""
     work: Work
     """Of the micro-batch, forward and backward."""
     flat: bool
     mergeable: bool
-
-
-def largest(
-    objective: Objective, policy: Policy, micro_tokens: int, rows: Sequence[Example], longest: int | None = None
-) -> tuple[Step, Batch, bool]:
-    """The step that holds the largest micro-batch of the next ones, or of a step with the longest of `rows`; that
-    micro-batch, and whether it is the step's only one. `longest`: none with a longer row, if there is another."""
-    before = objective.state_dict()
-    steps = list(islice(objective.steps(policy), min(LOOKED_AT, max(1, objective.steps_per_epoch))))
-    objective.load_state_dict(before)
-    if longest is None and rows:
-        steps.append(replace(steps[0], examples=_with_siblings(rows)))
-    best: tuple[tuple[bool, int, int], Step, Batch, bool] | None = None
-    for step in steps:
-        batches = objective.micro_batches(step, micro_tokens)
-        widest = max(batches, key=lambda batch: _size(batch, policy, longest))
-        size = _size(widest, policy, longest)
-        if best is None or size > best[0]:
-            best = size, step, widest, len(batches) == 1
-    assert best is not None
-    return best[1:]
-
-
-def _with_siblings(rows: Sequence[Example]) -> list[Example]:
-    """The longest row, and those that came of the same one: the sides of a pair stand side by side."""
-    place = max(range(len(rows)), key=lambda index: len(rows[index]))
-    first = last = place
-    while first and rows[first - 1].origin == rows[place].origin:
-        first -= 1
-    while last + 1 < len(rows) and rows[last + 1].origin == rows[place].origin:
-        last += 1
-    return [rows[index] for index in range(first, last + 1)]
-
-
-def _size(batch: Batch, policy: Policy, longest: int | None) -> tuple[bool, int, int]:
-    """Whether it is allowed, the places that it takes (padding too), and its learned tokens."""
-    rows = [len(segment) for segment in batch.segments]
-    places = sum(rows) if policy.flat else len(rows) * max(rows) ** 2  # written-out attention grows with the square
-    return longest is None or max(rows) <= longest, places, batch.num_learned
+    share: float = 1.0
+    """Tokens of micro-batches, of those of their rows."""
 
 
 def try_step(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    objective: Objective,
-    micro_tokens: int,
-    rows: Sequence[Example] = (),
-    *,
-    trust_remote_code: bool = False,
-    blocks: int | None = None,
-    longest: int | None = None,
+    recipe: Recipe, bench: Bench, micro_tokens: int, *, blocks: int | None = None, cut: Cut | None = None
 ) -> Trial:
     """Run one step of `recipe` without numbers. What needs a number to go on is a `ModelError` that says so.
 
-    `blocks`: of a model of so many blocks. `longest`: among micro-batches with no longer row.
+    `blocks`: of a model of so many blocks. `cut`: on rows that are shorter.
     """
-    meter = Meter(device_of(recipe.model))
-    with meter.on():
-        try:
-            model = hollow_model(
-                recipe.model,
-                tokenizer,
-                meter,
-                trust_remote_code=trust_remote_code,
-                head=objective.head,
-                blocks=blocks,
-            )
-            return _tried(recipe, tokenizer, objective, micro_tokens, rows, longest, meter, model)
-        except TunesmithError:
-            raise
-        except Exception as error:  # of transformers' own code, or of ours, which a ghost has no numbers for
-            raise ModelError(
-                "what this model holds while training cannot be told from shapes alone",
-                found=f"{type(error).__name__}: {error}".splitlines()[0][:200],
-                fix="tunesmith rehearse trains a few real steps and says what they took",
-            ) from error
+    try:
+        kept, meter = bench.model(recipe.model, blocks), bench.meter()
+        with meter.on():
+            return _tried(recipe, bench, micro_tokens, meter, again(kept, meter), cut)
+    except TunesmithError:
+        raise
+    except NumbersNeededError as error:
+        raise ModelError(
+            "what this model holds while training hangs on the numbers in it, not on its shapes alone",
+            where=recipe.model.name,
+            found=f"its code asks {str(error)[:200]}",
+            expected="code whose shapes follow from the config and the rows",
+            fix="tunesmith rehearse trains a few real steps and says what they took",
+        ) from error
+    except Exception as error:  # of transformers' own code, or of ours, which a ghost has no numbers for
+        raise ModelError(
+            "what this model holds while training cannot be told from shapes alone",
+            where=recipe.model.name,
+            found=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+            fix="tunesmith rehearse trains a few real steps and says what they took",
+        ) from error
 
 
 def _tried(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    objective: Objective,
-    micro_tokens: int,
-    rows: Sequence[Example],
-    longest: int | None,
-    meter: Meter,
-    model: PreTrainedModel,
+    recipe: Recipe, bench: Bench, micro_tokens: int, meter: Meter, model: PreTrainedModel, cut: Cut | None
 ) -> Trial:
     weights, switch = meter.bytes, Switch()
-    adapter_set = _added(recipe, model, tokenizer, switch)
+    adapter_set = _added(recipe, model, bench.tokenizer, switch)
     switch.name = NAME
-    policy = hollow_policy(model, switch)
+    policy = hollow_policy(model, switch, bench.ways)
     if recipe.train.neftune_alpha is not None:
         policy.noise = NEFTune(recipe.train.neftune_alpha)
     if recipe.train.recompute:
         recompute_blocks(model)
     train_mode(policy, recipe.train.recompute)
     adapter = meter.bytes - weights
-    step, batch, is_only = largest(objective, policy, micro_tokens, rows, longest)
-    kept = _watch_hidden(policy, meter)
+    chosen = bench.chosen(policy, micro_tokens, cut)
+    if chosen is None:
+        raise ModelError("no row is left to learn from", where="data.max_length", fix="data.overlong=truncate")
+    step, batch, objective = chosen.step, chosen.batch, bench.foreseen.objective
     learned = adapter_set.parameters()
     update = _updates(recipe, adapter_set)
-    for _ in range(2):  # the second step is as all that follow: the optimizer's state is there
-        if not is_only:  # reckoned beside the gradients of those before it
-            for parameter in learned.values():
-                parameter.grad = torch.zeros_like(parameter)
-        kept.clear()
-        held = meter.reset()
-        meter.flops, meter.moved, meter.operations = 0.0, 0.0, 0
-        found = objective.loss(policy, batch)
-        total = torch.stack([value / step.denominators[name] for name, value in found.sums.items()]).sum()
-        last = max(kept, default=held)
-        activations, loss = last - held, meter.peak - last
-        total.backward()  # type: ignore[no-untyped-call]
-        del found, total
-        work = Work(meter.flops, meter.moved, meter.operations)
-        gradients = sum(parameter.grad.nbytes for parameter in learned.values() if parameter.grad is not None)
-        update()
+    for parameter in learned.values():
+        parameter.grad = torch.zeros_like(parameter)
+    gradients = sum(parameter.nbytes for parameter in learned.values())
+    update()  # the step that is looked at is as all but the first: the optimizer's state is there
+    if chosen.is_only:  # else it is reckoned beside the gradients of those before it
         for parameter in learned.values():
             parameter.grad = None
-    state = meter.bytes - weights - adapter
+    state = meter.bytes - weights - adapter - (0 if chosen.is_only else gradients)
+    kept: list[int] = []
+    backbone = model.base_model.register_forward_hook(lambda *_: kept.append(meter.bytes))
+    held = meter.start()
+    found = objective.loss(policy, batch)
+    total = torch.stack([value / step.denominators[name] for name, value in found.sums.items()]).sum()
+    last = max(kept, default=held)
+    activations, loss = last - held, meter.peak - last
+    total.backward()  # type: ignore[no-untyped-call]
+    del found, total
+    work = Work(meter.flops, meter.moved, meter.operations, meter.attended)
+    update()
+    backbone.remove()
     peak = meter.peak
-    lengths = [len(segment) for segment in batch.segments]
-    answering = _answering(policy, max(lengths), meter) - state
-    parts = Parts(weights, adapter, gradients, state, activations, loss, peak, answering)
+    for parameter in learned.values():
+        parameter.grad = None
+    rows = [len(batch.examples[leaf]) for leaf in batch.leaves]
+    answering = _answering(policy, max(rows), meter) - state
     mergeable = all(adapter.mergeable for adapter in adapter_set.adapters.values())
+    merges = merging(model, adapter_set, bench.tokenizer) if mergeable else 0
     return Trial(
-        parts,
+        Parts(weights, adapter, gradients, state, activations, loss, peak, answering, merges),
         adapter_set.counts(),
-        sum(lengths),
-        len(lengths),
-        max(lengths),
+        len(batch),
+        len(rows),
+        max(rows),
+        sum(length**2 for length in rows),
         work,
         policy.flat,
         mergeable,
+        chosen.share,
     )
 
 
@@ -246,20 +206,6 @@ def _updates(recipe: Recipe, adapter_set: AdapterSet) -> Callable[[], object]:
             held.extend(torch.zeros(_moments_bytes(parameter), dtype=torch.uint8) for parameter in learned.values())
 
     return keep
-
-
-def _watch_hidden(policy: Policy, meter: Meter) -> list[int]:
-    """Bytes held after each pass through the blocks, as they are made."""
-    kept: list[int] = []
-    hidden = policy.hidden
-
-    def watched(batch: Batch) -> Tensor:
-        made = hidden(batch)
-        kept.append(meter.bytes)
-        return made
-
-    policy.hidden = watched  # type: ignore[method-assign]
-    return kept
 
 
 def _added(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, switch: Switch) -> AdapterSet:
@@ -287,4 +233,4 @@ def _answering(policy: Policy, length: int, meter: Meter) -> int:
 def _moments_bytes(parameter: nn.Parameter) -> int:
     """Of both moments of a tensor in bitsandbytes' 8-bit AdamW."""
     count = parameter.numel()
-    return 8 * count if count < SMALL else round(count * 2 * (1 + 4 / BLOCK))
+    return 8 * count if count < SMALL else round(count * EIGHT_BIT_MOMENTS)
