@@ -9,6 +9,7 @@ import torch
 from quantised_layers import make_gptq_checkpoint
 from safetensors.torch import load_file
 from small_run import make_model, make_rows, recipe
+from thinned import in_turn, thinned
 from transformers import AutoModelForCausalLM
 
 from tunesmith import assemble, inference, run
@@ -59,8 +60,11 @@ def adapter_bytes(folder) -> bytes:
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("storage", ["nf4-double", "int8", "gptq"])
-@pytest.mark.parametrize("method", METHODS)
+STORAGES_HERE = ("nf4-double", "int8", "gptq")
+ON_STORAGES = [(method, storage) for method in METHODS for storage in STORAGES_HERE]
+
+
+@pytest.mark.parametrize(("method", "storage"), thinned(ON_STORAGES, in_turn(METHODS, STORAGES_HERE)))
 def test_every_method_trains_on_every_storage(bases, tmp_path, storage, method):
     done = trained(values(bases, tmp_path / "run", storage, method, steps=3, epochs=None))
     assert storage_name(done.session.model) == storage

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from quantised_layers import MADE
+from thinned import in_turn, thinned
 from torch import nn
 
 from tunesmith import inference
@@ -258,7 +259,7 @@ def test_6_before_a_base_in_few_bits_it_is_before_the_dequantised_numbers(choice
     assert max((one - other).abs().max() for one, other in zip(found[0], plain, strict=True)) > 1e-3
 
 
-@pytest.mark.parametrize(("choice", "arch"), CASES)
+@pytest.mark.parametrize(("choice", "arch"), thinned(CASES, in_turn(CHOICES, ARCHITECTURES, of=3)))
 def test_a_prompt_is_answered_the_same_with_any_neighbours(choice, arch):
     """In one batch: this adapter, another of its kind, a LoRA and the base; greedy, padded, refilled, in pieces."""
     policy, _ = adapted(choice, arch)

@@ -269,6 +269,7 @@ def test_broken_off_and_gone_on_with(home):
     assert plain(found) == plain(straight)
 
 
+@pytest.mark.slow
 def test_a_worker_stops_where_it_is_told(home):
     """In a process of its own: `until`, and the median of rivals."""
     orders = []
