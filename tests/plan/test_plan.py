@@ -30,18 +30,6 @@ FEW = ("lora", "prefix", "full")
 PLENTY = Memory("cpu", 10**12, 10**12, 10**8)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("plan")
-    model = make_model(folder / "model")
-    config = json.loads((model / "config.json").read_text())
-    config |= {"num_hidden_layers": 7, "hidden_size": 64, "head_dim": 32, "intermediate_size": 96}
-    config.pop("layer_types", None)
-    (model / "config.json").write_text(json.dumps(config))
-    (model / "model.safetensors").unlink()  # a plan reads no weight
-    return model, make_rows(folder / "rows.jsonl", 40)
-
-
 def values(place: tuple[Path, Path], tmp_path: Path, **sections: dict[str, Any]) -> dict[str, Any]:
     made = recipe(*place, tmp_path / "run")
     return {name: made.get(name, {}) | sections.get(name, {}) for name in (*made, *sections)}
@@ -229,13 +217,16 @@ def test_pairs_too(place: tuple[Path, Path], tmp_path: Path, more: dict[str, Any
     told["train"].pop("learning_rate")
     made = plan_of(from_dict(told), methods=False, remedies=False)
     assert made.need.trial.parts.peak > made.need.trial.parts.lasting
+    assert made.pace.factor != 1, "a part of the model was timed"
 
 
 def test_classes_and_answers_that_are_sampled(place: tuple[Path, Path], tmp_path: Path) -> None:
     rows = tmp_path / "classes.jsonl"
     rows.write_text("".join(json.dumps({"text": f"w {n}", "label": "ab"[n % 2]}) + "\n" for n in range(20)))
     told = values((place[0], rows), tmp_path, objective={"kind": "classify"})
-    assert plan_of(from_dict(told), methods=False, remedies=False).need.trial.counts.trained > 0
+    made = plan_of(from_dict(told), methods=False, remedies=False)
+    assert made.need.trial.counts.trained > 0
+    assert made.pace.factor != 1, "a part of the model was timed"
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"what is {n}", "answer": "4"}) + "\n" for n in range(20)))
     policy = {"kind": "policy", "rewards": ["exact"], "num_generations": 2, "max_completion_length": 40}
@@ -249,6 +240,7 @@ def test_classes_and_answers_that_are_sampled(place: tuple[Path, Path], tmp_path
         4 * made.need.step_tokens
     )
     assert any("answers are written while training" in note for note in made.notes)
+    assert made.pace.factor != 1, "a part of the model was timed"
 
 
 def test_a_student_is_planned_without_its_teacher(place: tuple[Path, Path], tmp_path: Path) -> None:
@@ -256,6 +248,7 @@ def test_a_student_is_planned_without_its_teacher(place: tuple[Path, Path], tmp_
     told["train"].pop("learning_rate")
     made = plan_of(from_dict(told), methods=False, remedies=False)
     assert any("the teacher is not counted" in note for note in made.notes)
+    assert made.pace.factor != 1, "a part of the model was timed"
 
 
 def test_an_own_memory_and_the_exit_code(

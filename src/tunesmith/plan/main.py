@@ -19,6 +19,7 @@ from tunesmith.plan.methods import Candidate, side_by_side
 from tunesmith.plan.planner import Need, Planner
 from tunesmith.plan.report import Plan
 from tunesmith.plan.speed import measure
+from tunesmith.plan.timing import seen
 from tunesmith.progress import Progress, size
 from tunesmith.recipe import Recipe, Resolved
 
@@ -57,6 +58,9 @@ def plan(
         width = config.get_text_config().hidden_size
         planner.pace = measure(min(planner.micro_tokens(recipe), 1024), width, dtype, device)
         need = planner.need(planner.recipe)
+    with progress.stage("a part of the model with random numbers, timed"):
+        if seen(planner, planner.recipe):
+            need = planner.need(planner.recipe)
     found, cheapest, room = [], None, planner.memory.room
     if remedies:
         with progress.stage("what takes less"):

@@ -128,7 +128,8 @@ def _time(plan: Plan) -> list[str]:
     told = (
         f"time       {in_words(need.step_seconds)} a step, {need.step_tokens / need.step_seconds:,.0f} tokens a second"
     )
-    told += f" (products run at {plan.pace.rate / 1e9:,.0f} Gflop/s here)"
+    rough = f"a guess from products, which run at {plan.pace.rate / 1e9:,.0f} Gflop/s here"
+    told += f" ({rough if plan.pace.factor == 1 else 'as a part of the model was just seen to learn'})"
     if need.seconds is None or need.num_steps is None:
         minutes = plan.minutes or 0.0
         cost = "" if plan.price is None else f", {plan.price * minutes / 60:.2f} at {plan.price:g} an hour"

@@ -4,7 +4,8 @@
 
 rate and bandwidth are measured here and now: a product of the model's own width, and a sum of two large tensors. a, b
 and e say what a step takes of a product's time, and of memory's, and what each operation costs beside them. They are
-rough: a first series of benchmarks/forecast.py took two to four times as long in bf16 as an earlier form of them said.
+rough, and three times too fast on a busy machine: what a part of the model was seen to take (plan/timing.py) sets them
+right where it can be tried, and then they say how methods and settings differ.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ class Pace:
     """b."""
     operation: float = 12e-6
     """e, seconds."""
+    factor: float = 1.0
+    """What was seen of a part of the model, over what the above says of it (plan/timing.py)."""
 
     def seconds(self, work: Work) -> float:
         products = self.product * work.flops / self.rate
-        return products + self.moving * work.moved / self.bandwidth + self.operation * work.operations
+        moving = self.moving * work.moved / self.bandwidth
+        return self.factor * (products + moving + self.operation * work.operations)
 
 
 def measure(tokens: int, width: int, dtype: torch.dtype, device: torch.device) -> Pace:

@@ -136,15 +136,9 @@ def try_step(
 def _tried(
     recipe: Recipe, bench: Bench, micro_tokens: int, meter: Meter, model: PreTrainedModel, cut: Cut | None
 ) -> Trial:
-    weights, switch = meter.bytes, Switch()
-    adapter_set = _added(recipe, model, bench.tokenizer, switch)
-    switch.name = NAME
-    policy = hollow_policy(model, switch, bench.ways)
-    if recipe.train.neftune_alpha is not None:
-        policy.noise = NEFTune(recipe.train.neftune_alpha)
-    if recipe.train.recompute:
-        recompute_blocks(model)
-    train_mode(policy, recipe.train.recompute)
+    weights = meter.bytes
+    policy = hollow_policy(model, Switch(), bench.ways)
+    adapter_set = prepared(recipe, bench.tokenizer, policy)
     adapter = meter.bytes - weights
     chosen = bench.chosen(policy, micro_tokens, cut)
     if chosen is None:
@@ -191,6 +185,18 @@ def _tried(
         mergeable,
         chosen.share,
     )
+
+
+def prepared(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, policy: Policy) -> AdapterSet:
+    """A fresh adapter of the recipe's in the policy's model, which is ready to learn, as a run makes it so."""
+    adapter_set = _added(recipe, policy.model, tokenizer, policy.switch)
+    policy.switch.name = NAME
+    if recipe.train.neftune_alpha is not None:
+        policy.noise = NEFTune(recipe.train.neftune_alpha)
+    if recipe.train.recompute:
+        recompute_blocks(policy.model)
+    train_mode(policy, recipe.train.recompute)
+    return adapter_set
 
 
 def _updates(recipe: Recipe, adapter_set: AdapterSet) -> Callable[[], object]:
