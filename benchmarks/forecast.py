@@ -2,7 +2,7 @@
 
     python benchmarks/forecast.py                      all, some 20 minutes on two cores
     python benchmarks/forecast.py --only lora,full     those whose names hold one of these
-    python benchmarks/forecast.py --fit                also says which numbers would fit best (plan/memory.py, speed.py)
+    python benchmarks/forecast.py --fit                also says which numbers would fit best (plan/memory.py)
     python benchmarks/forecast.py --measured FILE      forecasts anew, beside what an earlier result measured here
     python benchmarks/forecast.py --again FILE         an earlier result with the plan's numbers of today, nothing run
 
@@ -167,6 +167,7 @@ def forecast(case: Case, cache: Path) -> dict[str, Any]:
             trial.work.moved * share / pace.bandwidth,
             trial.work.operations * batches,
         ],
+        "factor": pace.factor,
         "parts": asdict(trial.parts),
     }
 
@@ -196,9 +197,8 @@ def alone(what: str, number: int, cache: Path) -> dict[str, Any]:
 
 
 def fit(found: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """What would fit the odd cases best: k and c of plan/memory.py, and a step's share and cost of plan/speed.py."""
+    """What would fit the odd cases best: k and c of plan/memory.py."""
     import numpy as np
-    from scipy.optimize import nnls
 
     odd = [found[case.name] for number, case in enumerate(CASES, 1) if number % 2 and case.name in found]
     lasting = np.array([sum(one["forecast"]["parts"][key] for key in LASTING) for one in odd])
@@ -207,11 +207,7 @@ def fit(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     all_of_it = np.array([one["measured"]["memory"] for one in odd])
     sides = np.stack([passing, np.ones(len(odd))], 1) / all_of_it[:, None]
     spread, fixed = np.linalg.lstsq(sides, (all_of_it - there) / all_of_it, rcond=None)[0]
-    timed = [one for one in odd if "seconds" in one["measured"]]
-    took = np.array([one["measured"]["seconds"] for one in timed])
-    sides = np.array([one["forecast"]["ideal"] for one in timed]) / took[:, None]
-    (product, moving, operation), _ = nnls(sides, np.ones(len(timed)))
-    return {"spread": spread, "fixed": fixed, "product": product, "moving": moving, "operation": operation}
+    return {"spread": spread, "fixed": fixed}
 
 
 def again(told: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +217,7 @@ def again(told: dict[str, Any]) -> dict[str, Any]:
     from tunesmith.plan.step import Parts
 
     products, moved, operations = told["ideal"]
-    seconds = Pace.product * products + Pace.moving * moved + Pace.operation * operations
+    seconds = told["factor"] * (Pace.product * products + Pace.moving * moved + Pace.operation * operations)
     return {**told, "memory": needed(Parts(**told["parts"]), "cpu", told["base"]), "seconds": seconds}
 
 
@@ -288,8 +284,9 @@ def main() -> int:
                 "memory_most_over": max(memory),
                 "memory_within_10_percent": sum(abs(off) <= 0.1 for off in memory),
                 "memory_median_off": median(map(abs, memory)),
-                "time_median_off": median(abs(off["seconds"]) for off in offs if "seconds" in off),
             }
+            if times := [abs(off["seconds"]) for off in offs if "seconds" in off]:
+                measures[kind] |= {"time_median_off": median(times), "time_most_off": max(times)}
             print(kind, json.dumps(measures[kind]))
     if options.fit:
         print("best for the odd ones:", json.dumps(fit(found)))
