@@ -38,6 +38,8 @@ REPEATS, ENOUGH = 3, 4.0
 """Passes whose median is taken, after one that compiles; fewer where these seconds are spent."""
 HALF = 2
 """Bytes of a number in half precision."""
+LARGEST = 6e9
+"""Bytes of a part, its tables of tokens too: drawing the numbers of more takes half a minute."""
 ROOM = 4
 """So many times the part's weights have to be free, or nothing is tried."""
 
@@ -65,14 +67,14 @@ def factor(planner: Planner, recipe: Recipe) -> float | None:
 
 
 def blocks_made(model: PreTrainedModel, blocks: int) -> int:
-    """Of `blocks` that are alike: as many as `WEIGHTS` hold, but for a deep model no fewer than `MORE`; 0 where not
-    even their memory is free."""
+    """Of `blocks` that are alike: as many as `WEIGHTS` hold, but of a deep model no fewer than `MORE`; 0 where those are
+    too large, or their memory is not free."""
     total = sum(parameter.numel() for parameter in model.parameters())
     path = anatomy(model).blocks[0]
     block = HALF * sum(parameter.numel() for parameter in model.get_submodule(path).parameters())
     made = min(blocks, max(MORE, int(WEIGHTS // max(1, block))))
-    rest, free = HALF * total - blocks * block, memory_free_bytes()
-    return made if free is None or ROOM * (made * block + rest) < free else 0
+    part, free = HALF * total - (blocks - made) * block, memory_free_bytes()
+    return made if part < LARGEST and (free is None or ROOM * part < free) else 0
 
 
 def deep(seconds: Mapping[int, float], blocks: int) -> float:
