@@ -67,8 +67,8 @@ def factor(planner: Planner, recipe: Recipe) -> float | None:
 
 
 def blocks_made(model: PreTrainedModel, blocks: int) -> int:
-    """Of `blocks` that are alike: as many as `WEIGHTS` hold, but of a deep model no fewer than `MORE`; 0 where those are
-    too large, or their memory is not free."""
+    """Of `blocks` that are alike: as many as `WEIGHTS` hold, but of a deep model no fewer than `MORE`; 0 where those
+    are too large, or their memory is not free."""
     total = sum(parameter.numel() for parameter in model.parameters())
     path = anatomy(model).blocks[0]
     block = HALF * sum(parameter.numel() for parameter in model.get_submodule(path).parameters())
