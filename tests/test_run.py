@@ -65,7 +65,7 @@ MOMENTS = {
     "loading the tokenizer": ("tunesmith.run:load_tokenizer", 1),
     "reading the data": ("tunesmith.run:prepare", 1),
     "loading the model": ("tunesmith.assemble:load_model", 1),
-    "probing": ("tunesmith.run:probe", 1),
+    "probing": ("tunesmith.assemble:probe", 1),
     "the first step": ("tunesmith.objectives.sft:SFT.loss", 1),
     "a step of epoch 0": ("tunesmith.train.loop:Loop._accumulate", 3),
     "a step of epoch 1": ("tunesmith.train.loop:Loop._accumulate", 7),
