@@ -20,11 +20,12 @@ TORCH_INDEX = os.environ.get("TORCH_INDEX", "")
 GIGABYTES_NEEDED = 4
 SYMPTOMS = (
     ("No space left", "the disk is full: free some space and run make again"),
-    ("No matching distribution", "the package registry does not have it (is a proxy or an index set for pip?)"),
     ("Failed to establish a new connection", "the package registry cannot be reached: check the network and run again"),
     ("Temporary failure in name resolution", "the package registry cannot be reached: check the network and run again"),
     ("Connection refused", "the package registry refuses connections: check the network and run again"),
     ("Read timed out", "the package registry is too slow to answer: run make again"),
+    # last, since pip says this too of a registry that it never reached
+    ("No matching distribution", "the package registry does not have it (is a proxy or an index set for pip?)"),
 )
 
 
