@@ -82,3 +82,9 @@ def test_the_front_holds_what_nothing_beats_in_both():
     points = {"a": (1.0, 0.5), "b": (2.0, 0.4), "c": (3.0, 0.9), "d": (3.0, 0.8), "e": (1.0, 0.6)}
     assert pareto(points, higher_is_better=True) == ["e", "c"]
     assert pareto(points, higher_is_better=False) == ["a", "b"]
+
+
+def test_those_that_tie_are_named_together():
+    one = best(["a", "b", "c"], [0.5, 0.5, 0.4], {}, EXACT)
+    assert one == "No winner by exact: a and b have the same mean, the best, and c cannot be told from a."
+    assert best(["a", "b"], [0.0, 0.0], {}, EXACT).endswith("a and b have the same mean, the best.")

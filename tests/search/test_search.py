@@ -287,3 +287,34 @@ def test_a_worker_stops_where_it_is_told(home):
     assert reached(Path(behind.folder)) == 8
     with pytest.raises(TunesmithError):
         work(Order(**{**vars(behind), "recipe": {**behind.recipe, "model": {"name": "nowhere/at-all"}}}), print)
+
+
+@pytest.mark.parametrize(("every", "rewarm"), [((8, 4), (2, 6)), ((4, 8), (6, 2))], ids=["last", "first"])
+def test_a_combination_that_no_run_can_have_is_left_out_and_told(home, capsys, every, rewarm):
+    """relora: the learning rate has to have risen again before the next restart."""
+    space = {"adapter.restart_every": list(every), "adapter.rewarm": list(rewarm)}
+    asked = values(home, f"barred-{every[0]}", space=space, budget=2)
+    asked["recipe"]["adapter"] = {"method": "relora", "r": 2, "restart_every": 8, "rewarm": 2}
+    found = tunesmith.search(asked, runner=Counting())
+    tried = {tuple(trial["values"].values()) for trial in found.results["trials"]}
+    assert tried == {(8, 2), (8, 6), (4, 2)}
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "left out, since no run can have them together: 1 combination (" in said
+
+
+def test_a_value_that_goes_with_no_other_is_refused_before_any_work(home):
+    asked = values(home, "never", space={"adapter.restart_every": [8, 4], "adapter.rewarm": [2, 9]})
+    asked["recipe"]["adapter"] = {"method": "relora", "r": 2, "restart_every": 8, "rewarm": 2}
+    with pytest.raises(RecipeError, match="rewarm of 9 steps"):
+        tunesmith.search(asked, runner=Counting(), quiet=True)
+
+
+def test_a_range_is_proposed_only_where_a_run_can_have_it(home):
+    pytest.importorskip("optuna")
+    space = {"adapter.restart_every": {"low": 3, "high": 8}, "adapter.rewarm": {"low": 1, "high": 5}}
+    asked = values(home, "ranges", space=space, budget=2, trials=6)
+    asked["recipe"]["adapter"] = {"method": "relora", "r": 2, "restart_every": 8, "rewarm": 2}
+    found = tunesmith.search(asked, runner=Counting(), quiet=True)
+    tried = [trial["values"] for trial in found.results["trials"]]
+    assert len(tried) == 6
+    assert all(own["adapter.rewarm"] < own["adapter.restart_every"] for own in tried)

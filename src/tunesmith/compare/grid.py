@@ -1,7 +1,7 @@
 """A study's grid: arms, each with its own resolved recipe, and cells, each one run.
 
-A cell is known again by a fingerprint of what decides its weights: the resolved recipe, the bytes of its data and the
-files of its model. What is finished under a fingerprint is never done again.
+A cell is known again by a fingerprint of what decides its weights: the resolved recipe, the bytes of its data and of
+other files that it names, and the files of its model. What is finished under a fingerprint is never done again.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ LEFT_TO_THE_STUDY = {
 }
 
 
+LONGEST = 80
+"""Letters of a name in that of a folder, which a file system limits to 255 bytes."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way of training, with what it has otherwise than the shared recipe."""
@@ -41,7 +46,9 @@ class Arm:
 
     @property
     def slug(self) -> str:
-        return re.sub(r"[^\w.+-]+", "-", self.name).strip("-.") or "arm"
+        """Its name as that of a folder; of a long one the beginning, and what tells it from others."""
+        made = re.sub(r"[^\w.+-]+", "-", self.name).strip("-.") or "arm"
+        return made if len(made) <= LONGEST else f"{made[:LONGEST]}-{digest(self.name)[:8]}"
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,14 @@ def arms_of(study: Study) -> list[Arm]:
             more = [(key, value, study.where("vary", key)) for key, value in varied.items()]
             arms.append(Arm(", ".join(words), (*shared, *own, *more)))
     slugs: dict[str, str] = {}
+    untuned = {prompted(shots) for shots in settings.prompting}
     for arm in arms:
+        if arm.name in untuned:
+            raise RecipeError(
+                f"an arm cannot be called {arm.name!r}: so is the row of the base",
+                where=study.where("arms", arm.name),
+                fix="give it another name",
+            )
         if arm.slug.lower() in slugs:
             raise RecipeError(
                 f"the arms {slugs[arm.slug.lower()]!r} and {arm.name!r} would share a folder",
@@ -91,6 +105,11 @@ def arms_of(study: Study) -> list[Arm]:
             )
         slugs[arm.slug.lower()] = arm.name
     return arms
+
+
+def prompted(shots: int) -> str:
+    """What a row of the base is called."""
+    return "no tuning, zero-shot" if shots == 0 else f"no tuning, {shots}-shot"
 
 
 def _said(key: str, value: Any) -> str:
@@ -202,7 +221,19 @@ def fingerprint(resolved: Resolved) -> str:
     paths = [source.named for source in resolved.recipe.data.sources]
     files = [content(name) for name in (*paths, file) if name is not None]
     model = [stamp(name) for name in (resolved.recipe.model.name, resolved.recipe.model.adapter) if name is not None]
-    return digest([plain, files, model])
+    return digest([plain, files, model, files_named(plain)])
+
+
+def files_named(plain: Any) -> dict[str, str]:
+    """Name -> digest of every file that a value of a recipe names, at any depth: templates, rewards, rows."""
+    if isinstance(plain, Mapping):
+        plain = list(plain.values())
+    if isinstance(plain, list | tuple):
+        return {name: found for value in plain for name, found in files_named(value).items()}
+    if not isinstance(plain, str):
+        return {}
+    tried = (plain, plain.rpartition(":")[0])  # file.py:function
+    return {name: content(name) for name in tried if os.path.isfile(name)}  # Path raises where a text is no path
 
 
 def digest(value: Any) -> str:

@@ -17,9 +17,9 @@ import numpy as np
 
 from tunesmith import machine
 from tunesmith.card import public
-from tunesmith.compare.grid import differing
+from tunesmith.compare.grid import differing, prompted
 from tunesmith.compare.stats import Difference, difference, estimate, holm
-from tunesmith.compare.study import Done, Ran, prompted
+from tunesmith.compare.study import Done, Ran
 from tunesmith.compare.verdict import HELD_OUT, LEVEL, LOSS, Measure, best, score, verdict
 from tunesmith.score.intervals import wilson
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.compare.checks import Plan, plan
-from tunesmith.compare.grid import Arm, Cell, cell, digest, stamp
+from tunesmith.compare.grid import Arm, Cell, cell, digest, files_named, prompted, stamp
 from tunesmith.compare.halving import Chosen, cost, halve, rounds
 from tunesmith.compare.measure import is_classified
 from tunesmith.compare.process import Runner, alone_in, in_process, interruptible, shown
@@ -144,7 +144,10 @@ class _Grid:
         one = next(one for one in cells if not is_classified(one.resolved.recipe))
         recipe = one.resolved.recipe
         sections = [recipe.model.model_dump(mode="json"), recipe.data.model_dump(mode="json")]
-        mark = digest([*sections, stamp(recipe.model.name), shots, seed])
+        files = files_named(sections)
+        if not shots:  # rows of training are read for the examples alone
+            files = {name: found for name, found in files.items() if name not in {s.named for s in recipe.data.sources}}
+        mark = digest([*sections, stamp(recipe.model.name), files, shots, seed])
         name = f"{shots}-shot" + ("" if seed is None else f"-seed{seed}") + f"-{mark[:10]}"
         folder = self.study.folder / "bases" / name
         order = self._order(one, measure=True)
@@ -199,8 +202,3 @@ class _Grid:
         if number is not None:
             done = max(0, self.number - 1)
             raise Interrupted(f"the study was stopped after {done} of {self.total} cells", signal_number=number)
-
-
-def prompted(shots: int) -> str:
-    """What a row of the base is called."""
-    return "no tuning, zero-shot" if shots == 0 else f"no tuning, {shots}-shot"

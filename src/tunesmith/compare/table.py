@@ -64,15 +64,20 @@ def _forgets(row: Mapping[str, Any]) -> str:
 def markdown(found: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     """The report as Markdown; `pictures` are titles by file."""
     titles, rows = columns(found)
-    lines = [f"# {found['study']}", "", f"{found['made'][:10]}, baseline {found['baseline']}.", ""]
-    lines += ["## What can be said", "", *(f"- {text}" for text in statements(found)), ""]
+    lines = [f"# {escaped(found['study'])}", "", f"{found['made'][:10]}, baseline {escaped(found['baseline'])}.", ""]
+    lines += ["## What can be said", "", *(f"- {escaped(text)}" for text in statements(found)), ""]
     lines += ["## Table", "", legend(found), ""]
     lines += ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
     for file, title in pictures.items():
         lines += ["", f"![{title}]({file})"]
     lines += ["", "## Settings that differ", "", *_settings(found), "", "## Made on", "", made_on(found)]
     return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Names as people give them, so that Markdown neither ends a cell nor begins a tag with them."""
+    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
 
 
 def statements(found: Mapping[str, Any]) -> list[str]:
@@ -99,9 +104,9 @@ def _settings(found: Mapping[str, Any]) -> list[str]:
     names = [name for name, row in found["arms"].items() if row["tuned"]]
     if not found["differences"]:
         return ["None."]
-    lines = ["| setting | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    lines = ["| setting | " + " | ".join(map(escaped, names)) + " |", "|---|" + "---|" * len(names)]
     for setting, values in found["differences"].items():
-        lines.append(f"| `{setting}` | " + " | ".join(shown(values.get(name)) for name in names) + " |")
+        lines.append(f"| `{setting}` | " + " | ".join(escaped(shown(values.get(name))) for name in names) + " |")
     return lines
 
 

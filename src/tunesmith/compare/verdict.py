@@ -82,10 +82,15 @@ def best(names: Sequence[str], means: Sequence[float], beats: dict[tuple[str, st
     if len(names) < 2:
         return ""
     sign = 1 if measure.higher_is_better else -1
-    first = max(zip(names, means, strict=True), key=lambda pair: sign * pair[1])[0]
+    first, most = max(zip(names, means, strict=True), key=lambda pair: sign * pair[1])
     beside = [name for name in names if name != first and not beats.get((first, name), False)]
     if not beside:
         return f"Best by {measure.title}: {first}; it beats every other beyond the noise."
+    tied = [name for name, mean in zip(names, means, strict=True) if mean == most]
+    if len(tied) > 1:
+        others = [name for name in beside if name not in tied]
+        more = f", and {_and(others)} cannot be told from {first}" if others else ""
+        return f"No winner by {measure.title}: {_and(tied)} have the same mean, the best{more}."
     return (
         f"No winner by {measure.title}: {first} has the best mean, and {_and(beside)} cannot be told from it "
         "(all pairs, corrected together)."

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.compare.grid import LEFT_TO_THE_STUDY, Arm, resolve
+from tunesmith.data.problems import counted
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.progress import Progress
-from tunesmith.recipe import Recipe, Resolved
+from tunesmith.recipe import Recipe
 from tunesmith.run import built, read_rows
 from tunesmith.search import rungs, space
 from tunesmith.search.settings import Search
@@ -45,6 +46,8 @@ class Plan:
     """Empty with median pruning."""
     first_evaluation: int
     seed: int
+    barred: tuple[str, ...] = ()
+    """Why combinations that no recipe can have are left out, a line for each."""
 
     def lines(self) -> list[str]:
         """What will be done."""
@@ -59,6 +62,10 @@ class Plan:
             told.append(f"  {shares}; a run has {self.num_steps} steps")
         else:
             told.append(f"  at most {self.trials} trials and {self.budget} steps; a run has {self.num_steps}")
+        if self.barred:
+            reasons = "; ".join(dict.fromkeys(self.barred))
+            left_out = counted(len(self.barred), "combination")
+            told.append(f"  left out, since no run can have them together: {left_out} ({reasons})")
         return ["looking for", *told]
 
 
@@ -69,7 +76,7 @@ def plan(search: Search, *, trust_remote_code: bool = False) -> Plan:
     base = resolve(search, Arm("the recipe", _shared(search)))
     recipe = base.recipe
     wanted = settings.space or default_space(recipe)
-    _resolve_all(search, wanted)
+    barred = _refuse_impossible(search, wanted)
     if recipe.data.held_out is None:
         raise RecipeError(
             "a search has no rows to choose by",
@@ -86,6 +93,8 @@ def plan(search: Search, *, trust_remote_code: bool = False) -> Plan:
     num_steps = whole.num_steps
     assert num_steps is not None  # minutes were refused
     combinations = space.count(wanted)
+    if combinations is not None:
+        combinations -= len(barred)
     if settings.trials is not None:
         trials = settings.trials if combinations is None else min(settings.trials, combinations)
     elif settings.pruning == "median":
@@ -97,7 +106,7 @@ def plan(search: Search, *, trust_remote_code: bool = False) -> Plan:
     own = _as_in(wanted, base_values) if space.holds(wanted, base_values) else None
     first = [own] if own is not None else []
     for values in (*_given(search, wanted), *_earlier(search, wanted)):
-        if values not in first:
+        if values not in first and impossible(search, values) is None:
             first.append(values)
     if combinations is None or combinations > trials:
         space.need_optuna()
@@ -114,7 +123,7 @@ def plan(search: Search, *, trust_remote_code: bool = False) -> Plan:
         )
     return Plan(
         wanted, trials, tuple(first[:trials]), own, base_values, num_steps, budget, shared_out,
-        min(max(1, first_evaluation), num_steps), recipe.train.seed,
+        min(max(1, first_evaluation), num_steps), recipe.train.seed, tuple(barred),
     )  # fmt: skip
 
 
@@ -147,20 +156,36 @@ def _refuse_what_is_not_searched(search: Search) -> None:
         raise together(errors)
 
 
-def _resolve_all(search: Search, wanted: Space) -> list[Resolved]:
-    """Every choice and both ends of every range make a recipe."""
-    found, errors, seen = [], list[TunesmithError](), set[str]()
-    for values in space.ends(wanted):
-        own = tuple((key, value, search.where("space", key)) for key, value in values.items())
-        try:
-            found.append(resolve(search, Arm("a trial", (*_shared(search), *own))))
-        except RecipeError as error:
-            if str(error) not in seen:
-                seen.add(str(error))
-                errors.append(error)
+def impossible(search: Search, values: Values) -> RecipeError | None:
+    """Why no recipe can have these values together, or None."""
+    own = tuple((key, value, search.where("space", key)) for key, value in values.items())
+    try:
+        resolve(search, Arm("a trial", (*_shared(search), *own)))
+    except RecipeError as error:
+        return error
+    return None
+
+
+def _refuse_impossible(search: Search, wanted: Space) -> list[str]:
+    """Refuses every value that no combination can have; says why others cannot be together, once for each of them.
+
+    Of more combinations than are listed, and of ranges, a value is refused where it is so beside the first of the
+    others and beside what the recipe has; what else cannot be together is passed over when it is proposed.
+    """
+    listed = space.grid(wanted)
+    reasons = None if listed is None else [(values, impossible(search, values)) for values in listed]
+    errors: dict[str, TunesmithError] = {}
+    for key, value, values in space.ends(wanted):
+        if reasons is not None:
+            beside = [error for own, error in reasons if own[key] == value]
+            error = None if None in beside else beside[0]
+        else:
+            error = impossible(search, values) and impossible(search, {key: value})
+        if error is not None:
+            errors.setdefault(str(error), error)
     if errors:
-        raise together(errors)
-    return found
+        raise together(list(errors.values()))
+    return [error.what for _, error in reasons or () if error is not None]
 
 
 def _budget(recipe: Recipe, trust_remote_code: bool) -> Budget:
@@ -187,6 +212,8 @@ def _given(search: Search, wanted: Space) -> list[Values]:
             )
         elif not space.holds(wanted, values):
             errors.append(RecipeError(f"start {index + 1} is not in the space", where=where, found=str(values)))
+        elif (wrong := impossible(search, values)) is not None:
+            errors.append(wrong.noted("start", str(index + 1)))
         else:
             found.append(_as_in(wanted, values))
     if errors:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -41,6 +41,9 @@ class Range(Settings):
     def is_whole(self) -> bool:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
+
+MOST_LISTED = 64
+"""Combinations that are all tried as recipes before the first is trained."""
 
 Space = Mapping[str, tuple[Any, ...] | Range]
 Values = dict[str, Any]
@@ -76,28 +79,44 @@ def holds(space: Space, values: Mapping[str, Any]) -> bool:
     return True
 
 
-def ends(space: Space) -> list[Values]:
-    """Values that between them show every choice and both ends of every range: what can be refused is among them."""
+def ends(space: Space) -> list[tuple[str, Any, Values]]:
+    """(setting, value, that value among the first of the others) of every choice and both ends of every range: what can
+    be refused is among them."""
     first = {key: domain.low if isinstance(domain, Range) else domain[0] for key, domain in space.items()}
     found = []
     for key, domain in space.items():
         shown = (domain.low, domain.high) if isinstance(domain, Range) else domain
-        found += [first | {key: value} for value in shown]
+        found += [(key, value, first | {key: value}) for value in shown]
     return found
 
 
-def propose(space: Space, seen: Sequence[Seen], *, seed: int, trials: int) -> Values | None:
+def grid(space: Space) -> list[Values] | None:
+    """Every combination; None where there are more than `MOST_LISTED`, or no end of them."""
+    total = count(space)
+    if total is None or total > MOST_LISTED:
+        return None
+    names = list(space)
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*space.values())]  # type: ignore[arg-type]
+
+
+def propose(
+    space: Space, seen: Sequence[Seen], *, seed: int, trials: int, possible: Callable[[Values], bool] = lambda _: True
+) -> Values | None:
     """The values of the next of `trials` trials after those that are seen; None: every combination was tried. The same
-    for the same past."""
+    for the same past. No value may be wrong alone; which of them cannot be together, `possible` says."""
     tried = [one.values for one in seen]
     total = count(space)
-    if total is not None and total <= trials:
-        names = list(space)
-        grid = (dict(zip(names, values, strict=True)) for values in itertools.product(*space.values()))  # type: ignore[arg-type]
-        return next((values for values in grid if values not in tried), None)
+    listed = grid(space) if total is not None else None
+    if listed is not None:
+        listed = [values for values in listed if possible(values)]
+        if len(listed) <= trials:
+            return next((values for values in listed if values not in tried), None)
+    elif total is not None and total <= trials:
+        every = (dict(zip(space, values, strict=True)) for values in itertools.product(*space.values()))  # type: ignore[arg-type]
+        return next((values for values in every if values not in tried and possible(values)), None)
     for attempt in range(100):
         values = _ask(space, seen, seed + 7919 * len(seen) + 104729 * attempt, trials)
-        if values not in tried:
+        if values not in tried and possible(values):
             return values
     return None
 

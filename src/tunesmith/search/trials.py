@@ -20,7 +20,7 @@ from tunesmith.errors import Interrupted
 from tunesmith.notation import write_inline
 from tunesmith.plot import read_metrics
 from tunesmith.progress import Progress, seconds
-from tunesmith.search.checks import Plan, plan
+from tunesmith.search.checks import Plan, impossible, plan
 from tunesmith.search.rungs import steps_of
 from tunesmith.search.settings import Search
 from tunesmith.search.space import Seen, Values, propose
@@ -177,7 +177,13 @@ class _Hunt:
             values: Values | None = self.plan.first[number]
         else:
             settings = self.search.settings
-            values = propose(self.plan.space, seen, seed=settings.sampler_seed, trials=self.plan.trials)
+            values = propose(
+                self.plan.space,
+                seen,
+                seed=settings.sampler_seed,
+                trials=self.plan.trials,
+                possible=lambda values: impossible(self.search, values) is None,
+            )
         if values is None:
             return None
         changes = [(key, value, self.search.where("shared", key)) for key, value in self.search.settings.shared.items()]

@@ -1,0 +1,88 @@
+"""A cell is known again by all that decides its weights, and by nothing else; names are what people make of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import studies
+
+import tunesmith
+from tunesmith.compare.process import Outcome
+from tunesmith.compare.table import escaped, markdown
+from tunesmith.errors import MachineError, RecipeError
+
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return studies.make(tmp_path)
+
+
+def asked_for(values):
+    """The name of every cell that is not there yet: fingerprints stand in them."""
+    names = []
+
+    def runner(order, tell, stop):
+        names.append(order.name)
+        return Outcome(failed="not today")
+
+    with pytest.raises(MachineError, match="every cell of the study failed"):
+        tunesmith.compare(values, runner=runner, quiet=True)
+    return names
+
+
+def test_another_text_in_the_template_s_file_makes_other_cells(folder):
+    values = studies.values(folder, prompting=[0], seeds=[0])
+    values["recipe"]["model"]["template"] = str(folder / "own.jinja")
+    (folder / "own.jinja").write_text(TEMPLATE)
+    before = asked_for(values)
+    assert asked_for(values) == before
+    (folder / "own.jinja").write_text(TEMPLATE.replace(": ", " says "))
+    after = asked_for(values)
+    assert len(after) == len(before) == 3
+    assert not set(before) & set(after)
+
+
+def test_other_rows_of_training_make_other_examples_but_leave_the_base_alone(folder):
+    test = folder / "test.jsonl"
+    test.write_text("".join(json.dumps({"prompt": f"who is {i}", "completion": "it"}) + "\n" for i in range(5)))
+    values = studies.values(folder, prompting=[0, 2], seeds=[0])
+    values["test"]["rows"] = str(test)
+    before = asked_for(values)
+    rows = folder / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("it is what it is", "so be it"))
+    after = asked_for(values)
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, False, False]
+    assert before[0].startswith("base-0-shot")
+
+
+def test_a_name_longer_than_a_file_s_may_be_has_a_folder_of_its_own(folder):
+    names = [f"{'very ' * 80}long {end}" for end in ("one", "two")]
+    values = studies.values(
+        folder, prompting=[], seeds=[0], arms={name: {"adapter.r": n} for n, name in enumerate(names, 1)}
+    )
+    made = asked_for(values)
+    assert len(set(made)) == 2
+    assert all(len(name) < 150 for name in made)
+
+
+def test_an_arm_is_not_called_as_the_base_s_row_is(folder):
+    values = studies.values(folder, arms={"no tuning, zero-shot": {}, "b": {"adapter.r": 4}})
+    with pytest.raises(RecipeError, match="so is the row of the base"):
+        tunesmith.compare(values, runner=studies.here, quiet=True)
+
+
+def test_a_name_neither_ends_a_cell_of_the_table_nor_begins_a_tag(folder):
+    assert escaped("re:.*(q|v)_proj <b>x</b>\nand") == r"re:.*(q\|v)_proj &lt;b>x&lt;/b> and"
+    arms = {"q|v": {"adapter.targets": ["re:.*(q|v)_proj"]}, "<b>all</b>": {}}
+    values = studies.values(folder, prompting=[], seeds=[0], arms=arms, forget=None)
+    found = tunesmith.compare(values, runner=studies.here, quiet=True)
+    text = markdown(found.results, {})
+    assert "<b>" not in text
+    tables = [line.replace(r"\|", "") for line in text.splitlines() if line.startswith("|")]
+    columns = [line.count("|") for line in tables]
+    first = columns[:4]  # head, rule, two arms
+    assert len(set(first)) == 1
+    assert len(set(columns[4:])) == 1
