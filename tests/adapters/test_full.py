@@ -8,7 +8,9 @@ import torch
 from peft import PeftModel
 from pydantic import ValidationError
 from torch import nn
+from transformers import AutoModelForCausalLM
 
+from tunesmith.adapters import merge as merging
 from tunesmith.adapters.adapter_set import add, base_parameters
 from tunesmith.adapters.attach import Switch
 from tunesmith.adapters.full import Full, Settings
@@ -177,11 +179,45 @@ def test_saved_and_loaded_it_computes_the_same_and_merged_it_is_a_plain_model(ar
     assert tied == anatomy(tiny(arch)).tied
 
 
-@pytest.mark.parametrize("arch", ["llama", "llama-tied", "gpt2", "mixtral"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_merged_folder_is_transformers_own(arch, tmp_path):
-    model, _, adapter_set = full(arch)
+    """Whatever its modules are asked: OPT's learned positions take an attention mask."""
+    model, switch, adapter_set = full(arch)
     report = merge_to_folder(model, adapter_set, tmp_path / "merged")
     assert report.gap <= 1e-4 * report.largest_logit
+    with switch.set_to("a"):
+        wanted = model(IDS).logits
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(merged(IDS).logits, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_what_lora_leaves_is_trained_and_merged_beside_it(arch, tmp_path):
+    model, switch = tiny(arch), Switch()
+    adapter_set = add(model, switch, LoRASettings(r=2, train_in_full=("rest",)), name="a", seed=0)
+    nudge(adapter_set, 1)
+    report = merge_to_folder(model, adapter_set, tmp_path / "merged")
+    assert report.gap <= 1e-4 * report.largest_logit
+
+
+@pytest.mark.parametrize("place", ["embed_positions.weight", "final_layer_norm.bias", "fc1.weight"])
+def test_a_trained_tensor_that_the_merge_lost_is_caught(place, tmp_path, monkeypatch):
+    """In the one merge that the proof looks at, by less than logits would show."""
+    model, _, adapter_set = full("opt")
+
+    def torn(*given):
+        plain = merge(*given)
+        name = next(name for name, _ in plain.named_parameters() if name.endswith(place))
+        other = plain.get_parameter(name).clone()  # what was trained lies under it
+        other.view(-1)[5] += 1e-6
+        plain.get_submodule(name.rpartition(".")[0])._parameters[name.rpartition(".")[2]] = nn.Parameter(other)
+        return plain
+
+    monkeypatch.setattr(merging, "merge", torn)
+    with pytest.raises(AdapterError, match="does not hold what was trained") as caught:
+        merge_to_folder(model, adapter_set, tmp_path / "merged")
+    assert caught.value.found.endswith(place)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("settings", [{}, {"targets": ("lm_head",)}, {"train_in_full": ("rest", "head")}])

@@ -7,7 +7,10 @@ Shapes  x [..., in]   W [out, in]   A [r, in]   B [out, r]   m [out]
 Init    A, B as LoRA; m = |W|: the first forward equals the base model
 Merge   W' = m (W + s B A) / |W + s B A|;  b' = b
 Departs the paper's code drops out the input of W as well; here dropout is of the low-rank change alone, as in LoRA. The
-        norm is reckoned once for each update, from |w|^2, A W^T and A A^T, never from a matrix B A
+        norm is reckoned once for each update, from |w|^2, A W^T and A A^T, never from a matrix B A. A row of zeros
+        (pruned, or padding of the vocabulary) has no direction: while W + s B A is 0 there, its factor m / |.| is 1,
+        where the paper divides 0 by 0. Then B learns as in LoRA; its first step gives the row a direction, and m,
+        which starts at 0, its length
 """
 
 from __future__ import annotations
@@ -39,21 +42,26 @@ class DoRA(lora.LoRA):
         if self._norm is None or self._norm[0] != now:
             self._squares = self._squares.to(self.A.device)
             self._norm = (now, row_norms(base.weight(), self._squares, self.A, self.B, self.scale))
-        norm = self._norm[1]
-        return self.m.to(norm.dtype) / norm
+        return _factor(self.m, self._norm[1])
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         wide = torch.promote_types(weight.dtype, self.A.dtype)
         A, B = self.A.to(wide), self.B.to(wide)
         norm = row_norms_reference(weight.to(wide), A.detach(), B.detach(), self.scale)
         direction = torch.addmm(weight.to(wide), B, A, alpha=self.scale)
-        return ((self.m.to(wide) / norm)[:, None] * direction).to(weight.dtype), bias
+        return (_factor(self.m, norm)[:, None] * direction).to(weight.dtype), bias
 
     def factors(self) -> None:
         return None
 
     def stored(self) -> dict[str, Stored]:
         return {**super().stored(), "lora_magnitude_vector": Stored([self.m])}
+
+
+def _factor(m: Tensor, norm: Tensor) -> Tensor:
+    """m / norm [out] in the dtype of `norm`; 1, which m does not change, where the norm is 0."""
+    empty = norm == 0
+    return (m.to(norm.dtype) / norm.masked_fill(empty, 1.0)).masked_fill(empty, 1.0)
 
 
 def build(settings: Settings, base: Base, generator: torch.Generator | None = None) -> DoRA:

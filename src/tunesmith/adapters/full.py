@@ -80,7 +80,8 @@ class Full(Adapter):
     def forward(self, x: Tensor, base: Base, *more: Any, **named: Any) -> Tensor:
         layer, dtype = base.layer, base.dtype
         if isinstance(layer, QuantisedLinear):
-            return F.linear(x, self.get_parameter("weight").to(dtype), self._bias(dtype))
+            weight = self.get_parameter("weight").to(dtype)
+            return F.linear(x, weight.t() if self.transposed else weight, self._bias(dtype))
         if base.is_embedding and is_lookup(layer):
             assert isinstance(layer, nn.Embedding)
             y = F.embedding(x, self.get_parameter("weight"), padding_idx=layer.padding_idx).to(dtype)

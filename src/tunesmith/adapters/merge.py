@@ -39,7 +39,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters.adapter_set import AdapterSet
 from tunesmith.adapters.attach import detach, replace, slots
-from tunesmith.adapters.base import Adapter, Whole
+from tunesmith.adapters.base import Adapter, Base, Whole
+from tunesmith.adapters.full import is_lookup
 from tunesmith.adapters.heads import is_classifier
 from tunesmith.atomic import no_room
 from tunesmith.errors import AdapterError, MachineError
@@ -140,7 +141,7 @@ def _plain_layer(layer: nn.Module, adapter: Adapter | None) -> nn.Module:
             raise AdapterError(f"{type(adapter).__name__} cannot be merged into weights", fix="serve it as an adapter")
         bias = getattr(layer, "bias", None)
         weight, bias = adapter.merged(dense_weight(layer).double(), None if bias is None else bias.double())
-        stored = weight.t() if isinstance(layer, (Conv1D, nn.Embedding)) else weight
+        stored = weight.t() if isinstance(plain, (Conv1D, nn.Embedding)) else weight
         own = {"weight": stored} if bias is None else {"weight": stored, "bias": bias}
     for name, tensor in own.items():
         dtype = plain.get_parameter(name).dtype
@@ -245,18 +246,31 @@ def _compare(
 
 
 def _same_layers(model: PreTrainedModel, unrounded: nn.Module, adapter_set: AdapterSet, folder: Path) -> None:
-    """Each adapted matrix, merged, gives random inputs what matrix and adapter give them."""
+    """Each adapted matrix, merged, gives random inputs what matrix and adapter give them; what an adapter puts in a
+    layer's place stands there."""
     generator = torch.Generator().manual_seed(0)
     for path, slot in slots(model).items():
         adapter, base = slot.adapter(adapter_set.name), slot.base
-        if adapter is None or isinstance(base, Whole):
+        if adapter is None:
+            continue
+        found = unrounded.get_submodule(path)
+        for name, tensor in (adapter.replaces() or {}).items():
+            held = found.get_parameter(name)
+            if not torch.equal(held, tensor.to(held.dtype)):
+                raise AdapterError(
+                    "a merged layer does not hold what was trained; nothing was kept",
+                    where=str(folder),
+                    found=f"other numbers in {path}.{name}",
+                    fix="serve the adapter unmerged, and report this",
+                )
+        if not _answers_alone(base, adapter):
             continue
         if base.is_embedding:
             x = torch.randint(0, base.in_features, (16,), generator=generator).to(base.device)
         else:
             wide = torch.promote_types(base.dtype, torch.float32)
             x = torch.randn(16, base.in_features, generator=generator).to(base.device, wide)
-        wanted, alone, merged = adapter(x, base), base.output(x), unrounded.get_submodule(path)(x)
+        wanted, alone, merged = adapter(x, base), base.output(x), found(x)
         gap, change = _gap(merged, wanted), _gap(alone, wanted)
         if not gap <= MOST_WRONG * change + LAYER_NOISE * wanted.abs().max().item():
             raise AdapterError(
@@ -266,6 +280,19 @@ def _same_layers(model: PreTrainedModel, unrounded: nn.Module, adapter_set: Adap
                 expected=f"at most {MOST_WRONG:.0%} of that",
                 fix="serve the adapter unmerged, and report this",
             )
+
+
+def _answers_alone(base: Base, adapter: Adapter) -> bool:
+    """Whether the layer takes one input and multiplies it, as matrices and lookup tables do.
+
+    A norm or a router does not, nor does an embedding that reckons its own positions (OPT's takes an attention mask).
+    These are only trained in full: their tensors are compared, and the logits hold their product.
+    """
+    layer = base.layer
+    if isinstance(base, Whole):
+        return False
+    known = isinstance(layer, QuantisedLinear) or type(layer).forward in (nn.Linear.forward, Conv1D.forward)
+    return known or is_lookup(layer) or adapter.replaces() is None
 
 
 def _logits(model: PreTrainedModel, prompts: list[Tensor]) -> Tensor:

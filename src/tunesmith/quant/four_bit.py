@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.quant.bnb import bitsandbytes, refuse_without_bitsandbytes
-from tunesmith.quant.quantised import QuantisedLinear
+from tunesmith.quant.quantised import QuantisedLinear, stands_for_conv1d
 
 
 class FourBitLinear(QuantisedLinear):
@@ -95,7 +95,9 @@ def taken(layer: nn.Module, dtype: torch.dtype) -> QuantisedLinear | None:
     """`layer` as read, in our class and without copying; None where it is none of this storage's."""
     if not isinstance(layer, bitsandbytes().nn.Linear4bit):
         return None
-    return FourBitLinear(layer.weight.data, layer.weight.quant_state, layer.bias, dtype)
+    made = FourBitLinear(layer.weight.data, layer.weight.quant_state, layer.bias, dtype)
+    made.turned = stands_for_conv1d(layer)
+    return made
 
 
 def hollow(linear: nn.Linear, storage: str, config: Mapping[str, Any] | None) -> QuantisedLinear:

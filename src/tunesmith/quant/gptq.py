@@ -177,6 +177,7 @@ def put_layers(model: nn.Module, config: Mapping[str, Any], paths: Mapping[str, 
             raise ModelError(f"{path} cannot be held in GPTQ's words of 32 bits", found=f"{out} x {in_}, {bits} bits")
         bias = torch.zeros(out, dtype=old.weight.dtype, device=old.weight.device) if biased else None
         new = GPTQLinear((out, in_), bits, group, offset, bias, old.weight.dtype, old.weight.device)
+        new.turned = isinstance(old, Conv1D)
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, new)
 

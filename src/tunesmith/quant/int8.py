@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.quant.bnb import bitsandbytes, refuse_without_bitsandbytes
-from tunesmith.quant.quantised import QuantisedLinear
+from tunesmith.quant.quantised import QuantisedLinear, stands_for_conv1d
 
 
 class Int8Linear(QuantisedLinear):
@@ -60,7 +60,9 @@ def taken(layer: nn.Module, dtype: torch.dtype) -> QuantisedLinear | None:
     if not isinstance(layer, bitsandbytes().nn.Linear8bitLt):
         return None
     weight = layer.weight
-    return Int8Linear(weight.data if weight.CB is None else weight.CB.data, weight.SCB, layer.bias, dtype)
+    made = Int8Linear(weight.data if weight.CB is None else weight.CB.data, weight.SCB, layer.bias, dtype)
+    made.turned = stands_for_conv1d(layer)
+    return made
 
 
 def hollow(linear: nn.Linear, storage: str, config: Mapping[str, Any] | None) -> QuantisedLinear:

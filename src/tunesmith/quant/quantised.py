@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 
 class _Product(torch.autograd.Function):
@@ -51,6 +52,8 @@ class QuantisedLinear(nn.Module):
         self.register_buffer("like", torch.empty(0, dtype=dtype, device=device), persistent=False)
         self.rounded: torch.dtype | None = None
         """What W is rounded to before products run in a wider dtype; None: in their own."""
+        self.turned = False
+        """The model's own layer is a Conv1D, which keeps W as [in, out]: plain weights are written in that form."""
 
     @property
     def storage(self) -> str:
@@ -70,11 +73,20 @@ class QuantisedLinear(nn.Module):
         return _Product.apply(x, self.bias, self)
 
     @torch.no_grad()
-    def plain(self) -> nn.Linear:
-        """A layer with the same numbers in 16 or 32 bits."""
-        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        layer.weight = nn.Parameter(self.dense(), requires_grad=False)
-        layer.register_parameter("bias", self.bias)
+    def plain(self) -> nn.Linear | Conv1D:
+        """A layer with the same numbers in 16 or 32 bits, of the class that the model's own code has here."""
+        layer: nn.Linear | Conv1D
+        if self.turned:
+            with torch.device("meta"):
+                layer = Conv1D(self.out_features, self.in_features)
+            layer.weight = nn.Parameter(self.dense().t().contiguous(), requires_grad=False)
+        else:
+            layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+            layer.weight = nn.Parameter(self.dense(), requires_grad=False)
+        bias = self.bias
+        if bias is None and self.turned:  # files may leave it out, a Conv1D cannot
+            bias = nn.Parameter(self.like.new_zeros(self.out_features), requires_grad=False)
+        layer.register_parameter("bias", bias)
         return layer.train(self.training)
 
     def held_bytes(self) -> int:
@@ -97,6 +109,11 @@ class QuantisedLinear(nn.Module):
 def quantised_layers(model: nn.Module) -> list[tuple[str, QuantisedLinear]]:
     """Every layer of `model` that holds its matrix in few bits, by its path."""
     return [(path, module) for path, module in model.named_modules() if isinstance(module, QuantisedLinear)]
+
+
+def stands_for_conv1d(layer: nn.Module) -> bool:
+    """Whether transformers put `layer` where a Conv1D was: it notes the class there, and turns the matrix itself."""
+    return issubclass(getattr(layer, "source_cls", nn.Linear), Conv1D)
 
 
 def storage_name(model: nn.Module) -> str:
