@@ -228,6 +228,10 @@ def test_a_reward_model_is_trained_resumed_merged_and_asked(model, pairs, tmp_pa
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     talk = [Message("user", "what is 0"), Message("assistant", "it is 0")]
     assert lines[0]["reward"] == pytest.approx(classifier.rewards([talk])[0], abs=1e-5)
+    plain = [{"role": turn.role, "content": turn.content} for turn in talk]
+    assert classifier.rewards([plain]) == classifier.rewards([talk])
+    with pytest.raises(DataError, match="one text alone"):
+        classifier.rewards("what is 0")
     talk = [Message("user", "what is 3"), Message("assistant", "it is 9")]
     reward = Classifier(trained.session).rewards([talk])[0]
     inference.merge(tmp_path / "a", tmp_path / "merged", dtype="float32")

@@ -5,14 +5,21 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tunesmith import cli
-from tunesmith.errors import Interrupted, MachineError, RecipeError
+from tunesmith.errors import DataError, Interrupted, MachineError, RecipeError
 
 VERBS = ["train", "check", "chat", "generate", "evaluate", "compare", "merge", "methods", "doctor", "demo"]
+
+
+class Finer(DataError):
+    """Of the kind that is raised within, and is no name that anybody knows."""
+
+
 HEAVY = ("torch", "transformers", "datasets", "numpy", "matplotlib", "yaml", "jinja2", "huggingface_hub")
 
 
@@ -42,6 +49,7 @@ def test_help_lists_every_verb():
         (RecipeError("no", where="r.yaml, line 3", fix="yes"), 2),
         (MachineError("full"), 4),
         (Interrupted("stopped", signal_number=15), 143),
+        (Finer("no"), 2),
     ],
 )
 def test_an_error_is_a_sentence_on_stderr_with_its_exit_code(error, code, monkeypatch):
@@ -51,7 +59,8 @@ def test_an_error_is_a_sentence_on_stderr_with_its_exit_code(error, code, monkey
     monkeypatch.setattr("tunesmith.dialects.read.load", fails)
     done = CliRunner().invoke(cli.app, ["train", "r.yaml"])
     assert done.exit_code == code
-    assert done.stderr == f"{type(error).__name__}: {error}\n"
+    assert done.stderr == f"{error.public_name}: {error}\n"
+    assert f"`{error.public_name}`" in (Path(__file__).parents[1] / "docs" / "errors.md").read_text()
     assert done.stdout == ""
 
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 import tunesmith
 from tunesmith import run
 from tunesmith.data.types import Message
-from tunesmith.errors import AdapterError, Interrupted, RecipeError
+from tunesmith.errors import AdapterError, DataError, Interrupted, RecipeError
 from tunesmith.events import StepDone
 from tunesmith.recipe import from_dict
 
@@ -145,6 +145,70 @@ def test_a_base_without_a_template_is_given_one(place, talker, tmp_path):
     assert direct
     scored = figures(place / "bare", "--recipe", talker, "--data", place / "rows.jsonl")
     assert scored == pytest.approx(figures(talker, "--data", place / "rows.jsonl", "--adapter", "none"), rel=0.02)
+
+
+def test_a_run_that_learned_plain_text_is_asked_by_plain_text(place, tmp_path):
+    """On a base without a template its rows can have been nothing else. Merged weights get no template from it."""
+    (tmp_path / "text.txt").write_text("".join(f"it is what it is {i}\n\n" for i in range(9)))
+    shutil.copytree(place / "model", tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").unlink()
+    run.train(from_dict(recipe(tmp_path / "bare", tmp_path / "text.txt", tmp_path / "text", epochs=1)), quiet=True)
+    few = ("--max-new-tokens", 4)
+    done = invoke("generate", tmp_path / "text", "it is", *few)
+    assert done.stderr.count("goes on from the text") == 1
+    named = invoke("generate", tmp_path / "text", "it is", *few, "--template", "plain")
+    assert done.stdout == named.stdout
+    assert "goes on" not in named.stderr
+    assert invoke("generate", tmp_path / "bare", "it is", *few, "--adapter", tmp_path / "text").stdout == done.stdout
+    assert invoke("chat", tmp_path / "text", *few, input="it is\n").stdout == done.stdout
+    heard = []
+    session = tunesmith.open_session(str(tmp_path / "bare"), dtype="float32", say=heard.append)
+    with pytest.raises(DataError, match=r"(?s)no chat template.*--template.*plain"):
+        session.answer(["it is"])
+    called = session.load_adapter(tmp_path / "text")
+    assert (
+        session.answer(["it is"], adapters=[called], params=tunesmith.Params(max_new_tokens=4))[0] + "\n" == done.stdout
+    )
+    assert len(heard) == 1
+    session.unload_adapter(called)
+    assert "goes on" not in invoke("merge", tmp_path / "text", tmp_path / "merged").stderr
+    assert not AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+
+
+def test_a_run_on_a_base_with_a_template_is_asked_by_it(place, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"it is what it is {i}\n\n" for i in range(9)))
+    run.train(from_dict(recipe(place / "model", tmp_path / "text.txt", tmp_path / "text", epochs=1)), quiet=True)
+    asked = [Message("user", "hi")]
+    whole = tunesmith.open_session(str(place / "whole"))
+    assert tunesmith.open_session(str(tmp_path / "text")).prompt_ids(asked) == whole.prompt_ids(asked)
+
+
+# ---- a template without a system turn
+
+
+def test_a_system_turn_that_a_template_refuses_goes_into_the_users(place, tmp_path):
+    shutil.copytree(place / "model", tmp_path / "strict")
+    file = tmp_path / "strict" / "chat_template.jinja"
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    file.write_text(refuses + file.read_text())
+    row = {"messages": [{"role": role, "content": "hi"} for role in ("system", "user", "assistant")]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    into = ("--system-turn", "into-user")
+    evaluated = ("evaluate", tmp_path / "strict", "--data", tmp_path / "rows.jsonl")
+    for verb in (
+        ("generate", tmp_path / "strict", "hi", "--system", "be brief", "--max-new-tokens", 2),
+        evaluated,
+        (*evaluated, "--score", "exact", "--max-new-tokens", 2),
+    ):
+        refused = invoke(*verb, code=2).stderr
+        assert " ".join(into) in refused or "data.system_turn=into-user" in refused
+        assert invoke(*verb, *into).stdout
+    talk = ("chat", tmp_path / "strict", "--system", "be brief", "--max-new-tokens", 2)
+    assert "it has no system turn" in invoke(*talk, input="hi\n").stdout
+    assert "it has no system turn" not in invoke(*talk, *into, input="hi\n").stdout
+    assert "neither keep nor into-user" in invoke(*talk, "--system-turn", "away", code=2).stderr
+    with pytest.raises(RecipeError, match="no system_turn away"):
+        tunesmith.open_session(str(tmp_path / "strict"), system_turn="away")
 
 
 def test_an_adapter_that_knows_other_words_is_told_of(place, talker):

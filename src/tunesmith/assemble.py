@@ -53,6 +53,7 @@ def model_of(
             dtype=dtype,
             head=head,
             seed=recipe.train.seed,
+            say=progress.say,
         )
     switch = Switch()
     adapter_set = _adapter(recipe, loaded, tokenizer, switch, progress.say)

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from tunesmith.adapters.heads import ClassHead
 from tunesmith.atomic import write_file
+from tunesmith.data.asked import turns_to_answer
 from tunesmith.data.files import read_file
 from tunesmith.data.messages import Names, Unreadable, read_messages
 from tunesmith.data.pack import micro_batches
-from tunesmith.data.problems import counted
+from tunesmith.data.problems import counted, shown
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.template_rows import text_template
 from tunesmith.data.types import Conversation, Document, Example, Message, Origin, Text
@@ -88,11 +89,18 @@ class Classifier:
         return rewards
 
     def outputs(self, texts: Sequence[str | Sequence[Message] | Text]) -> Tensor:
-        """What the head gives [n, outputs], in fp32 on the CPU. What a text has too much is cut off, and said."""
+        """What the head gives [n, outputs], in fp32 on the CPU. What a text has too much is cut off, and said.
+
+        DataError for a text alone, whose letters would each be read, and for what is neither text nor messages.
+        """
+        if isinstance(texts, str):
+            raise DataError("one text alone", found=shown(texts, 40), expected='a list of texts: ["…", …]')
         renderer: Any = self.session.words_of(self.session.adapter).renderer
         examples, cut = [], 0
         most = min(filter(None, (self.session.positions(self.session.adapter), self.max_length)), default=None)
         for number, given in enumerate(texts):
+            if not isinstance(given, str | Document | Conversation):
+                given = turns_to_answer(given, f"text {number + 1}")
             ids, closing = self._ids(renderer, given)
             if not ids:
                 raise DataError("a text has no tokens", where=f"text {number + 1}", found="nothing to read")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -45,3 +45,20 @@ Template = Annotated[
     ),
 ]
 System = Annotated[str | None, typer.Option(help="A system turn in front.", show_default=False)]
+
+
+def _one_of(text: str) -> str:
+    """Older releases of typer do not know Literal."""
+    if text not in ("keep", "into-user"):
+        raise typer.BadParameter(f"{text} is neither keep nor into-user")
+    return text
+
+
+SystemTurn = Annotated[
+    Literal["keep", "into-user"] | None,
+    typer.Option(
+        parser=_one_of,
+        metavar="keep|into-user",
+        help="into-user: a system turn goes in front of the user's, for a template without a system role.",
+    ),
+]

@@ -27,6 +27,11 @@ class TunesmithError(Exception):
 
     exit_code = 1
 
+    @property
+    def public_name(self) -> str:
+        """The name under which people know it: that of the class above, also where a finer one was raised."""
+        return next(kind.__name__ for kind in type(self).__mro__ if kind.__module__ == __name__)
+
     def __init__(
         self,
         what: str,
@@ -74,6 +79,9 @@ class RecipeError(TunesmithError):
 
 class DataError(TunesmithError):
     exit_code = 2
+
+    problems: object = None
+    """The broken rows of which it speaks (data/problems.py), where it speaks of rows of one kind alone."""
 
 
 class ModelError(TunesmithError):

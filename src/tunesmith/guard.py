@@ -62,7 +62,7 @@ def _of_the_machine(error: Exception) -> TunesmithError | None:
 
 
 def _fail(error: TunesmithError) -> NoReturn:
-    name = type(error).__name__
+    name = error.public_name
     if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         name = f"\033[1;31m{name}\033[0m"
     print(f"{name}: {error}", file=sys.stderr)

@@ -33,7 +33,7 @@ from tunesmith.models.load import without_bars
 from tunesmith.models.session import Params
 from tunesmith.progress import Progress
 from tunesmith.questions import ALL, LAST, calls_apart, questions, refuse_unscorable
-from tunesmith.session import Session, adapter_folder, head_of, open_session, recipe_of
+from tunesmith.session import Session, SystemTurn, adapter_folder, head_of, open_session, recipe_of, refuse_impossible
 from tunesmith.train.signals import watched
 
 NO_ADAPTER = "none"
@@ -64,6 +64,7 @@ def chat(
     base: str | None = None,
     storage: str = "auto",
     system: str | None = None,
+    system_turn: SystemTurn | None = None,
     template: str | None = None,
     max_new_tokens: int = 512,
     temperature: float = 0.0,
@@ -77,6 +78,7 @@ def chat(
             storage=storage,
             adapters=adapters,
             template=template,
+            system_turn=system_turn,
             trust_remote_code=trust_remote_code,
             say=progress.say,
         )
@@ -96,6 +98,7 @@ def generate(
     base: str | None = None,
     storage: str = "auto",
     system: str | None = None,
+    system_turn: SystemTurn | None = None,
     template: str | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
@@ -106,12 +109,12 @@ def generate(
 ) -> None:
     """Answer one prompt, streamed (into `out` where it is given), or a file of prompts in batches."""
     params = Params(max_new_tokens, temperature, seed=seed, num_beams=num_beams)
-    _refuse_impossible(params)
+    refuse_impossible(params, where="command line")
     if head_of(str(source), None if adapter == NO_ADAPTER else adapter, base, trust_remote_code) is not None:
         _refuse_of_words(system, temperature, num_beams, template)
         with Progress() as progress:
-            own: dict[str, Any] = {"base": base, "storage": storage, "trust_remote_code": trust_remote_code}
-            session = _open(progress, source, adapter, **own)
+            own: dict[str, Any] = {"base": base, "storage": storage, "system_turn": system_turn}
+            session = _open(progress, source, adapter, trust_remote_code=trust_remote_code, **own)
             _classify(session, adapter or source, prompt, file, out, progress)
         return
     target = out if file is None else out or file.with_suffix(".answers.jsonl")
@@ -131,6 +134,7 @@ def generate(
             "base": base,
             "storage": storage,
             "template": template,
+            "system_turn": system_turn,
             "trust_remote_code": trust_remote_code,
         }
         session = _open(progress, source, adapter, **options)
@@ -210,14 +214,6 @@ def _refuse_of_words(system: str | None, temperature: float, num_beams: int, tem
         raise RecipeError(f"{' and '.join(given)}: a classifier writes no words", fix="leave it out")
 
 
-def _refuse_impossible(params: Params) -> None:
-    """What cannot be is said before any weight is loaded."""
-    try:
-        params.check()
-    except ValueError as error:
-        raise RecipeError(str(error), where="command line") from error
-
-
 def _own_system(source: str | Path, say: Callable[[str], object]) -> str | None:
     """The system turn that a run's template put before every row, if it was the same for all: asked as trained."""
     recipe = recipe_of(source)
@@ -264,6 +260,7 @@ def evaluate(
     adapter: str | None = None,
     base: str | None = None,
     storage: str = "auto",
+    system_turn: SystemTurn | None = None,
     max_new_tokens: int = 256,
     num_beams: int = 1,
     batch_size: int = 16,
@@ -275,7 +272,7 @@ def evaluate(
 
     `score` names one or several; the answers are made once for all of them. `turns`: of a conversation the last answer
     is asked for, or "all" of them, each with the true turns before it. `recipe` says how rows are read where `source`
-    is no run; `gold` is the column of the right answers.
+    is no run; `gold` is the column of the right answers; `system_turn` replaces what the run or recipe says of it.
     """
     wanted = list(dict.fromkeys([score] if isinstance(score, str) else score))
     of_answers = [name for name in wanted if name != "loss"]
@@ -285,6 +282,7 @@ def evaluate(
         refuse_unwritable(out)
     aloud = functools.partial(print, file=sys.stderr)  # what a program's person should know, quiet or not
     settings, seed = _rows_of(source, data, recipe, limit)
+    settings = settings.model_copy(update={} if system_turn is None else {"system_turn": system_turn})
     own = load(recipe).recipe if recipe is not None else recipe_of(source)
     all_rows = data is not None
     if "loss" in wanted:  # whether there are rows at all is known before any weight is loaded
@@ -303,7 +301,7 @@ def evaluate(
             storage=storage,
             trust_remote_code=trust_remote_code,
             say=aloud,
-            **_asked_as(source, recipe),
+            **_asked_as(source, recipe, system_turn),
         )
         figures: dict[str, Any] = {}
         if "loss" in wanted:
@@ -348,12 +346,12 @@ def _rows_of(
     return recipe.data.of_other_files.model_copy(update=changes), recipe.train.seed
 
 
-def _asked_as(source: str | Path, recipe_file: Path | None) -> dict[str, Any]:
+def _asked_as(source: str | Path, recipe_file: Path | None, system_turn: SystemTurn | None) -> dict[str, Any]:
     """What a recipe says of prompts, for a source that is no run and so does not say it itself."""
     if recipe_file is None or recipe_of(source) is not None:
-        return {}
+        return {"system_turn": system_turn}
     recipe = load(recipe_file).recipe
-    return {"template": recipe.model.template, "system_turn": recipe.data.system_turn}
+    return {"template": recipe.model.template, "system_turn": system_turn or recipe.data.system_turn}
 
 
 def _refuse_unread(of_answers: list[str], turns: str, gold: str | None, out: Path | None, num_beams: int) -> None:

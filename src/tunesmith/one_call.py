@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.mixture import FROM_PYTHON
+from tunesmith.data.python_rows import dictionaries
 from tunesmith.errors import DataError
 from tunesmith.events import Listener
 from tunesmith.recipe import from_dict
@@ -25,12 +26,16 @@ def tune(
 ) -> Trained:
     """One call: a model and rows (or a file of them) in, a trained adapter and a model that answers out.
 
-    `changes` are settings by their full name with the dot as two underscores: `train__steps=100`, `adapter__r=16`.
+    `rows`: dictionaries, a pandas DataFrame, a `datasets.Dataset`, a file's path or a hub id. `changes` are settings by
+    their full name with the dot as two underscores, or whole sections: `train__steps=100`, `adapter={"r": 16}`.
     Without a budget: three passes. A tenth of the rows (at most 200) is held out.
+
+    RecipeError for settings that do not exist, DataError for rows that cannot be read, ModelError for the model.
     """
     if rows is None:
-        raise DataError("tune() needs rows", expected="a list of dicts, a file's path, or a dataset's hub id")
-    listed: list[Mapping[str, Any]] | None = None if isinstance(rows, str | Path) else list(rows)
+        expected = "a list of dicts, a DataFrame, a Dataset, a file's path, or a hub id"
+        raise DataError("tune() needs rows", expected=expected)
+    listed: list[Mapping[str, Any]] | None = None if isinstance(rows, str | Path) else list(dictionaries(rows))
     values: dict[str, Any] = {
         "model": {"name": model},
         "data": {"train": str(rows) if listed is None else FROM_PYTHON},
@@ -39,10 +44,23 @@ def tune(
     if listed is None or len(listed) >= 20:
         values["data"]["held_out"] = 0.1 if listed is None else min(200, len(listed) // 10)
     for key, value in changes.items():
-        section, _, name = key.partition("__")
-        values.setdefault(section, {})[name] = value
+        section, parted, name = key.partition("__")
+        if parted:
+            _section(values, section)[name] = value
+        elif isinstance(value, Mapping):
+            _section(values, section).update(value)
+        else:
+            values[section] = value  # which no section is: that is said
     resolved = from_dict(values, name="tune", source="tune()")
     return train(resolved, rows=listed, quiet=quiet, listeners=listeners)
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """What is said of a section so far; what was said and is no section has had its say."""
+    if not isinstance(values.get(name), dict):
+        values[name] = {}
+    section: dict[str, Any] = values[name]
+    return section
 
 
 def _unused(folder: Path) -> Path:

@@ -9,26 +9,41 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tunesmith.adapters import store
 from tunesmith.adapters.adapter_set import AdapterSet, unload
 from tunesmith.adapters.heads import ClassHead, head_of_config, is_classifier
+from tunesmith.data.asked import GoesOn, conversations_to_answer, turns_to_answer
+from tunesmith.data.problems import shown
 from tunesmith.data.render import Renderer
 from tunesmith.data.templates import install
 from tunesmith.data.types import Message
-from tunesmith.errors import AdapterError, ModelError
+from tunesmith.errors import AdapterError, DataError, ModelError, RecipeError
 from tunesmith.models.expected import own_special_token
+from tunesmith.models.generate import Generated, Memory
 from tunesmith.models.load import has_tokenizer, load_config, load_model, load_tokenizer, stored_dtype
 from tunesmith.models.session import Params, Words
 from tunesmith.models.session import Session as BaseSession
 from tunesmith.models.settings import MADE, ModelSettings
 from tunesmith.recipe import Recipe, load
 from tunesmith.train.checkpoint import Checkpoints
+
+
+def _goes_on(tokenizer: Any, adapter: Path | None) -> bool:
+    """Whether the adapter is of a run whose rows were no conversations: there was no template to write any by."""
+    if adapter is None or tokenizer.chat_template or not tokenizer.eos_token:
+        return False
+    recipe = recipe_of(adapter)
+    return recipe is not None and not any(recipe.data.templates)
+
+
+SystemTurn = Literal["keep", "into-user"]
+"""As a system turn is written, or in front of the user's first."""
 
 
 @dataclass
@@ -74,7 +89,8 @@ class Session(BaseSession):
         called = self._place(path, name, same_base)
         if words is not None:
             self.words[called] = words
-            self.say(f"{called} was trained with another chat template or other tokens: it is asked with its own")
+            if not isinstance(words.renderer, GoesOn):
+                self.say(f"{called} was trained with another chat template or other tokens: it is asked with its own")
         return called
 
     def _place(self, path: Path, name: str | None = None, same_base: bool = False) -> str:
@@ -83,14 +99,15 @@ class Session(BaseSession):
         return called
 
     def _own_words(self, path: Path) -> Words | None:
-        """What the adapter in `path` reads and writes; None where the session's tokenizer does."""
+        """What the adapter in `path` reads and writes; None where the session's tokenizer and renderer do."""
         if has_tokenizer(path):
             tokenizer = load_tokenizer(ModelSettings(name=str(path)))
-        elif self.base_tokenizer is not None:
-            tokenizer = self.base_tokenizer()
         else:
-            return None
-        if not tokenizer.chat_template:  # trained on plain text, or by a program that wrote none
+            tokenizer = self.tokenizer if self.base_tokenizer is None else self.base_tokenizer()
+        if _goes_on(tokenizer, path):
+            is_alike = isinstance(self.renderer, GoesOn) and _words_of(tokenizer) == _words_of(self.tokenizer)
+            return None if is_alike else Words(tokenizer, GoesOn(tokenizer))
+        if not tokenizer.chat_template:  # trained by a program that wrote none
             tokenizer.chat_template = self.tokenizer.chat_template
         if _words_of(tokenizer) == _words_of(self.tokenizer):
             return None
@@ -121,30 +138,95 @@ class Session(BaseSession):
             if name is not None and name not in self.sets:
                 raise AdapterError(f"no adapter is called {name}", expected=", ".join(self.sets) or "none is loaded")
 
+    def prompt_ids(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), adapter: str | None = None
+    ) -> list[int]:
+        """The prompt as `adapter` reads it. Where that is plain text it is said, once."""
+        renderer = self.words_of(adapter).renderer
+        if isinstance(renderer, GoesOn) and not renderer.is_said:
+            renderer.is_said = True
+            self.say("trained on plain text, without a chat template: the model goes on from the text as it stands")
+        return super().prompt_ids(messages, tools, adapter)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: Params, *, adapters: Sequence[str | None], **options: Any
+    ) -> list[Generated]:
+        """As the session of the models' own, but that what cannot be is said in a sentence: RecipeError for settings,
+        DataError for a prompt without a token."""
+        refuse_impossible(params, options.get("num_samples", 1))
+        if empty := [number for number, prompt in enumerate(prompts, 1) if not len(prompt)]:
+            raise DataError(
+                "a prompt has no token to go on from",
+                where=f"prompt {empty[0]}",
+                found="nothing, and a tokenizer that begins no text with BOS",
+                fix="give some text",
+            )
+        return super().generate(prompts, params, adapters=adapters, **options)
+
+    def stream(
+        self,
+        messages: str | Sequence[Message | Mapping[str, Any]],
+        params: Params,
+        write: Callable[[str], object],
+        *,
+        adapter: str | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        memory: Memory | None = None,
+    ) -> Generated:
+        """One answer, its text handed to `write` piece by piece; `messages` as one conversation of `answer`."""
+        self.refuse_head()
+        self.known(adapter)
+        refuse_impossible(params, streamed=True)
+        turns = turns_to_answer(messages, "messages")
+        return super().stream(turns, params, write, adapter=adapter, cancelled=cancelled, memory=memory)
+
     def answer(
         self,
-        conversations: Sequence[str | Sequence[Message]],
+        conversations: Sequence[str | Sequence[Message | Mapping[str, Any]]],
         *,
         adapters: Sequence[str | None] | None = None,
         params: Params | None = None,
         **options: Any,
     ) -> list[str]:
-        """Answers as text; a bare string is one user turn. `adapters`: one name (None: the base) per conversation."""
+        """Answers as text, one for each conversation: a string is one turn of the user, else it is a list of messages,
+        `Message`s or dictionaries as rows have them. `adapters`: one name (None: the base) per conversation.
+
+        DataError for what is no conversation, RecipeError for params that cannot be, AdapterError for adapters.
+        """
         self.refuse_head()
-        chosen = [self.adapter] * len(conversations) if adapters is None else list(adapters)
+        turns = conversations_to_answer(conversations)
+        chosen = [self.adapter] * len(turns) if adapters is None else list(adapters)
         self.known(*chosen)
-        if len(chosen) != len(conversations):
+        if len(chosen) != len(turns):
             raise AdapterError(
                 "adapters must name one for each conversation",
-                found=f"{len(chosen)} for {len(conversations)}",
+                found=f"{len(chosen)} for {len(turns)}",
                 fix="None stands for the base; leave adapters out for the one that is set",
             )
         params = params or Params()
-        turns = [[Message("user", item)] if isinstance(item, str) else item for item in conversations]
         prompts = [self.prompt_ids(item, adapter=name) for item, name in zip(turns, chosen, strict=True)]
         made = self.generate(prompts, params, adapters=chosen, **options)
         each = options.get("num_samples", 1)
         return [self.text(item, params, chosen[i // each]) for i, item in enumerate(made)]
+
+
+def refuse_impossible(params: Any, num_samples: int = 1, *, streamed: bool = False, where: str = "params") -> None:
+    """RecipeError for settings of an answer that cannot be, or not together."""
+    if not isinstance(params, Params):
+        said = f"{type(params).__name__} {shown(params, 40)}"
+        raise RecipeError(
+            "params are tunesmith.Params", where=where, found=said, expected="Params(max_new_tokens=…, …)"
+        )
+    try:
+        params.check()
+        if num_samples < 1:
+            raise ValueError("num_samples is at least 1")
+        if params.num_beams > 1 and (num_samples > 1 or streamed):
+            raise ValueError("num_beams looks for one answer, known at its end: it is neither streamed nor sampled")
+    except ValueError as error:
+        raise RecipeError(str(error), where=where) from error
+    except TypeError as error:
+        raise RecipeError("a number is no number", where=where, found=f"{params}, {num_samples=}") from error
 
 
 def _words_of(tokenizer: Any) -> list[Any]:
@@ -208,7 +290,7 @@ class Source:
 
     model: ModelSettings
     adapter: Path | None
-    system_turn: Literal["keep", "into-user"] = "keep"
+    system_turn: SystemTurn = "keep"
 
 
 def find_source(source: str, base: str | None = None, say: Callable[[str], object] = warnings.warn) -> Source:
@@ -298,7 +380,7 @@ def open_session(
     dtype: str = "auto",
     storage: str = "auto",
     template: str | None = None,
-    system_turn: Literal["keep", "into-user"] | None = None,
+    system_turn: SystemTurn | None = None,
     trust_remote_code: bool = False,
     say: Callable[[str], object] = warnings.warn,
 ) -> Session:
@@ -307,7 +389,8 @@ def open_session(
     Prompts are written with the source's tokenizer and template; where the source is a bare base, with those of the
     first adapter. A further adapter with others is asked with its own. `device`, `dtype` and `storage` other than auto
     go before what a run's recipe says; dtype "stored": that of the base's files. `template` and `system_turn` replace
-    what the source says of them. `say` gets what one should know of it: that a run has not ended and its best
+    what the source says of them; a run that learned plain text, on a base without a template, is asked by plain text.
+    `say` gets what one should know of it: that a run has not ended and its best
     checkpoint stands in, that a base is held otherwise.
     """
     found = find_source(source, base, say)
@@ -321,6 +404,8 @@ def open_session(
         dtype = stored_dtype(settings, trust_remote_code=trust_remote_code)
     if storage not in ("auto", "plain", *MADE):
         raise ModelError(f"there is no storage {storage}", expected=", ".join(("auto", "plain", *MADE)))
+    if system_turn not in (None, *get_args(SystemTurn)):
+        raise RecipeError(f"there is no system_turn {system_turn}", expected=", ".join(get_args(SystemTurn)))
     given = {"device": device, "dtype": dtype, "storage": storage, "template": template}
     settings = settings.model_copy(update={key: value for key, value in given.items() if value not in ("auto", None)})
     tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code, folder=written_for)
@@ -328,8 +413,10 @@ def open_session(
         install(settings.template, tokenizer)
     own = head_of_config(load_config(settings, trust_remote_code=trust_remote_code))
     head = own if written_for is None else store.head_of(written_for) or own
-    model = load_model(settings, tokenizer, trust_remote_code=trust_remote_code, head=head).model
+    model = load_model(settings, tokenizer, trust_remote_code=trust_remote_code, head=head, say=say).model
     renderer = Renderer(tokenizer, system_turn=system_turn or found.system_turn)
+    if head is None and _goes_on(tokenizer, written_for):
+        renderer = GoesOn(tokenizer)
     session = Session(model, tokenizer, renderer, name=settings.name, say=say, own_head=own)
     if written_for is not None and has_tokenizer(written_for):
         session.base_tokenizer = partial(_base_tokenizer, settings, trust_remote_code)

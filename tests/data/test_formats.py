@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunesmith.data.files import INDEX
 from tunesmith.data.formats import FORMATS, convert, recognise
 from tunesmith.data.settings import TemplateFormat
 from tunesmith.data.sources import read
-from tunesmith.data.types import Conversation, Document, Judged, Message, Origin, Preference
+from tunesmith.data.types import Conversation, Document, Judged, Message, Origin, Preference, Prompt
 from tunesmith.errors import DataError
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -162,6 +163,54 @@ def test_unknown_and_ambiguous_columns_list_candidates_and_columns():
         recognise(raw({"question": "q", "reply": "r"}))
     with pytest.raises(DataError, match=r"(?s)text.*alpaca"):
         recognise(raw({"text": "t", "instruction": "i", "output": "o"}))
+
+
+WORDED = {
+    "alpaca": {"instruction": "do it", "output": " done\n", "text": "### Instruction:\ndo it\n### Response:\ndone"},
+    "prompt-completion": {"prompt": "a", "completion": "b", "text": "<u>a<b>b"},
+    "input-output": {"input": "a", "output": "b", "text": "a b"},
+    "messages": {
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"from": "gpt", "value": "r"},
+            {"role": "tool", "content": None},
+        ],
+        "text": "q: r",
+    },
+}
+
+
+@pytest.mark.parametrize("name", WORDED)
+def test_a_text_that_only_words_the_other_columns_is_not_the_rows_meaning(name):
+    row = WORDED[name]
+    assert recognise(raw(row, row)) == name
+    alone = {"text": "b", **dict.fromkeys(row.keys() - {"text"})}
+    other = row | {"text": "something else"}
+    for odd in (other, alone, row | {"text": 3}):
+        with pytest.raises(DataError, match=rf"could be any of text, {name}"):
+            recognise(raw(row, row, row, odd))
+    assert recognise(raw(row, row, row | {"text": None})) == name
+
+
+def test_beside_what_is_no_conversation_a_text_stays_ambiguous():
+    with pytest.raises(DataError, match="could be any of text, segments"):
+        recognise(raw({"text": "a", "segments": [{"label": True, "text": "a"}]}))
+
+
+def test_a_text_without_the_input_of_its_row_says_something_else():
+    row = WORDED["alpaca"] | {"input": "on this"}
+    with pytest.raises(DataError, match="could be any of"):
+        recognise(raw(row))
+    assert convert(raw(row | {"text": row["text"] + row["input"]}), "auto", {}).notes == ("columns not used: text",)
+
+
+def test_the_numbers_of_a_csv_s_rows_are_left_out_and_that_is_said():
+    template = TemplateFormat(prompt="{{ prompt }}", answer="{{ completion }}")
+    for form, makes in (("auto", Conversation), (template, Conversation), ("prompt", Prompt)):
+        reading = convert(raw({INDEX: "0", "prompt": "a", "completion": "b"}), form, {}, (makes,))
+        assert [note for note in reading.notes if "numbers the rows" in note]
+        assert INDEX not in str(reading)
+    assert convert(raw({INDEX: "0", "prompt": "a"}), "auto", {"completion": INDEX}).notes == ()
 
 
 def test_columns_are_renamed_and_the_unused_are_told():

@@ -195,6 +195,8 @@ MIXED = {
     "passed over": [{"prompt": "p", "question": "q" * (i > 5), "chosen": "a", "rejected": "b"} for i in range(12)],
     "broken": [{"text": "a"}] * 6 + [{"text": 3}, {"txt": "b"}] * 3,
     "no text": [{"text": " "}] * 9,
+    "text repeats": [{"instruction": f"do {i}", "output": "b", "text": f"> do {i} < b"} for i in range(12)],
+    "text repeats but once": [{"instruction": f"do {i}", "output": "b", "text": f"do {i % 9} b"} for i in range(12)],
 }  # fmt: skip
 
 
@@ -225,6 +227,7 @@ BROKEN = {
     "a.csv a field too many": ("text,topic\n{}1,2,3\n{}4\n{}", "some words,1\n" * 9),
     "a.csv a quote": ('text\n{}"x"y\n{}', "some words\n" * 9),
     "a.csv a quote that stays open": ('text\n{}"x\n{}', "some words\n" * 9),
+    "a.csv a first column that is no index": (",text\n0,a\n{}", "7,some words\n" * 9),
     "a.csv no column that any format has": ("word,other\n{}", "some,words\n" * 9),
     "a.txt no UTF-8": ("{}\udcff\n{}\n\udcfe{}", "some words\n" * 9),
 }
@@ -238,6 +241,16 @@ def test_what_cannot_be_read_is_told_as_ever_and_not_read_whole(tmp_path, name, 
     path = tmp_path / (name.split()[0] + ".gz" * packed)
     path.write_bytes(gzip.compress(content) if packed else content)
     assert kept_alike(tmp_path / "cache", DataSettings(train=str(path))) is None
+
+
+def test_what_a_csv_s_index_and_names_of_roles_have_said_of_them_is_said_of_pieces_too(files, tmp_path):
+    (tmp_path / "a.csv").write_text(",text\n" + "".join(f"{i},word {i}\n" for i in range(12)))
+    found = kept_alike(tmp_path / "cache", DataSettings(train=str(tmp_path / "a.csv"), held_out=2))
+    assert "numbers the rows" in " ".join(found.notes)
+    for named, is_said in (("bard", True), ("user", False)):
+        said = DataSettings(train=files["talks"], roles={named: "user"}, held_out=2)
+        notes = " ".join(kept_alike(tmp_path / "cache", said).notes)
+        assert (f"data.roles names {named}, which no message has" in notes) is is_said
 
 
 def test_what_is_wrong_is_told_in_the_order_of_the_way(files, tmp_path):
@@ -283,6 +296,7 @@ def test_a_hub_data_set_is_known_by_its_fingerprint(tmp_path, monkeypatch):
             raise ConnectionError("offline")
         return there[name]
 
+    monkeypatch.setattr("tunesmith.data.hub.hub_answers", lambda: True)
     monkeypatch.setattr("datasets.load_dataset", load)
     for name in there:
         kept_alike(tmp_path, DataSettings(train=name, subset="some", held_out=2))

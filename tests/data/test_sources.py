@@ -9,7 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tunesmith.data.files import INDEX
+from tunesmith.data.settings import DataSettings
 from tunesmith.data.sources import read
+from tunesmith.data.streamed import ReadWhole, walked
 from tunesmith.errors import DataError
 
 ROWS = [{"text": "naïve, “quoted”"}, {"text": "two\nlines"}, {"text": "🙂"}]
@@ -126,6 +129,30 @@ def test_a_folder_is_read_whole_or_by_its_splits(tmp_path):
         read(tmp_path / "none")
 
 
+@pytest.mark.parametrize("split", ["validation", "test", "train[:10]"])
+def test_what_has_no_splits_is_read_whole_as_train_alone(tmp_path, split):
+    from datasets import Dataset, DatasetDict
+
+    (tmp_path / "plain").mkdir()
+    write(tmp_path / "plain" / "a.jsonl", "\n".join(map(json.dumps, ROWS)))
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    for folder in ("plain", "saved"):
+        assert rows_of(tmp_path / folder) == rows_of(tmp_path / folder, split="train") == ROWS
+        with pytest.raises((DataError, ReadWhole)):
+            walked(DataSettings(train=str(tmp_path / folder), split=split))
+        with pytest.raises(DataError, match=r"(?s)has no splits.*take data\.split out"):
+            read(tmp_path / folder, split=split)
+    DatasetDict({"test": Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "both"))
+    assert rows_of(tmp_path / "both", split="test") == ROWS
+
+
+def test_a_saved_part_is_that_split(tmp_path):
+    from datasets import Dataset, NamedSplit
+
+    Dataset.from_list(ROWS, split=NamedSplit("validation")).save_to_disk(str(tmp_path / "saved"))
+    assert rows_of(tmp_path / "saved", split="validation") == rows_of(tmp_path / "saved") == ROWS
+
+
 def test_what_tools_hide_in_a_folder_is_not_data(tmp_path):
     for hidden in (".ipynb_checkpoints", ".cache/hub"):
         (tmp_path / hidden).mkdir(parents=True)
@@ -208,6 +235,7 @@ def test_a_broken_row_does_not_hide_those_behind_it(tmp_path, case):
     name, content, places = BROKEN_IN_MANY_PLACES[case]
     with pytest.raises(DataError) as caught:
         read(write(tmp_path / name, content))
+    assert type(caught.value) is DataError
     assert f"{len(places)} broken rows" in str(caught.value)
     assert all(f"{place}:" in str(caught.value) for place in places)
 
@@ -224,6 +252,49 @@ def test_a_missing_file_is_told_from_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="hub cannot be reached"):
         read("nobody-here/no-such-data")
+
+
+def test_a_hub_that_is_out_of_reach_is_not_waited_for(monkeypatch):
+    """Unless the rows were fetched before: then `datasets` has them."""
+    monkeypatch.setattr("tunesmith.data.hub.hub_answers", lambda: False)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asked"))
+    for limit in (None, 3):
+        with pytest.raises(DataError, match="hub cannot be reached"):
+            read("nobody-here/no-such-data", limit=limit)
+        with pytest.raises((DataError, ReadWhole)):
+            walked(DataSettings(train="nobody-here/no-such-data", limit=limit))
+
+
+def test_what_was_fetched_before_needs_no_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("tunesmith.data.hub.hub_answers", lambda: False)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
+    (tmp_path / "owner___my_rows").mkdir()
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: ROWS)
+    assert rows_of("owner/MyRows") == ROWS
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_pandas_index_is_told_from_a_column_of_rows(tmp_path, count):
+    import pandas as pd
+
+    table = pd.DataFrame({"prompt": ["a, b"] * count, "completion": ["c"] * count})
+    for name, sep in (("a.csv", ","), ("a.tsv", "\t")):
+        table.to_csv(tmp_path / name, sep=sep)
+        rows = rows_of(tmp_path / name)
+        assert [row.pop(INDEX) for row in rows] == [str(number) for number in range(count)]
+        assert rows == table.to_dict("records")
+    table.to_csv(tmp_path / "once.csv")
+    pd.read_csv(tmp_path / "once.csv").to_csv(tmp_path / "twice.csv")
+    assert list(rows_of(tmp_path / "twice.csv")[0]) == [INDEX, "Unnamed: 0", "prompt", "completion"]
+    table.index = [f"id {number}" for number in range(count)]
+    table.to_csv(tmp_path / "named.csv")
+    with pytest.raises(DataError, match=r"(?s)line 2.*no name.*'id 0'.*index=False"):
+        read(tmp_path / "named.csv")
+    write(tmp_path / "own.csv", f"{INDEX},text\nx,a\n")
+    assert rows_of(tmp_path / "own.csv") == [{INDEX: "x", "text": "a"}]
+    write(tmp_path / "inner.csv", "a,,b\n1,2,3\n")
+    with pytest.raises(DataError, match="name every column"):
+        read(tmp_path / "inner.csv")
 
 
 def test_long_csv_fields_are_read_and_the_module_left_as_it_was(tmp_path):

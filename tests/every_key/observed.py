@@ -147,6 +147,7 @@ def rows_of_the_hub(home: Home, resolved: Resolved) -> Any:
         return [{"prompt": f"{name} {subset} {number}", "completion": split} for number in range(9)]
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.data.hub.hub_answers", lambda: True)
         patch.setattr("datasets.load_dataset", load_dataset)
         return rows(home, resolved)
 

@@ -3,15 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from tunesmith.adapters.attach import Switch, attach
 from tunesmith.adapters.lora import Settings, build
-from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models.generate import Memory, generate
+from tunesmith.errors import AdapterError
+from tunesmith.models.generate import Memory, _bytes_per_token, generate
+from tunesmith.models.rows import Batch, Ending, Row
 from tunesmith.models.sampling import Sampling, choose, uniforms
 from tunesmith.models.text_stream import TextStream
-from tunesmith.models.tiny import ARCHITECTURES, VOCABULARY, tiny
+from tunesmith.models.tiny import ARCHITECTURES, VOCABULARY, randomise, tiny
 
 EOS = 2
 
@@ -236,11 +237,38 @@ def test_the_model_comes_back_as_it_was():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_layers_with_a_running_state_are_refused():
-    model = tiny("llama")
-    model.config.layer_types = ["linear_attention", "full_attention"]
-    with pytest.raises(ModelError, match="linear_attention"):
-        generate(model, [[5]], max_new_tokens=1, eos_ids=[])
+def gemma4():
+    """Layers of two widths: the config as a whole has none to ask for."""
+    config = AutoConfig.for_model(
+        "gemma4_text", vocab_size=VOCABULARY, hidden_size=32, intermediate_size=56, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, global_head_dim=16, sliding_window=12,
+        hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCABULARY, num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"], pad_token_id=0, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    randomise(model, 0)
+    return model
+
+
+def test_layers_of_several_widths_answer_as_a_loop_without_a_cache():
+    model = gemma4()
+    prompts = prompts_of(1, 5)
+    made = generate(model, prompts, max_new_tokens=16, eos_ids=[], max_rows=2)
+    for prompt, answer in zip(prompts, made, strict=True):
+        tokens = list(prompt)
+        with torch.no_grad():
+            while len(tokens) < len(prompt) + 16:
+                tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+        assert same_but_for_ties(model, prompt, answer.token_ids, tokens[len(prompt) :])
+
+
+@pytest.mark.parametrize("model", [tiny("llama"), tiny("gemma3"), gemma4()], ids=["llama", "gemma3", "gemma4"])
+def test_what_the_config_says_of_a_token_is_what_the_cache_holds(model):
+    batch = Batch(model, 1, None, None, 64)
+    with torch.no_grad():
+        batch.admit([[Row(0, [5, 6], None, None, Ending(1))]])
+    assert _bytes_per_token(model) == batch.cache.bytes_per_token()
 
 
 def test_cache_bytes_bounds_the_rows():

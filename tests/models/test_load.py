@@ -72,7 +72,7 @@ def test_a_text_past_what_the_model_was_made_for_is_told_of_once(arch, length, t
 
 def test_without_the_hub_what_is_unpacked_here_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
-    monkeypatch.setattr("tunesmith.models.load._answers", lambda endpoint: False)
+    monkeypatch.setattr("tunesmith.models.load.hub_answers", lambda: False)
     for folder in ("demo", "gguf/own", "unfinished"):
         (tmp_path / folder).mkdir(parents=True)
     for folder in ("demo", "gguf/own"):

@@ -137,8 +137,8 @@ def main(path: str) -> int:
     try:
         work(Order(**json.loads(Path(path).read_text())), tell)
     except TunesmithError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        tell({"failed": str(error), "kind": type(error).__name__})
+        print(f"{error.public_name}: {error}", file=sys.stderr)
+        tell({"failed": str(error), "kind": error.public_name})
         return error.exit_code
     except KeyboardInterrupt:
         tell({"failed": "interrupted", "kind": "Interrupted"})

@@ -103,10 +103,11 @@ class ChatTemplate:
         user, answer = {"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}
         if not self.tokenizer.chat_template:
             raise DataError(
-                "the tokenizer has no chat template, and the rows are conversations",
+                "the tokenizer has no chat template to write a conversation by",
                 where="model.template",
                 fix="set model.template to a name (chatml, llama3, alpaca, plain …), a file, or Jinja text; "
-                "chat and generate take --template",
+                "to ask a model: --template NAME with chat and generate, template=NAME in Python; plain writes the "
+                "text alone, for a model to go on from",
             )
         try:
             whole = self.render([user, answer])

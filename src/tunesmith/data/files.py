@@ -240,8 +240,14 @@ def _text_lines(path: Path, problems: Problems) -> Iterator[str]:
                 yield raw.decode("utf-8", errors="replace")
 
 
+INDEX = "(index)"
+"""A first column without a name that numbers the rows, as pandas' `to_csv` writes it; `convert` leaves it out."""
+
+
 def _checked_header(header: list[str], path: Path) -> list[str]:
     names = [name.strip() for name in header]
+    if names[0] == "" and len(names) > 1 and INDEX not in names:
+        names[0] = INDEX
     wrong = next((name for name in names if not name or names.count(name) > 1), None)
     if wrong is not None:
         raise DataError(
@@ -269,11 +275,16 @@ def _read_csv(path: Path, problems: Problems) -> Iterator[RawRow]:
     reader = csv.reader(_text_lines(path, problems), delimiter=delimiter, strict=True)
     records = _csv_records(reader, path, problems)
     try:
-        header = _checked_header(first[1], path) if (first := next(records, None)) else []
+        first = next(records, None)
+        header = _checked_header(first[1], path) if first else []
     except DataError as error:
         problems.add(error)
         return
-    for line, values in records:
+    has_index = first is not None and not first[1][0].strip()
+    for number, (line, values) in enumerate(records):
+        if has_index and values[0].strip() != str(number) and len(values) == len(header):
+            problems.add(_no_index(path, line, header, values[0]))
+            return
         if len(values) == len(header):
             yield Origin(str(path), line), dict(zip(header, values, strict=True))
             continue
@@ -286,6 +297,16 @@ def _read_csv(path: Path, problems: Problems) -> Iterator[RawRow]:
                 fix='mend the row; put "…" around fields that hold a comma or a line break',
             )
         )
+
+
+def _no_index(path: Path, line: int, header: list[str], value: str) -> DataError:
+    return DataError(
+        "the first column has no name, and does not number the rows",
+        where=f"{path}, line {line}",
+        found=f"{value!r}, in front of {listed(header[1:])}",
+        expected="a name for every column in the first line; or, without one, the numbers 0, 1, 2, … of pandas' index",
+        fix="name the column in the first line; to leave pandas' index out, write the file by to_csv(…, index=False)",
+    )
 
 
 def _csv_records(reader: CsvReader, path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:

@@ -14,19 +14,29 @@ The first four are conversations or documents; `preferences.py` has those that h
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.data.files import RawRow
+from tunesmith.data.files import INDEX, RawRow
 from tunesmith.data.labels import labelled
 from tunesmith.data.learned import learned
-from tunesmith.data.messages import KNOWN_KEYS, Names, Unreadable, need, parsed, read_messages, read_tools, text_of
+from tunesmith.data.messages import (
+    KNOWN_KEYS,
+    Names,
+    Unreadable,
+    need,
+    parsed,
+    read_messages,
+    read_tools,
+    refuse_surrogates,
+    text_of,
+)
 from tunesmith.data.other_rows import input_output, nemo, openpipe, verl
 from tunesmith.data.pieces import segments, tokens
 from tunesmith.data.preferences import openai_preference, passed_over, preference, unpaired
 from tunesmith.data.problems import Problems, listed, shown
+from tunesmith.data.repeated import spoken_apart
 from tunesmith.data.settings import Learn, MessageKey, TemplateFormat
 from tunesmith.data.template_rows import makes, template
 from tunesmith.data.types import (
@@ -39,7 +49,6 @@ from tunesmith.data.types import (
     Preference,
     Prompt,
     Row,
-    turns_of,
 )
 from tunesmith.errors import DataError
 
@@ -206,6 +215,8 @@ class Reading:
     notes: tuple[str, ...] = ()
     message_keys: frozenset[str] = frozenset()
     """All keys that stood in a message, where some are renamed."""
+    roles: frozenset[str] = frozenset()
+    """All roles that did, where some are."""
 
 
 def convert(
@@ -227,7 +238,7 @@ def convert(
     names = Names(message_keys or {}, roles or {})
     if columns:
         raw = _renamed(raw, columns)
-    notes: list[str] = []
+    raw, notes = _without_index(raw)
     source = raw[0][0].source if raw else None
     reader: Reader
     if isinstance(format, TemplateFormat):
@@ -248,7 +259,7 @@ def convert(
     for origin, row in raw:
         try:
             result = reader(row, origin, names)
-            _refuse_surrogates(result)
+            refuse_surrogates(result)
             rows.append(learned(result, own) if isinstance(result, Conversation) else result)
         except Unreadable as error:
             problems.add(
@@ -261,7 +272,15 @@ def convert(
                 )
             )
     problems.raise_if_any()
-    return Reading(rows, name, tuple(notes), frozenset(names.seen))
+    return Reading(rows, name, tuple(notes), frozenset(names.seen), frozenset(names.said))
+
+
+def _without_index(raw: Sequence[RawRow]) -> tuple[Sequence[RawRow], list[str]]:
+    """The rows without a CSV's unnamed column of their numbers, and that it was left out."""
+    if not any(INDEX in row for _, row in raw):
+        return raw, []
+    said = "a first column without a name that numbers the rows, as pandas writes its index, is left out"
+    return [(origin, {name: row[name] for name in row if name != INDEX}) for origin, row in raw], [said]
 
 
 def _expectation(name: str, row: RawColumns) -> str | None:
@@ -299,6 +318,8 @@ _ADVICE = {
 }
 
 
+BESIDE_TEXT = {name: kind.needs for name, kind in FORMATS.items() if kind.makes is Conversation}
+"""The columns of the formats that a `text` may merely word, as tatsu-lab/alpaca's does."""
 LOOKED_AT = 100
 """Rows whose columns are named where no format has them."""
 
@@ -309,16 +330,22 @@ def recognise(
     or_else: tuple[type[Row], ...] = (),
     *,
     first: Sequence[RawRow] | None = None,
+    apart: Container[str] | None = None,
 ) -> str:
     """The one format whose columns most rows have: filled, or else there at all, so that the nulls can be named.
 
     Of those that make something the objective takes, or else something of `or_else`; where there is none, of the
-    others, to be refused by name. `first`: the first rows, where `raw` only stands in for them.
+    others, to be refused by name. `first` and `apart` (repeated.py): the first rows, and the formats beside whose
+    columns `text` says something of its own, where `raw` only stands in for the rows.
     """
     filled = [frozenset(name for name, value in row.items() if value is not None) for _, row in raw]
     ways = [_candidates(filled), _candidates([frozenset(row) for _, row in raw])]
     wanted = (_of(kinds, there) for kinds in (takes, or_else) for there in ways)
     candidates = _widest(next((names for names in wanted if names), [])) or _most_telling(ways[0] or ways[1])
+    if "text" in candidates and len(candidates) == 2:  # where it says nothing but what the others' columns do
+        apart = spoken_apart([row for _, row in raw], BESIDE_TEXT) if apart is None else apart
+        (other,) = set(candidates) - {"text"}
+        candidates = [other] if other in BESIDE_TEXT and other not in apart else candidates
     if len(candidates) == 1:
         return candidates[0]
     first = (raw if first is None else first)[:LOOKED_AT]
@@ -410,25 +437,3 @@ def _unused(raw: Sequence[RawRow], name: str, names: Names) -> list[str]:
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _refuse_surrogates(row: Row) -> None:
-    """Half of a UTF-16 pair is not text: no tokenizer can encode it."""
-    row = row.text if isinstance(row, Labelled) else row
-    turns = turns_of(row)
-    parts = (
-        [row.text]
-        if isinstance(row, Document)
-        else [part for turn in turns for part in (turn.role, turn.content, turn.reasoning, turn.name) if part]
-        + [json.dumps(call, ensure_ascii=False, default=str) for turn in turns for call in turn.tool_calls]
-        + [json.dumps(tool, ensure_ascii=False, default=str) for tool in row.tools]
-    )
-    for part in parts:
-        if not part.isascii():
-            try:
-                part.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise Unreadable(
-                    "the text holds half of a UTF-16 pair, which is no character",
-                    found=repr(part[max(error.start - 10, 0) : error.end + 10]),
-                ) from None

@@ -118,7 +118,7 @@ def _kept(task: Task, tokenizer: Any, sources: list[Content], root: Path, say: C
             one.side.examples = examples[one.start : one.end]
         train, held_out = [one.side for one in laid.train], [one.side for one in laid.held_out]
         prepared = replace(
-            joined(task, laid.how, train, held_out, worded),
+            joined(task, laid.notes, train, held_out, worded),
             held_out_rows=table.meanings(),
             answering=table.answering(),
         )

@@ -16,12 +16,13 @@ from itertools import compress, islice, product
 import numpy as np
 
 from tunesmith.data.counts import FIRST, Counts, Tally, total
-from tunesmith.data.files import RawRow
-from tunesmith.data.formats import FORMATS, LOOKED_AT, Reading, recognise
+from tunesmith.data.files import INDEX, RawRow
+from tunesmith.data.formats import BESIDE_TEXT, FORMATS, LOOKED_AT, Reading, recognise
 from tunesmith.data.laying import Laying
-from tunesmith.data.mixture import Part, refuse_unseen_keys
+from tunesmith.data.mixture import Part, refuse_unseen_keys, unseen_roles
 from tunesmith.data.prepare import Side, Task, side_of
 from tunesmith.data.render import BATCH, Renderer
+from tunesmith.data.repeated import spoken_apart
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.split import Split, as_held_out, group_of, split
 from tunesmith.data.streamed import ReadWhole, walked
@@ -46,7 +47,7 @@ class LaidSide:
 
 @dataclass
 class Laid:
-    how: str
+    notes: tuple[str, ...]
     train: list[LaidSide]
     held_out: list[LaidSide]
 
@@ -108,7 +109,7 @@ def lay(task: Task, worded: Mapping[str | None, Renderer], laying: Laying) -> La
     if not all(is_read):  # a source without rows
         raise ReadWhole
     refuse_unseen_keys(readings)
-    return Laid(walk.parted.how, train, held_out)
+    return Laid((walk.parted.how, *unseen_roles(readings)), train, held_out)
 
 
 class _Picked(Iterable[RawRow]):
@@ -159,14 +160,14 @@ def _side(
     """What becomes of the rows of one source on one side, and what was noticed in reading them."""
     survey = Survey(part.settings)
     counts: list[Counts] = []
-    named, keys = part, frozenset[str]()
+    named, keys, roles = part, frozenset[str](), frozenset[str]()
     for piece in pieces(rows):
         survey.look(piece)
         if named.settings.format == "auto":
             named = of_format(part, survey.recognised(task))
         own = replace(named, raw=piece)
         reading = own.converted(task.takes, learn=part.settings.learn)
-        keys |= reading.message_keys
+        keys, roles = keys | reading.message_keys, roles | reading.roles
         made = side_of(own, reading, renderer, task.advice)
         counts.append(made.counts)
         survey.add_shapes(made.shapes, piece)
@@ -180,7 +181,7 @@ def _side(
         raise ReadWhole
     seen = replace(named, raw=survey.telling).converted(task.takes, learn=part.settings.learn)
     side = Side(part, seen.format, seen.notes, counts=total(counts), shapes=survey.by_count())
-    return side, replace(seen, rows=[], message_keys=keys)
+    return side, replace(seen, rows=[], message_keys=keys, roles=roles)
 
 
 def of_format(part: Part, name: str) -> Part:
@@ -198,13 +199,15 @@ class Survey:
     """What is said of all rows of a side together, gathered from its pieces.
 
     `filled`: how many rows there are of each set of columns that are there, and of those of them that hold something.
-    `first`: the columns of the first rows. `telling`: the first rows that show a column, or a key of a message, that
+    `first`: the columns of the first rows. `apart`: formats beside whose columns `text` says something of its own.
+    `telling`: the first rows that show a column, or a key of a message, that
     none before them did.
     """
 
     settings: DataSettings
     filled: Counter[tuple[frozenset[str], frozenset[str]]] = field(default_factory=Counter)
     first: list[RawRow] = field(default_factory=list)
+    apart: set[str] = field(default_factory=set)
     telling: list[RawRow] = field(default_factory=list)
     shapes: dict[tuple[str, ...], Tally] = field(default_factory=dict)
     _known: set[object] = field(default_factory=set)
@@ -219,7 +222,10 @@ class Survey:
             if is_auto:
                 there = {name: name for name in row if name not in renamed.values()} | renamed
                 if len(self.first) < LOOKED_AT:
-                    self.first.append((origin, dict.fromkeys(there)))
+                    self.first.append((origin, dict.fromkeys(name for name in there if name != INDEX)))
+                if "text" in there and len(self.apart) < len(BESIDE_TEXT):
+                    ours = {name: row.get(own) for name, own in there.items()}
+                    self.apart |= spoken_apart([ours], BESIDE_TEXT)
                 self.filled[
                     frozenset(name for name in there if name in TELLING),
                     frozenset(name for name, own in there.items() if name in TELLING and row.get(own) is not None),
@@ -231,7 +237,7 @@ class Survey:
         for (there, filled), count in zip(self.filled, fewer(list(self.filled.values())), strict=True):
             stand_in = (self.first[0][0], {name: True if name in filled else None for name in there})
             rows += [stand_in] * count
-        return recognise(rows, task.takes, first=self.first)
+        return recognise(rows, task.takes, first=self.first, apart=self.apart)
 
     def add_shapes(self, shapes: Mapping[tuple[str, ...], Tally], piece: Sequence[RawRow]) -> None:
         new = [shape for shape in shapes if shape not in self.shapes]

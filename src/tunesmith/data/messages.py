@@ -11,7 +11,7 @@ from typing import Any
 from tunesmith.data.problems import listed, shown
 from tunesmith.data.settings import MessageKey
 from tunesmith.data.strict_json import strict_value
-from tunesmith.data.types import LearnedSpan, Marked, Message
+from tunesmith.data.types import Document, Labelled, LearnedSpan, Marked, Message, Row, turns_of
 
 ROLES = {
     "system": "system",
@@ -63,12 +63,13 @@ def framed(turn: Message, before: str, after: str = "", **changes: Any) -> Messa
 class Names:
     """What rows call the keys {ours: theirs} and roles {theirs: ours} of messages, beside the names known anyway.
 
-    `seen` gathers all keys that stood in a message.
+    `seen` gathers all keys that stood in a message, `said` all roles, where some are renamed.
     """
 
     keys: Mapping[MessageKey, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set, compare=False)
+    said: set[str] = field(default_factory=set, compare=False)
 
     def in_our_words(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
         """A message with its keys renamed; null is nothing."""
@@ -109,6 +110,8 @@ def read_messages(value: Any, key: str, names: Names | None = None) -> tuple[Mes
             raise Unreadable(f"{place} must be an object", found=f"{type(item).__name__} {shown(item, 40)}")
         item = names.in_our_words(item)
         turn = _read_message(item, place, names.roles)
+        if names.roles:
+            names.said.add(item["role"] if item.get("role") is not None else item["from"])
         if turns and _joins(turns[-1], turn, item):
             # ShareGPT writes a call as a turn of its own; it belongs to the assistant's turn before it.
             turns[-1] = replace(turns[-1], tool_calls=turns[-1].tool_calls + turn.tool_calls)
@@ -343,3 +346,25 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nulls(item) for item in value]
     return value
+
+
+def refuse_surrogates(row: Row) -> None:
+    """Half of a UTF-16 pair is not text: no tokenizer can encode it."""
+    row = row.text if isinstance(row, Labelled) else row
+    turns = turns_of(row)
+    parts = (
+        [row.text]
+        if isinstance(row, Document)
+        else [part for turn in turns for part in (turn.role, turn.content, turn.reasoning, turn.name) if part]
+        + [json.dumps(call, ensure_ascii=False, default=str) for turn in turns for call in turn.tool_calls]
+        + [json.dumps(tool, ensure_ascii=False, default=str) for tool in row.tools]
+    )
+    for part in parts:
+        if not part.isascii():
+            try:
+                part.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise Unreadable(
+                    "the text holds half of a UTF-16 pair, which is no character",
+                    found=repr(part[max(error.start - 10, 0) : error.end + 10]),
+                ) from None

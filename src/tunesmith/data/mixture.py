@@ -151,3 +151,13 @@ def refuse_unseen_keys(read: Sequence[tuple[Part, Reading]]) -> None:
             found=f"keys {listed(sorted(seen))}" if seen else "no message",
             fix="write data.message_keys as {ours: theirs}",
         )
+
+
+def unseen_roles(read: Sequence[tuple[Part, Reading]]) -> list[str]:
+    """What is said of names in `roles` that no message has: misspelt, or of turns that these rows do not have."""
+    named = dict.fromkeys(theirs for part, _ in read for theirs in part.settings.roles)
+    of_some = [reading.roles for part, reading in read if part.settings.roles]
+    seen = frozenset[str]().union(*of_some)
+    if not (missing := [theirs for theirs in named if theirs not in seen]):
+        return []
+    return [f"data.roles names {listed(missing)}, which no message has; roles there: {listed(sorted(seen))}"]

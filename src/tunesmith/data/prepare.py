@@ -15,7 +15,7 @@ from tunesmith.data.digests import digest_of, fingerprint
 from tunesmith.data.files import RawRow
 from tunesmith.data.fit import fit, measure, whole_pairs
 from tunesmith.data.formats import IN_WORDS, LEARNABLE, Reading
-from tunesmith.data.mixture import Part, each, mixed, part_rows, read_parts, refuse_unseen_keys
+from tunesmith.data.mixture import Part, each, mixed, part_rows, read_parts, refuse_unseen_keys, unseen_roles
 from tunesmith.data.problems import Problems, counted
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings
@@ -107,12 +107,13 @@ def prepare(
     parts = read_parts(settings, rows)
     parted = part_rows(parts, settings, seed=seed)
     readings = _read(parted.train, takes), _read(parted.held_out, takes)
-    refuse_unseen_keys([one for side in readings for one in side if one[0].raw])
+    read = [one for side in readings for one in side if one[0].raw]
+    refuse_unseen_keys(read)
     worded = renderers(tokenizer, settings, [part.template for part in parts])
     of_train, of_held_out = (
         [side_of(part, reading, worded[part.template], task.advice) for part, reading in side] for side in readings
     )
-    return joined(task, parted.how, of_train, of_held_out, worded)
+    return joined(task, (parted.how, *unseen_roles(read)), of_train, of_held_out, worded)
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,13 @@ class Task:
 
 
 def joined(
-    task: Task, how: str, of_train: Sequence[Side], of_held_out: Sequence[Side], worded: Mapping[str | None, Renderer]
+    task: Task,
+    notes: Sequence[str],
+    of_train: Sequence[Side],
+    of_held_out: Sequence[Side],
+    worded: Mapping[str | None, Renderer],
 ) -> Prepared:
-    """All sides as one; `how` they were parted."""
+    """All sides as one; `notes`: how they were parted, and what is to be said of the rows of all."""
     advice, seed = task.advice, task.seed
     for side in (*of_train, *of_held_out):
         side.counts = total([side.counts])
@@ -180,7 +185,7 @@ def joined(
         total(side.counts for side in of_train),
         held_out_counts,
         " and ".join(dict.fromkeys(side.format for side in of_train if side.format)),
-        (how, *task.bound, *_beyond([*train, *held_out], task.made_for), *_noted(of_train), *_rendered(worded)),
+        (*notes, *task.bound, *_beyond([*train, *held_out], task.made_for), *_noted(of_train), *_rendered(worded)),
         fingerprint(train, held_out),
         worded[None],
         _by_source(of_train, of_held_out),

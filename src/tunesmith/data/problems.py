@@ -7,12 +7,6 @@ from tunesmith.errors import DataError
 SHOWN = 10
 
 
-class Broken(DataError):
-    """Rows that are broken; `problems` are those of which it speaks, where it speaks of rows of one kind alone."""
-
-    problems: Problems | None = None
-
-
 class Problems:
     """Collects one error per broken row; shows the first ten and the count.
 
@@ -40,17 +34,17 @@ class Problems:
             error.problems = self
             raise error
 
-    def _as_one(self) -> Broken:
+    def _as_one(self) -> DataError:
         if self.count == 1:
             (one,) = self.first
-            return Broken(one.what, where=one.where, found=one.found, expected=one.expected, fix=one.fix)
+            return DataError(one.what, where=one.where, found=one.found, expected=one.expected, fix=one.fix)
         lines = []
         for error in self.first:
             found = f" (found: {error.found})" if error.found else ""
             lines.append(f"  {error.where}: {error.what}{found}" if error.where else f"  {error.what}{found}")
         if self.count > len(self.first):
             lines.append(f"  … and {self.count - len(self.first)} more")
-        return Broken(
+        return DataError(
             f"{self.count} {self.noun}\n" + "\n".join(lines),
             expected=_in_order([error.expected for error in self.first]),
             fix=_in_order([error.fix for error in self.first]),

@@ -145,7 +145,8 @@ class Renderer:
         except UnicodeEncodeError as error:
             raise DataError("the prompt holds half of a UTF-16 pair, which is no character") from error
         except TemplateFailed as error:
-            raise DataError(f"the chat template refuses the prompt: {error}") from error
+            fix = _INTO_USER if isinstance(error, NoSystemTurn) else None
+            raise DataError(f"the chat template refuses the prompt: {error}", fix=fix) from error
         ids = self._encoder.encode(text, add_special_tokens=False).ids
         drop, before = self._bos_repair(ids)
         return before + ids[drop:]
@@ -266,9 +267,7 @@ class Renderer:
             turns = call_ids.counted(turns)
         if turns and turns[0].role == "system" and (self.system_turn == "into-user" or not traits.system):
             if self.system_turn == "keep" and messages and messages[0].role == "system":
-                raise TemplateFailed(
-                    "it has no system turn; set data.system_turn=into-user to put it before the user's"
-                )
+                raise NoSystemTurn("it has no system turn")
             self._notes["system turns are put in front of the first user turn"] = None
             if isinstance(turns[0], Marked):
                 self._notes["what is learned of a system turn to the character is not: it stands in a user turn"] = None
@@ -386,6 +385,16 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+class NoSystemTurn(TemplateFailed):
+    """The template has no place for the system turn that the row or the prompt has."""
+
+
+_INTO_USER = (
+    "put it before the user's turn: --system-turn into-user with chat, generate and evaluate; "
+    'in Python open_session(…, system_turn="into-user"); in a recipe data.system_turn=into-user'
+)
+
+
 class TokensUnknown(Exception):
     """A row of token ids was made with another tokenizer."""
 
@@ -401,6 +410,9 @@ def _row_error(error: Exception, origin: Origin) -> DataError:
             where=str(origin),
             fix="set model.template to a template that writes turns out one after the other",
         )
+    if isinstance(error, NoSystemTurn):
+        fix = "set data.system_turn=into-user to put it before the user's"
+        return DataError(f"the chat template refuses the row: {error}", where=str(origin), fix=fix)
     return DataError(
         f"the chat template refuses the row: {shown(str(error), 200)}",
         where=str(origin),

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.files import READERS, RawRow, ending, of_arrow, read_file
-from tunesmith.data.problems import Problems, listed, shown
+from tunesmith.data.hub import is_out_of_reach
+from tunesmith.data.problems import listed, shown
+from tunesmith.data.python_rows import read_python
 from tunesmith.data.quiet import quiet_datasets
 from tunesmith.data.settings import name_and_split
 from tunesmith.data.types import Origin
@@ -19,13 +21,15 @@ Source = str | Path | Iterable[Mapping[str, Any]]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Written beside data by `datasets`: about the data, not of it.
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json"}
+WHOLE = "train"
+"""The split that is asked for where nothing is said: of what has no splits, all of it."""
 _SPLIT_WORDS = ("train", "validation", "valid", "dev", "eval", "test")
 
 
 def read(source: Source, *, split: str = "train", subset: str | None = None, limit: int | None = None) -> list[RawRow]:
     """The rows of `source` with where each came from. Broken rows are one DataError that names them all."""
     if not isinstance(source, (str, Path)):
-        return _read_python(source, limit)
+        return read_python(source, limit)
     path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(path, split, limit)
@@ -69,29 +73,6 @@ def _nearby(path: Path) -> str:
     return f"data files in {parent}: {listed(names)} (a hub id is written owner/name)"
 
 
-def _read_python(source: Iterable[Mapping[str, Any]], limit: int | None) -> list[RawRow]:
-    problems = Problems("rows are not dictionaries")
-    rows: list[RawRow] = []
-    for number, row in enumerate(source, start=1):
-        if isinstance(row, Mapping):
-            rows.append((Origin("rows", number), dict(row)))
-        else:
-            problems.add(
-                DataError(
-                    "a row must be a dictionary",
-                    where=f"rows, row {number}",
-                    found=f"{type(row).__name__} {shown(row, 40)}",
-                    expected='{"column": value, …}',
-                )
-            )
-        if limit is not None and len(rows) >= limit:
-            break
-    problems.raise_if_any()
-    if not rows:
-        raise DataError("no rows were given", where="rows", fix="give at least one dictionary")
-    return rows
-
-
 def _read_folder(folder: Path, split: str, limit: int | None) -> list[RawRow]:
     if is_saved(folder):
         return _read_saved(folder, split, limit)
@@ -132,7 +113,35 @@ def data_files(folder: Path, split: str) -> list[Path]:
                 fix="set data.split, or name one file",
             )
         files = chosen
+    elif split != WHOLE:
+        raise _no_splits(folder, split, f"files whose names speak of none: {listed(path.name for path in files[:8])}")
     return files
+
+
+def _no_splits(folder: Path, split: str, found: str) -> DataError:
+    """Rows of a folder that knows no splits are not those of a split, whichever is asked for."""
+    return DataError(
+        f"there is no split {split!r}: the folder has no splits",
+        where=str(folder),
+        found=found,
+        expected=f"files whose names begin with {listed(_SPLIT_WORDS)}",
+        fix=f"take data.split out (it is {WHOLE} where nothing is said), or name one file",
+    )
+
+
+def saved_split(saved: Any, folder: Path, split: str) -> Any:
+    """The rows of a saved data set, or those of one of its splits. DataError where it has no such split."""
+    from datasets import DatasetDict
+
+    if isinstance(saved, DatasetDict):
+        if split in saved:
+            return saved[split]
+        raise DataError(
+            f"no split {split!r}", where=str(folder), found=listed(saved), fix="set data.split to one of them"
+        )
+    if split not in (WHOLE, str(saved.split)):
+        raise _no_splits(folder, split, "one data set, saved alone")
+    return saved
 
 
 def _is_data(path: Path) -> bool:
@@ -148,20 +157,14 @@ def _split_of(path: Path) -> str | None:
 
 def _read_saved(folder: Path, split: str, limit: int | None) -> list[RawRow]:
     """A folder written by `Dataset.save_to_disk`."""
-    from datasets import DatasetDict, load_from_disk
+    from datasets import load_from_disk
 
     with quiet_datasets():
         try:
             saved = load_from_disk(str(folder))
         except Exception as error:  # pyarrow and datasets raise a dozen kinds for a damaged folder
             raise DataError("not a readable saved data set", where=str(folder), found=shown(str(error), 160)) from error
-        if isinstance(saved, DatasetDict):
-            if split not in saved:
-                raise DataError(
-                    f"no split {split!r}", where=str(folder), found=listed(saved), fix="set data.split to one of them"
-                )
-            saved = saved[split]
-        return _collected(saved, str(folder), limit)
+        return _collected(saved_split(saved, folder, split), str(folder), limit)
 
 
 def _collected(dataset: Iterable[Any], name: str, limit: int | None) -> list[RawRow]:
@@ -178,6 +181,8 @@ def _collected(dataset: Iterable[Any], name: str, limit: int | None) -> list[Raw
 def _read_hub(name: str, split: str, subset: str | None, limit: int | None) -> list[RawRow]:
     from datasets import load_dataset
 
+    if is_out_of_reach(name):
+        raise _unreachable(name, "no connection to the hub")
     label = f"{name} ({subset}, {split})" if subset else f"{name} ({split})"
     try:
         return _collected(load_dataset(name, subset, split=split, streaming=limit is not None), label, limit)
@@ -204,12 +209,7 @@ def _hub_error(error: Exception, name: str, split: str, subset: str | None) -> D
         )
     offline = {"OfflineModeIsEnabled", "ConnectionError", "ConnectError", "LocalEntryNotFoundError", "TimeoutError"}
     if kinds & offline or "couldn't reach" in text.lower() or "offline" in text.lower():
-        return DataError(
-            "there is no such file or folder here, and the hub cannot be reached",
-            where=name,
-            found=first,
-            fix="give the path of a local file, or check the network (HF_HUB_OFFLINE must not be set)",
-        )
+        return _unreachable(name, first)
     if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         return DataError(
             "there is no such file or folder here, and no public data set of this name on the hub",
@@ -219,4 +219,13 @@ def _hub_error(error: Exception, name: str, split: str, subset: str | None) -> D
     wanted = f"split {split!r}" + (f" of subset {subset!r}" if subset else "")
     return DataError(
         f"the hub data set has no readable {wanted}", where=name, found=first, fix="set data.split, data.subset"
+    )
+
+
+def _unreachable(name: str, found: str) -> DataError:
+    return DataError(
+        "there is no such file or folder here, and the hub cannot be reached",
+        where=name,
+        found=found,
+        fix="give the path of a local file, or check the network (HF_HUB_OFFLINE must not be set)",
     )

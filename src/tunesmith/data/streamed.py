@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.files import READERS, RawRow, ending, of_arrow, rows_of, told_rows
+from tunesmith.data.hub import is_out_of_reach
 from tunesmith.data.problems import Problems
 from tunesmith.data.quiet import quiet_datasets
 from tunesmith.data.settings import DataSettings
-from tunesmith.data.sources import data_files, is_saved, read
+from tunesmith.data.sources import data_files, is_saved, read, saved_split
 from tunesmith.data.types import Origin
 from tunesmith.errors import DataError
 
@@ -157,11 +158,10 @@ def walked(one: DataSettings) -> Collection[RawRow]:
 
 
 def _saved(folder: Path, split: str) -> Any:
-    from datasets import DatasetDict, load_from_disk
+    from datasets import load_from_disk
 
     with quiet_datasets(), _or_read_whole():
-        saved = load_from_disk(str(folder))
-        return saved[split] if isinstance(saved, DatasetDict) else saved
+        return saved_split(load_from_disk(str(folder)), folder, split)
 
 
 def of_hub(name: str, subset: str | None, split: str) -> Any:
@@ -169,6 +169,8 @@ def of_hub(name: str, subset: str | None, split: str) -> Any:
         raise ReadWhole
     from datasets import load_dataset
 
+    if is_out_of_reach(name):
+        raise ReadWhole
     with quiet_datasets(), _or_read_whole():
         return load_dataset(name, subset, split=split)
 

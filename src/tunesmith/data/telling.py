@@ -17,7 +17,7 @@ from tunesmith.data.formats import Reading
 from tunesmith.data.large import Survey, Walks, of_format, parts_of, pieces, walks
 from tunesmith.data.mixture import Part, each, refuse_unseen_keys
 from tunesmith.data.prepare import Task, renderers, side_of
-from tunesmith.data.problems import Broken, Problems
+from tunesmith.data.problems import Problems
 from tunesmith.data.render import Renderer
 from tunesmith.data.streamed import ReadWhole, walked
 from tunesmith.errors import DataError
@@ -65,7 +65,7 @@ class _Gathered:
         try:
             yield
         except DataError as error:
-            found = error.problems if isinstance(error, Broken) else None
+            found = error.problems if isinstance(error.problems, Problems) else None
             if found is None:
                 self.others.append(error)
             else:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tunesmith.models.rows import Batch, FinishReason, Row
+from tunesmith.models.rows import FinishReason, Row, UnderWay
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Beams:
         self.width, self.finish = width, finish
         self._best: dict[int, _Best] = {}
 
-    def take(self, batch: Batch, rows: Sequence[Row], logits: Tensor) -> None:
+    def take(self, batch: UnderWay, rows: Sequence[Row], logits: Tensor) -> None:
         """logits [len(rows), V] of the batch's last rows: each goes on with a token, or its whole prompt ends."""
         logprobs = logits.float().log_softmax(-1)
         places: dict[int, list[int]] = {}
@@ -49,10 +49,8 @@ class Beams:
             places.setdefault(row.index, []).append(at)
         offset = len(batch.rows) - len(rows)
         sources, targets, ended = [], [], []
-        first = batch.end
         for mine in places.values():
             group = [rows[at] for at in mine]
-            answered = group[0].start + len(group[0].prompt)
             kept = self._next(group, logprobs[mine])
             before = [(list(row.token_ids), list(row.logprobs)) for row in group]
             for row, (source, token, logprob) in zip(group, kept, strict=True):
@@ -62,14 +60,12 @@ class Beams:
                 moved = [
                     (mine[source], at) for (source, _, _), at in zip(kept, mine, strict=True) if mine[source] != at
                 ]
-                if moved and answered < batch.end:  # what they have computed of the prompt is the same
-                    first = min(first, answered)
-                    sources += [offset + source for source, _ in moved]
-                    targets += [offset + at for _, at in moved]
+                sources += [offset + source for source, _ in moved]
+                targets += [offset + at for _, at in moved]
                 continue
             ended += [offset + at for at in mine]
             self._end(group)
-        batch.cache.copy_rows(sources, targets, first, batch.end)
+        batch.copy_rows(sources, targets)
         batch.drop(ended)
 
     def _next(self, group: list[Row], logprobs: Tensor) -> list[tuple[int, int, float]]:

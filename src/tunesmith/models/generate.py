@@ -1,4 +1,5 @@
-"""Answers from any causal language model: token in, token out, batched over a preallocated cache.
+"""Answers from any causal language model: token in, token out, batched over a preallocated cache (or, where layers keep
+a state that padding would spoil, one at a time: models/alone.py).
 
     prompts --longest first, a shared prefix computed once--> rows of one cache (models/cache.py)
             --each step: one forward of one column, one choice per row (models/sampling.py)-->
@@ -20,11 +21,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.adapters.attach import Switch, slots, virtuals
-from tunesmith.errors import AdapterError, ModelError
+from tunesmith.errors import AdapterError
 from tunesmith.models import attention
+from tunesmith.models.alone import Alone, why_alone
 from tunesmith.models.beams import Beams
 from tunesmith.models.cache import RowCache
-from tunesmith.models.rows import Batch, Ending, FinishReason, Prefix, Row
+from tunesmith.models.rows import Batch, Ending, FinishReason, Prefix, Row, UnderWay
 from tunesmith.models.sampling import Sampling, choose, uniforms
 
 Decode = Callable[[list[int]], str]
@@ -68,7 +70,7 @@ class _Answers:
     on_answer: Callable[[int, Generated], object] | None
     memory: Memory | None
 
-    def take(self, batch: Batch, rows: list[Row], logits: Tensor) -> None:
+    def take(self, batch: UnderWay, rows: list[Row], logits: Tensor) -> None:
         """Choose a token for each of `rows` (the last of the batch), and let go of those that end with it."""
         u = None
         if self.sampling.temperature > 0:
@@ -84,7 +86,7 @@ class _Answers:
         offset = len(batch.rows) - len(rows)
         reasons = {offset + i: reason for i, row in enumerate(rows) if (reason := row.ending.reason(row.token_ids))}
         ended = [(batch.rows[i], reason) for i, reason in reasons.items()]
-        if self.memory is not None and ended:
+        if self.memory is not None and ended and isinstance(batch, Batch):
             _remember(self.memory, batch, ended[0][0])
         batch.drop(reasons.keys())
         for row, reason in ended:
@@ -150,11 +152,16 @@ def generate(
     waiting = _groups(prompts, names, ids, num_samples, sampling, endings, num_beams)
     chooser = answers if beams is None else beams
     with _for_generation(model, any(lead is not None and lead.gates for lead in leads)):
-        longest = max((len(p) + end.max_new_tokens for p, end in zip(prompts, endings, strict=True)), default=1)
-        fit = cache_bytes // (longest * _bytes_per_token(model))
-        num_rows = max(num_beams, min(max_rows, len(answers.made) * num_beams, fit))
-        prefix = _recall(memory, prompts, names) or _shared_prefix(model, prompts, names, switch, prefill_tokens)
-        batch = Batch(model, num_rows, switch, prefix, prefill_tokens)
+        batch: UnderWay
+        if why_alone(model) is None:
+            longest = max((len(p) + end.max_new_tokens for p, end in zip(prompts, endings, strict=True)), default=1)
+            fit = cache_bytes // (longest * _bytes_per_token(model))
+            num_rows = max(num_beams, min(max_rows, len(answers.made) * num_beams, fit))
+            prefix = _recall(memory, prompts, names) or _shared_prefix(model, prompts, names, switch, prefill_tokens)
+            batch = Batch(model, num_rows, switch, prefix, prefill_tokens)
+        else:
+            num_rows = max(num_beams, min(max_rows, num_samples))  # of one prompt, which is computed once
+            batch = Alone(model, switch)
         while waiting or batch.rows:
             if cancelled and cancelled():
                 break
@@ -163,7 +170,7 @@ def generate(
                 chooser.take(batch, batch.rows[-sum(map(len, groups)) :], logits)
             elif batch.rows:
                 chooser.take(batch, list(batch.rows), batch.step())
-        if memory is not None and batch.rows:
+        if memory is not None and batch.rows and isinstance(batch, Batch):
             _remember(memory, batch, batch.rows[0])
     left = [*batch.rows, *(row for group in waiting for row in group)]
     for row in left if beams is None else beams.cancelled(left):
@@ -202,12 +209,6 @@ def _check(
     """The adapter's name for each prompt, or the reason why this cannot be run."""
     if num_samples < 1 or num_beams < 1:
         raise ValueError("num_samples and num_beams are at least 1")
-    if memory_types := _unknown_layers(model):
-        raise ModelError(
-            f"{type(model).__name__} cannot answer in batches",
-            found=f"layers of the kind {', '.join(sorted(memory_types))}",
-            expected="attention alone: padding would run through such a layer's state",
-        )
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {i} is empty; a model without a BOS token needs at least one token")
@@ -228,13 +229,6 @@ def _check_beams(num_samples: int, temperature: float, on_token: Any, memory: Me
         raise ValueError("num_beams looks for one most probable answer: num_samples is 1 and temperature 0 with it")
     if on_token is not None or memory is not None:
         raise ValueError("num_beams knows its answer at the end: no on_token and no memory with it")
-
-
-def _unknown_layers(model: PreTrainedModel) -> set[str]:
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    known = {"full_attention", "sliding_attention", "chunked_attention", "moe", "mlp"}
-    stateful = {"recurrent"} if getattr(model, "_is_stateful", False) else set()
-    return (set(kinds) - known) | stateful
 
 
 @contextmanager
@@ -269,11 +263,15 @@ def _contiguous(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 
 def _bytes_per_token(model: PreTrainedModel) -> int:
-    """Of the cache, from the config: an upper estimate where the model stores something smaller."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * width * model.dtype.itemsize)
+    """Of the cache, layer by layer from the config: an upper estimate where the model stores something smaller."""
+    config: Any = model.config.get_text_config()
+    each = getattr(config, "per_layer_config", None) or [config] * config.num_hidden_layers
+    numbers = 0
+    for layer in each:  # Gemma 4's are not alike, and its config as a whole has no width to ask for
+        heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
+        width = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+        numbers += 2 * heads * width
+    return int(numbers * model.dtype.itemsize)
 
 
 def _groups(

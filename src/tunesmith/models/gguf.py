@@ -12,6 +12,7 @@ import io
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,20 +78,25 @@ def _write(gguf: Path, folder: Path, adjust: Adjust) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from tunesmith.models.load import without_bars
+    from tunesmith.models.whole import refuse_partial, without_report
 
     # The converter draws a bar of its own, whatever transformers is told.
-    with without_bars(), contextlib.redirect_stderr(io.StringIO()):
+    with without_bars(), without_report(), contextlib.redirect_stderr(io.StringIO()):
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(
+            auto: Any = AutoModelForCausalLM
+            model, told = auto.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.bfloat16,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
         except (ValueError, KeyError, NotImplementedError) as error:
             found = str(error).splitlines()[0][:200]
             raise ModelError("this GGUF file cannot be read", where=str(gguf), found=found) from error
+        refuse_partial(model, told, gguf.name, say=warnings.warn)
         adjust(model, tokenizer)
         if getattr(model.config, "quantization_config", None) is not None:
             del model.config.quantization_config

@@ -6,14 +6,13 @@ from __future__ import annotations
 import copy
 import json
 import os
-import socket
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +29,7 @@ from transformers.utils import logging as hf_logging
 
 from tunesmith.adapters.heads import ClassHead, drawn, say_in_config
 from tunesmith.adapters.targets import anatomy
+from tunesmith.data.hub import hub_answers
 from tunesmith.errors import MachineError, ModelError
 from tunesmith.machine import cache_folder, cpu_flags, cpu_name
 from tunesmith.models import attention, stored
@@ -41,6 +41,7 @@ from tunesmith.models.expected import (
 )
 from tunesmith.models.fuse import fuse
 from tunesmith.models.settings import ModelSettings
+from tunesmith.models.whole import refuse_partial, torn_apart, without_report
 from tunesmith.quant.dense import weight_shape
 
 _FROM_PAD = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer", "esm")
@@ -161,11 +162,11 @@ def _check_name(name: str, revision: str | None = None) -> None:
         return
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ModelError(f"there is no folder {name}", fix="check the path, or give a hub id like owner/name")
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
         return
-    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
+    if not hub_answers():
         from tunesmith.models.gguf import already_unpacked
 
         there = "".join(f"; a model that is here: model.name={folder}" for folder in already_unpacked())
@@ -173,18 +174,6 @@ def _check_name(name: str, revision: str | None = None) -> None:
             f"{name} is not a folder here and not in the hub's cache, and the hub cannot be reached",
             fix=f"check the spelling, give a folder, or come back with a network{there}",
         )
-
-
-def _answers(endpoint: str) -> bool:
-    """Whether a connection can be made; behind a proxy that is left to the hub's client."""
-    address = urlsplit(endpoint)
-    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    try:
-        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def _offline_kwargs(name: str) -> dict[str, Any]:
@@ -316,16 +305,20 @@ def load_model(
     dtype: torch.dtype | None = None,
     head: ClassHead | None = None,
     seed: int = 0,
+    say: Callable[[str], object] = warnings.warn,
 ) -> Loaded:
     """The frozen model, ready to answer, on its device. `dtype` overrides the settings: a resumed run keeps its own.
 
-    `head`: it ends in a classification head, which is drawn by `seed` where the model's files have none.
+    `head`: it ends in a classification head, which is drawn by `seed` where the model's files have none. Files that
+    lack anything else are refused; `say` gets what they hold beyond the model.
     """
     device = pick_device(settings.device)
     dtype = dtype or pick_dtype(settings.dtype, device)
     attention.register()
     name = _local(settings.name)
     config = load_config(settings, trust_remote_code=trust_remote_code)
+    if getattr(config, "rescale_every", 0):
+        config.rescale_every = 0  # RWKV halves what it learned in answering alone, and not what an adapter adds
     storage = settle(settings, config, trust_remote_code=trust_remote_code, ends_in_words=head is None)
     reading = stored.reading(config, storage, device)
     auto: Any = AutoModelForCausalLM
@@ -333,7 +326,8 @@ def load_model(
         auto = AutoModelForSequenceClassification
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         say_in_config(config, head, pad)
-    with without_bars(), nullcontext() if head is None else drawn(seed):
+    drawing = nullcontext() if head is None else drawn(seed)
+    with without_bars(), without_report(), torn_apart(settings.name), drawing:
         model, told = _fetch(
             "model",
             settings.name,
@@ -344,12 +338,12 @@ def load_model(
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # else a table, and an error without a name: refuse_partial says it
                 **{"dtype": dtype, **reading},
                 **_offline_kwargs(name),
             ),
         )
-    if head is not None:
-        _refuse_missing(model, told["missing_keys"], settings.name)
+    refuse_partial(model, told, settings.name, drawn=() if head is None else anatomy(model).scorer, say=say)
     if reading:
         stored.settle_in(model, dtype, storage)
     resize_for(model, tokenizer)
@@ -361,18 +355,6 @@ def load_model(
     vocabulary = tokenizer.get_vocab()
     added = tuple(vocabulary[token] for token in settings.add_tokens)
     return Loaded(model, tokenizer, settings.name, dtype, added)
-
-
-def _refuse_missing(model: PreTrainedModel, missing: Sequence[str], name: str) -> None:
-    """Only the head may be drawn anew: a body that the files do not hold would be trained from noise."""
-    paths = anatomy(model).scorer
-    odd = sorted(key for key in missing if key.rpartition(".")[0] not in paths)
-    if odd:
-        raise ModelError(
-            f"the files of {name} do not hold the whole body of {type(model).__name__}",
-            found=f"{len(odd)} tensors are missing: {', '.join(odd[:3])}",
-            fix="take a model of this architecture; an encoder's files, or a causal language model's",
-        )
 
 
 @contextmanager

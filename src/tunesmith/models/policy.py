@@ -26,6 +26,7 @@ from tunesmith.adapters.virtual import Virtual
 from tunesmith.data.types import Batch, Segment
 from tunesmith.errors import ModelError
 from tunesmith.models import attention
+from tunesmith.models.trial import blamed, cause, is_no_room, narrow_windows, refuse_unlearnable, tensors_only
 from tunesmith.quant.dense import dense_weight, storage_of
 
 WINDOW = 12
@@ -67,7 +68,7 @@ class Policy(nn.Module):
         self.model = model
         self.switch = switch
         self.flat = flat
-        self._backbone = (model.base_model,)
+        self._backbone = (_backbone(model),)
         self.noise: nn.Module | None = None
         """Called with the embedded tokens [..., d] and the length of each one's document [...]."""
         self.stored: Stored | None = None
@@ -340,6 +341,15 @@ def _spare_tokens(tokens: int, device: torch.device, dtype: torch.dtype) -> int:
     return -tokens % (64 if tokens > 512 else 16)
 
 
+def _backbone(model: PreTrainedModel) -> nn.Module:
+    """What gives hidden states: the model's base, or, where its class misnames that (Llama 4's text model), what holds
+    the blocks."""
+    found: nn.Module = model.base_model
+    if found is model and (blocks := anatomy(model).blocks):
+        return model.get_submodule(blocks[0].rpartition(".")[0].rpartition(".")[0])
+    return found
+
+
 def head_of(model: PreTrainedModel, adapter_name: str | None) -> Head:
     """The output head as numbers, with the adapter called `adapter_name` merged into it."""
     layer: Any = model.get_output_embeddings()
@@ -386,11 +396,12 @@ def probe(model: PreTrainedModel, switch: Switch) -> tuple[Policy, str | None]:
         high = min(config.vocab_size, rows)
         lengths = (3 * WINDOW, WINDOW // 2, 2 * WINDOW)
         documents = [torch.randint(0, high, (n,), generator=generator).to(model.device) for n in lengths]
-        narrow.enter_context(_narrow_windows(model))
-        if is_classifier(model):
-            alone = [model(input_ids=document[None]).logits for document in documents]
-        else:
-            alone = [model(input_ids=document[None], use_cache=False).logits[0] for document in documents]
+        narrow.enter_context(narrow_windows(model, WINDOW))
+        fix = "take another version of transformers, or another model; what was found says why"
+        with blamed(model, "does not run", fix), tensors_only(model):
+            options = {} if is_classifier(model) else {"use_cache": False}
+            given = [model(input_ids=document[None], **options).logits for document in documents]
+        alone = given if is_classifier(model) else [logits[0] for logits in given]
         batch = flat_batch(documents)
         looks_ahead = is_classifier(model) and not hasattr(model, "score")
         reason = "the tokens of an encoder see those behind them too" if looks_ahead else None
@@ -398,10 +409,13 @@ def probe(model: PreTrainedModel, switch: Switch) -> tuple[Policy, str | None]:
             policy = Policy(model, switch, flat=flat)
             try:
                 gap = _gap_of_scores(policy, batch, alone) if is_classifier(model) else _gap(policy, batch, alone)
-            except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-                reason = reason or f"{type(error).__name__}: {error}".splitlines()[0]
+            except Exception as error:  # of a model's own code, which may not be made for this
+                if is_no_room(error):
+                    raise
+                reason = reason or cause(error)
                 continue
             if gap <= 1:
+                refuse_unlearnable(policy, flat_batch([document[:WINDOW] for document in documents]))
                 return policy, None if flat else reason
             reason = reason or f"documents in one row disturb each other (logits differ {gap:.3g} times too much)"
         raise ModelError(
@@ -425,20 +439,3 @@ def _gap_of_scores(policy: Policy, batch: Batch, alone: Sequence[Tensor]) -> flo
     wanted = torch.cat(list(alone)).float()
     bound = 0.1 if policy.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
     return (policy.scores(batch) - wanted).abs().max().item() / max(wanted.abs().max().item(), 1e-6) / bound
-
-
-@contextmanager
-def _narrow_windows(model: PreTrainedModel) -> Iterator[None]:
-    """Sliding windows and chunks of attention of at most `WINDOW` tokens, so that short documents reach beyond them."""
-    before = []
-    for holder in (model.config, model.config.get_text_config(), *model.modules()):
-        for name in ("sliding_window", "attention_chunk_size"):
-            value = vars(holder).get(name)
-            if isinstance(value, int) and not isinstance(value, bool) and value > WINDOW:
-                before.append((holder, name, value))
-                setattr(holder, name, WINDOW)
-    try:
-        yield
-    finally:
-        for holder, name, value in before:
-            setattr(holder, name, value)

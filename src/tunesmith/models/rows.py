@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -71,6 +71,20 @@ class Prefix:
     cache: RowCache
 
 
+class UnderWay(Protocol):
+    """Rows that are answered, however they are run: in one batch, or each alone (models/alone.py)."""
+
+    rows: list[Row]
+
+    def admit(self, groups: list[list[Row]]) -> Tensor: ...
+
+    def step(self) -> Tensor: ...
+
+    def drop(self, ended: Collection[int]) -> None: ...
+
+    def copy_rows(self, sources: list[int], targets: list[int]) -> None: ...
+
+
 class Batch:
     """The rows under way and their cache. Rows [0, n) are alive; all write column `end` next."""
 
@@ -117,7 +131,7 @@ class Batch:
         gated = {lead for lead in leads if lead is not None and lead.gates}
         if gated:
             inputs["gated"] = [([row for row, own in enumerate(leads) if own is lead], lead) for lead in gated]
-        with _adapters_set(self.switch, adapters):
+        with adapters_set(self.switch, adapters):
             logits = self.model(**inputs, past_key_values=self.cache, use_cache=True).logits
         return logits[:, -1]
 
@@ -187,6 +201,12 @@ class Batch:
         del self.rows[kept:]
         self.mask[kept:] = False
 
+    def copy_rows(self, sources: list[int], targets: list[int]) -> None:
+        """What row `sources[i]` has computed of its answer becomes that of row `targets[i]`, which has its prompt."""
+        first = min((self.rows[at].start + len(self.rows[at].prompt) for at in sources), default=self.end)
+        if first < self.end:
+            self.cache.copy_rows(sources, targets, first, self.end)
+
 
 def _given(
     tokens: Tensor, leads: list[Virtual | None]
@@ -218,7 +238,7 @@ def _given(
 
 
 @contextmanager
-def _adapters_set(switch: Switch | None, adapters: list[str | None]) -> Iterator[None]:
+def adapters_set(switch: Switch | None, adapters: list[str | None]) -> Iterator[None]:
     """The rows' adapters for the length of a forward pass; one for all where they agree."""
     with nullcontext() if switch is None else switch.set_to(*_setting(adapters)):
         yield

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from tunesmith.adapters.attach import Switch, virtuals
 from tunesmith.data.types import Message
 from tunesmith.errors import ModelError
+from tunesmith.models.alone import told_alone
 from tunesmith.models.generate import Generated, Memory, generate
 from tunesmith.models.load import made_for, most_tokens
 from tunesmith.models.sampling import Sampling
@@ -76,6 +77,7 @@ class Session:
     words: dict[str | None, Words] = field(default_factory=dict)
     say: Callable[[str], object] = warnings.warn
     _told_of_length: bool = False
+    _told_of_pace: bool = False
 
     def words_of(self, adapter: str | None) -> Words:
         return self.words.get(adapter) or Words(self.tokenizer, self.renderer)
@@ -105,6 +107,7 @@ class Session:
     ) -> list[Generated]:
         """Answers to token ids; `options` as in `models.generate.generate`."""
         self._tell_of_length(map(len, prompts))
+        self._tell_of_pace()
         made = generate(
             self.model,
             prompts,
@@ -155,6 +158,12 @@ class Session:
             self.say(
                 f"a text of {longest:,} tokens: the model was made for {known:,}, and may answer worse beyond them"
             )
+
+    def _tell_of_pace(self) -> None:
+        """Once: this model answers one prompt after another."""
+        if not self._told_of_pace and (line := told_alone(self.model, self.switch)):
+            self.say(line)
+        self._told_of_pace = True
 
     def stream(
         self,
