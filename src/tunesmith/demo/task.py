@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.atomic import write_file
 from tunesmith.demo.generator import Question, databases, test_questions, training_questions
 from tunesmith.demo.schemas import variant
 from tunesmith.score.sql import Verdict, execution_match
@@ -101,7 +102,7 @@ def write_task(task: Task, folder: Path) -> dict[str, Path]:
     paths = {}
     for name, content in rows.items():
         paths[name] = folder / f"{name}.jsonl"
-        paths[name].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
+        write_file(paths[name], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
     return paths
 
 

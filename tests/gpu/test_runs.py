@@ -1,6 +1,6 @@
 """Whole runs on the device: trained, broken off and gone on with, merged and asked. Skipped where there is none.
 
-`TUNESMITH_TEST_DEVICE=cpu python -m pytest tests/gpu/test_run.py` tries the tests themselves.
+`TUNESMITH_TEST_DEVICE=cpu python -m pytest tests/gpu/test_runs.py` tries the tests themselves.
 """
 
 from __future__ import annotations
