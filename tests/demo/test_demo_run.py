@@ -48,11 +48,16 @@ def struck(demo, step, monkeypatch):
         if isinstance(event, StepDone) and event.step == step:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"demo --folder .* goes on from here"):
-        train = runs.train
-        patch.setattr(runs, "train", lambda *a, **k: train(*a, **k, listeners=[strike]))
+    train = runs.train
+
+    def told():
         with main._told_how_to_go_on(demo):
             main._train(demo, "model")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "train", lambda *a, **k: train(*a, **k, listeners=[strike]))
+        with pytest.raises(Interrupted, match=r"demo --folder .* goes on from here"):
+            told()
 
 
 def test_from_a_checkpoint_it_goes_on(demo, monkeypatch):
