@@ -147,8 +147,8 @@ def _train(folder: Path, model: str) -> Any:
     """Trains; or goes on where an earlier demo has left a checkpoint, and begins anew where it has left none."""
     from tunesmith import run as runs
 
-    run = folder / "run"
-    has_saved = any((run / "checkpoints").glob("*step-*"))  # whole, or in the midst of being put in place
+    run, patterns = folder / "run", ("step-*", ".old-step-*")  # an old one is put back where its heir never came
+    has_saved = any(path for pattern in patterns for path in (run / "checkpoints").glob(pattern))
     if not has_saved:
         _clear(run)
     return runs.train(resolved(folder, model), resume=has_saved)
@@ -177,14 +177,17 @@ def _told_how_to_go_on(folder: Path) -> Iterator[None]:
     except Interrupted as error:
         raise error.to_do(f"{again} goes on from here") from None
     except CheckpointError as error:
-        raise error.to_do(f"start anew: {again} --fresh; or elsewhere: {_command()} demo --folder …") from None
+        anew = f"if nothing is at work there, start anew: {again} --fresh"
+        raise error.to_do(f"{anew}; or elsewhere: {_command()} demo --folder …") from None
 
 
 def _throw_away(folder: Path) -> None:
     """What a demo writes, and nothing else: the folder may be anybody's."""
+    written = ("scores.json", "before.json", *(f"data/{name}.jsonl" for name in ("train", *TESTS)))
+    (folder / written[0]).unlink(missing_ok=True)  # first: with it, what a kill leaves here would look finished
     with _told_how_to_go_on(folder):
         _clear(folder / "run")
-    for name in ("scores.json", "before.json", *(f"data/{name}.jsonl" for name in ("train", *TESTS))):
+    for name in written[1:]:
         (folder / name).unlink(missing_ok=True)
 
 
