@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -52,22 +54,23 @@ def recipe(model: Path, rows: Path, folder: Path, **train) -> dict:
     }
 
 
-class Server:
-    """Starts runs in forked children; `run` returns the exit status as a shell tells it (128 + n for a signal)."""
+class Forks:
+    """A server that forks a child for each line; `ask` returns its exit status as a shell tells it (128 + n for a
+    signal)."""
 
-    def __init__(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CANARY_TOKEN": CANARY, "HF_TOKEN": CANARY}
+    def __init__(self, *command: str, **environment: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
 
-    def run(self, values: dict, *, resume: bool = False, strike: dict | None = None, log: Path | None = None) -> int:
-        """`strike`: {"target": "module:path", "call": n, "signal": s}: the signal comes as the n-th call begins."""
+    def ask(self, order: dict) -> int:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(
-            json.dumps({"values": values, "resume": resume, "strike": strike, "log": str(log) if log else None}) + "\n"
-        )
+        self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, "the server is gone"
@@ -78,6 +81,17 @@ class Server:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(30)
+
+
+class Server(Forks):
+    """Starts runs."""
+
+    def __init__(self) -> None:
+        super().__init__(__file__, CANARY_TOKEN=CANARY, HF_TOKEN=CANARY)
+
+    def run(self, values: dict, *, resume: bool = False, strike: dict | None = None, log: Path | None = None) -> int:
+        """`strike`: {"target": "module:path", "call": n, "signal": s}: the signal comes as the n-th call begins."""
+        return self.ask({"values": values, "resume": resume, "strike": strike, "log": str(log) if log else None})
 
 
 CANARY = "canary-7f3e-secret-of-the-environment"
@@ -115,10 +129,9 @@ def arm(strike: dict) -> None:
     setattr(holder, leaf, wrapped)
 
 
-def child(order: dict) -> int:
-    from tunesmith import run
+def in_child(order: dict, work: Callable[[], object]) -> int:
+    """The exit status of `work`, which may be struck; what it prints goes to the order's log."""
     from tunesmith.errors import TunesmithError
-    from tunesmith.recipe import from_dict
 
     no_network()
     log = os.open(order["log"] or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -127,7 +140,7 @@ def child(order: dict) -> int:
     if order["strike"]:
         arm(order["strike"])
     try:
-        run.train(from_dict(order["values"]), resume=order["resume"])
+        work()
     except TunesmithError as error:
         print(error, flush=True)
         return error.exit_code
@@ -141,7 +154,8 @@ def child(order: dict) -> int:
     return 0
 
 
-def serve() -> None:
+def fork_for_each_line(child: Callable[[dict], int]) -> None:
+    """Imports what every child needs, then forks one for each order on stdin."""
     import torch
 
     from tunesmith import run  # noqa: F401 - imported before the first fork, so that children start at once
@@ -154,6 +168,7 @@ def serve() -> None:
         if pid == 0:
             code = 98
             try:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 code = child(json.loads(line))
             finally:
                 os._exit(code)
@@ -161,5 +176,12 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
+def child(order: dict) -> int:
+    from tunesmith import run
+    from tunesmith.recipe import from_dict
+
+    return in_child(order, lambda: run.train(from_dict(order["values"]), resume=order["resume"]))
+
+
 if __name__ == "__main__":
-    serve()
+    fork_for_each_line(child)
