@@ -144,7 +144,7 @@ STORAGES_TAIL = """## What is read
 - Checkpoints that **bitsandbytes** quantised (NF4, FP4, with or without double quantisation, int8), as they are.
 - **GPTQ** checkpoints of 2, 4 or 8 bits, in either format, with any group size and order. They are read in torch;
   neither gptqmodel nor optimum is needed. It is a plain path: dequantising takes several passes over the matrix.
-- **GGUF** files: dequantised once into a plain folder in the cache (needs `pip install 'tunesmith[demo]'`). Nothing
+- **GGUF** files: dequantised once into a plain folder in the cache (needs `pip install gguf accelerate`). Nothing
   is saved in memory; with `model.storage` the folder may be quantised again while it is read.
 - AWQ, HQQ, FP8 and all others are refused by name before any weight is read.
 

@@ -8,11 +8,16 @@ import json
 import math
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import MachineError
+
+_PARTIAL = "partial-"
+_LEFT_SECONDS = 24 * 3600
 
 
 def finite(value: Any) -> Any:
@@ -40,6 +45,15 @@ def write_file(path: Path, content: str | bytes) -> None:
             beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def new_partial(parent: Path) -> Path:
+    """A folder in `parent` for what is not whole yet. Those that a killed process left a day ago or longer go."""
+    for left in parent.glob(f"{_PARTIAL}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=parent))
 
 
 def no_room(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tunesmith.data.files import INDEX
 from tunesmith.data.settings import DataSettings
-from tunesmith.data.sources import read
+from tunesmith.data.sources import read, read_held_out
 from tunesmith.data.streamed import ReadWhole, walked
 from tunesmith.errors import DataError
 
@@ -136,12 +136,14 @@ def test_what_has_no_splits_is_read_whole_as_train_alone(tmp_path, split):
     (tmp_path / "plain").mkdir()
     write(tmp_path / "plain" / "a.jsonl", "\n".join(map(json.dumps, ROWS)))
     Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
-    for folder in ("plain", "saved"):
+    for folder in ("plain", "plain/a.jsonl", "saved"):
         assert rows_of(tmp_path / folder) == rows_of(tmp_path / folder, split="train") == ROWS
         with pytest.raises((DataError, ReadWhole)):
             walked(DataSettings(train=str(tmp_path / folder), split=split))
         with pytest.raises(DataError, match=r"(?s)has no splits.*take data\.split out"):
             read(tmp_path / folder, split=split)
+    file = str(tmp_path / "plain" / "a.jsonl")
+    assert [row for _, row in read_held_out(file, split=split)] == ROWS, "data.split is that of the other rows"
     DatasetDict({"test": Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "both"))
     assert rows_of(tmp_path / "both", split="test") == ROWS
 

@@ -13,8 +13,10 @@ from tunesmith.adapters.attach import Switch
 from tunesmith.adapters.lora import Settings
 from tunesmith.models.alone import Alone, told_alone, why_alone
 from tunesmith.models.generate import Memory, generate
+from tunesmith.models.policy import Policy
 from tunesmith.models.session import Params
 from tunesmith.models.tiny import VOCABULARY, randomise, tiny
+from tunesmith.objectives.samplers import told_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -195,3 +197,12 @@ def test_a_session_says_once_that_it_answers_one_at_a_time():
     for _ in range(2):
         session.generate([[5, 6], [7]], Params(max_new_tokens=2), adapters=[None, None])
     assert said == ["answers are made one at a time, since " + why_alone(session.model)]
+
+
+@pytest.mark.parametrize(("kind", "lines"), [("mamba", 1), ("llama", 0)])
+def test_a_run_that_writes_says_at_its_begin_that_it_writes_one_at_a_time(kind, lines):
+    model = build(kind) if kind in ALL else tiny(kind)
+    told = told_of(None, Policy(model, Switch(), flat=False))
+    assert len(told) == lines
+    assert all("one at a time" in line for line in told)
+    assert "http://there" in told_of("http://there", Policy(model, Switch(), flat=False))[0]

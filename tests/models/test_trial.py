@@ -43,8 +43,17 @@ def adapted(arch, settings):
 
 
 @pytest.mark.parametrize("arch", ROUTED)
+def test_a_word_leaves_a_router_out_and_says_so(arch):
+    model, switch, adapter_set = adapted(arch, Settings(r=3, alpha=5))
+    probe(model, switch)
+    assert adapter_set.targets.adapted
+    assert not any("router" in path for path in adapter_set.targets.adapted)
+    assert ROUTED[arch] in adapter_set.targets.missed
+
+
+@pytest.mark.parametrize("arch", ROUTED)
 def test_a_router_is_refused_by_name_and_the_layers_that_are_offered_are_learned_as_elsewhere(arch, monkeypatch):
-    model, switch, _ = adapted(arch, Settings(r=3, alpha=5))
+    model, switch, _ = adapted(arch, Settings(r=3, alpha=5, targets="re:.*(proj|router)"))
     with pytest.raises(ModelError, match="hand out more than a product") as caught:
         probe(model, switch)
     assert ROUTED[arch] in str(caught.value)
@@ -116,3 +125,14 @@ def test_memory_that_runs_out_is_not_blamed_on_the_model():
 def test_a_model_without_adapters_is_not_tried():
     policy, _ = probe(tiny("llama"), Switch())
     assert not any(parameter.grad_fn for parameter in policy.parameters())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_base_whose_weights_are_not_finite_is_named(value):
+    model, switch, _ = adapted("llama", Settings(r=2))
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[2, 3] = value
+    with pytest.raises(
+        ModelError, match=r"(?s)not all finite numbers.*NaN or infinity in 1:.*layers\.1\.mlp\.down_proj"
+    ):
+        probe(model, switch)

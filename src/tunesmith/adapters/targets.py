@@ -277,11 +277,17 @@ def matching(body: Anatomy, target: str) -> list[str]:
         return [
             path
             for path, module in body.matrices.items()
-            if body.block_of(path) is not None and not isinstance(module, nn.Embedding) and body.is_of(path, target)
+            if body.block_of(path) is not None and not _is_passed_over(module) and body.is_of(path, target)
         ]
     if target.startswith("re:"):
         return [path for path in body.matrices if re.fullmatch(target[3:], path)]
     return [path for path in body.matrices if _ends(path, target)]
+
+
+def _is_passed_over(module: nn.Module) -> bool:
+    """Whether a word leaves this matrix out: a table of embeddings, or a router, which hands out a choice of experts
+    and no product. Where nothing else reaches it, it is told as missed."""
+    return isinstance(module, nn.Embedding) or "router" in type(module).__name__.lower()
 
 
 def _refuse_stacks(target: str, stacks: list[str], errors: list[TunesmithError]) -> bool:

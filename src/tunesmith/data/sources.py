@@ -41,6 +41,7 @@ def read(source: Source, *, split: str = "train", subset: str | None = None, lim
                 expected=listed(READERS),
                 fix="rename or convert the file",
             )
+        refuse_split_of_file(path, split)
         return read_file(path, limit)
     if not _looks_like_hub_id(str(source)):
         raise DataError("no such file or folder", where=str(source), fix=_nearby(path))
@@ -51,8 +52,9 @@ def read(source: Source, *, split: str = "train", subset: str | None = None, lim
 def read_held_out(source: str, *, split: str, subset: str | None = None) -> list[RawRow]:
     """The rows of a source of its own, `path` or `path:split`; `split` where it names none."""
     name, part = name_and_split(source)
-    if part is None or Path(source).expanduser().exists():
-        return read(source, split=split, subset=subset)
+    whole = Path(source).expanduser()
+    if part is None or whole.exists():
+        return read(source, split=WHOLE if whole.is_file() else split, subset=subset)
     if Path(name).expanduser().is_file():
         raise DataError(
             "a file has no splits", where=source, found=f"the split {part!r} of the file {name}", fix=f"name it: {name}"
@@ -127,6 +129,17 @@ def _no_splits(folder: Path, split: str, found: str) -> DataError:
         expected=f"files whose names begin with {listed(_SPLIT_WORDS)}",
         fix=f"take data.split out (it is {WHOLE} where nothing is said), or name one file",
     )
+
+
+def refuse_split_of_file(path: Path, split: str) -> None:
+    """A file is one whole; a split that is asked of it would be passed over in silence."""
+    if split != WHOLE:
+        raise DataError(
+            "a file has no splits",
+            where=str(path),
+            found=f"data.split: {split}",
+            fix=f"take data.split out (it is {WHOLE} where nothing is said), or name the file that holds those rows",
+        )
 
 
 def saved_split(saved: Any, folder: Path, split: str) -> Any:

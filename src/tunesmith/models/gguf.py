@@ -11,12 +11,12 @@ import importlib.util
 import io
 import json
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tunesmith.atomic import new_partial
 from tunesmith.errors import MachineError, ModelError
 from tunesmith.machine import cache_folder
 
@@ -48,11 +48,11 @@ def unpack(gguf: Path, target: Path, adjust: Adjust = lambda model, tokenizer: N
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         what = f"reading a GGUF file needs packages that are not here: {', '.join(missing)}"
-        raise MachineError(what, fix='pip install "tunesmith[demo]"')
+        raise MachineError(what, fix=f"pip install {' '.join(missing)}")
     partial: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=target.parent))
+        partial = new_partial(target.parent)
         _write(gguf, partial, adjust)
         (partial / MARKER).write_text(json.dumps({"file": gguf.name}))
         if target.exists() and not (target / MARKER).is_file():

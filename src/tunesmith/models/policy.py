@@ -26,7 +26,15 @@ from tunesmith.adapters.virtual import Virtual
 from tunesmith.data.types import Batch, Segment
 from tunesmith.errors import ModelError
 from tunesmith.models import attention
-from tunesmith.models.trial import blamed, cause, is_no_room, narrow_windows, refuse_unlearnable, tensors_only
+from tunesmith.models.trial import (
+    blamed,
+    cause,
+    is_no_room,
+    narrow_windows,
+    refuse_broken,
+    refuse_unlearnable,
+    tensors_only,
+)
 from tunesmith.quant.dense import dense_weight, storage_of
 
 WINDOW = 12
@@ -418,6 +426,7 @@ def probe(model: PreTrainedModel, switch: Switch) -> tuple[Policy, str | None]:
                 refuse_unlearnable(policy, flat_batch([document[:WINDOW] for document in documents]))
                 return policy, None if flat else reason
             reason = reason or f"documents in one row disturb each other (logits differ {gap:.3g} times too much)"
+        refuse_broken(model)
         raise ModelError(
             f"{type(model).__name__} cannot be trained: its logits are not its head applied to its hidden states",
             found=reason,

@@ -50,6 +50,22 @@ def blamed(model: PreTrainedModel, what: str, fix: str) -> Iterator[None]:
         raise ModelError(f"{name} {what}", found=cause(error), fix=fix) from error
 
 
+def refuse_broken(model: PreTrainedModel) -> None:
+    """A base whose own numbers are not finite gives no logits, whatever is trained beside it."""
+    broken = [
+        name
+        for name, held in model.named_parameters()
+        if held.is_floating_point() and not torch.isfinite(held.detach()).all()
+    ]
+    if broken:
+        raise ModelError(
+            f"the weights of {type(model).__name__} are not all finite numbers",
+            found=f"NaN or infinity in {len(broken)}: {', '.join(broken[:3])}" + (" …" if len(broken) > 3 else ""),
+            fix="fetch the files again; what a training that diverged has written cannot be used. fp16 weights beyond "
+            "65,504 become infinite: try model.dtype=bfloat16 or float32",
+        )
+
+
 @contextmanager
 def tensors_only(model: PreTrainedModel) -> Iterator[None]:
     """Refuse adapters beside matrices that do not hand out one tensor, as the model runs inside: a router that chooses

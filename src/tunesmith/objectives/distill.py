@@ -34,7 +34,7 @@ from tunesmith.objectives.divergences import Divergence, weighed
 from tunesmith.objectives.foreseen import WRITTEN, written
 from tunesmith.objectives.logprobs import targets_of
 from tunesmith.objectives.order import Order
-from tunesmith.objectives.samplers import Drawing, InProcess
+from tunesmith.objectives.samplers import Drawing, InProcess, told_of
 from tunesmith.objectives.settings import ObjectiveSettings
 from tunesmith.objectives.sft import SFT
 from tunesmith.settings import Contradiction
@@ -146,7 +146,8 @@ class Distillation:
         numbers = sum(parameter.numel() for parameter in loaded.model.parameters())
         how = "without padding" if self.teacher.flat else f"padded, since {reason}"
         what = f"the teacher: {type(loaded.model).__name__} of {numbers:,} numbers, {how}"
-        return [f"{what}; {self.settings.compared} on {self.settings.answers} answers"]
+        told = told_of(None, policy) if self.settings.answers == "sampled" else []
+        return [*told, f"{what}; {self.settings.compared} on {self.settings.answers} answers"]
 
     def foreseen(self, flat: bool) -> Foreseen:
         """The student alone, on rows as long as they can become."""

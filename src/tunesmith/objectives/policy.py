@@ -38,7 +38,7 @@ from tunesmith.objectives.order import Order
 from tunesmith.objectives.policy_losses import PolicySettings, advantages, kl, overlong, ratios, token_losses
 from tunesmith.objectives.rewards import Completion, Judge, Told, judge, load, source_of, total
 from tunesmith.objectives.rollout import Rollout, as_json, from_json, joined, shown
-from tunesmith.objectives.samplers import Drawing, InProcess, Sampler, Server
+from tunesmith.objectives.samplers import Drawing, InProcess, Sampler, Server, told_of
 
 Settings = PolicySettings
 LEARNING_RATE = 1e-5
@@ -129,10 +129,8 @@ class PolicyGradient:
                 with stage("loading the reward model"):
                     judge_of.ready()
         n = self.settings.num_generations
-        by = (
-            [] if self.settings.sampler is None else [f"written by {self.settings.sampler}; a resumed run draws others"]
-        )
-        return [*by, f"{self.settings.preset}: {self.batch_size} prompts x {n} completions a step, judged by {names}"]
+        told = told_of(self.settings.sampler, policy)
+        return [*told, f"{self.settings.preset}: {self.batch_size} prompts x {n} completions a step, judged by {names}"]
 
     def foreseen(self, flat: bool) -> Foreseen:
         n, most = self.settings.num_generations, self.settings.answer_tokens

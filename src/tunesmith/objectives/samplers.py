@@ -33,6 +33,7 @@ import torch
 from tunesmith.data.pack import collate
 from tunesmith.data.types import Example, Origin
 from tunesmith.errors import MachineError, ModelError
+from tunesmith.models.alone import told_alone
 from tunesmith.models.generate import Generated, generate
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.logprobs import token_logps
@@ -88,6 +89,14 @@ class Sampler(Protocol):
     def close(self) -> None:
         """Nothing more will be asked."""
         ...
+
+
+def told_of(server: str | None, policy: Policy) -> list[str]:
+    """What a run says at its begin of who will write."""
+    if server is not None:
+        return [f"written by {server}; a resumed run draws others"]
+    line = told_alone(policy.model, policy.switch)
+    return [] if line is None else [line]
 
 
 @dataclass(frozen=True)
