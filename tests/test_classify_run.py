@@ -78,6 +78,18 @@ def test_a_run_stopped_and_resumed_is_the_unbroken_run(model, texts, tmp_path, w
     assert (tmp_path / "a" / "classes.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("weights", ["balanced", {"spam": 3.0}])
+def test_what_a_class_weighs_is_the_same_in_the_run_after_it_and_merged(model, texts, tmp_path, weights):
+    made = values(model, texts, tmp_path / "a", {"class_weights": weights, "labels": ["spam", "ham"]})
+    trained = train(from_dict(made), quiet=True)
+    assert inference.evaluate(tmp_path / "a")["loss"] == pytest.approx(trained.ended.best_metrics["loss"], abs=1e-5)
+    head = trained.session.head
+    assert len(set(head.weights)) == 2
+    assert open_session(str(tmp_path / "a")).head == head
+    inference.merge(tmp_path / "a", tmp_path / "merged", dtype="float32")
+    assert open_session(str(tmp_path / "merged")).head == head
+
+
 def test_special_tokens_of_the_recipe_s_own_go_with_the_classifier(model, texts, tmp_path):
     made = values(model, texts, tmp_path / "a")
     made["model"]["special_tokens"] = {"pad": "<|end|>", "eos": "<|user|>"}

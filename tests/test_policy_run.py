@@ -20,6 +20,10 @@ def spread(completions, answer, **kwargs):
     return [sum(map(ord, text)) % 11 / 11 for text in completions]
 
 
+def nothing(completions, answer, **kwargs):
+    return [None] * len(completions)
+
+
 calls = 0
 
 
@@ -132,3 +136,17 @@ def test_a_template_writes_the_prompt_and_rewards_get_the_columns(model, prompts
     made["data"] = {"train": "rows", "format": {"prompt": "Reckon {{ question }}"}}
     del made["train"]["evaluate_every"]
     assert train(from_dict(made), rows=rows, quiet=True).ended.step == 5
+
+
+def test_a_run_that_no_reward_judges_ends_and_says_so(model, prompts, tmp_path, capsys):
+    silent = [f"{prompts.parent / 'mine.py'}:nothing"]
+    made = values(model, prompts, tmp_path / "a", rewards=silent)
+    made["train"]["steps"] = 7
+    with pytest.raises(DataError, match=r"(?s)no reward applied.*5 times in a row.*gave None"):
+        train(from_dict(made), quiet=True)
+    told = (tmp_path / "a" / "metrics.jsonl").read_text()
+    assert "nothing is learned from it" in told
+    short = values(model, prompts, tmp_path / "b", rewards=silent)
+    short["train"]["steps"] = 3
+    train(from_dict(short))
+    assert "no reward applied to any held-out prompt" in "".join(capsys.readouterr())

@@ -47,7 +47,9 @@ def held_out_loss(
             fix="score the run, or a model that was merged",
         )
     if isinstance(record, ClassifySettings) and session.head is not None:
-        record = record.model_copy(update={"labels": session.head.labels, "way": "all"})  # nothing is fitted here
+        weights = dict(zip(session.head.labels, session.head.weights, strict=True)) if session.head.weights else None
+        asked = {"labels": session.head.labels, "way": "all", "class_weights": weights}  # nothing is fitted here
+        record = record.model_copy(update=asked)
     if getattr(record, "sampler", None) is not None:
         record = record.model_copy(update={"sampler": None})  # the model is here: nobody else is asked
     prepared = prepare(

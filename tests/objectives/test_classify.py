@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -331,14 +332,37 @@ def test_the_fitted_head_is_the_best_of_its_loss(how, classes, has_bias):
     assert searched.strength in (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
-def test_several_labels_are_fitted_one_by_one_and_one_that_never_comes_is_told():
-    x, one = problem()
-    wanted = np.concatenate([one[:, :2], np.zeros((len(x), 1), np.float32)], axis=1)
+def test_several_labels_are_fitted_one_by_one():
+    x, wanted = problem()
     made = fitted(x, wanted, np.ones(3), several=True, has_bias=True, how="logistic", strength=1.0, seed=0)
     outputs = x @ made.weight.T + made.bias
-    assert ((outputs[:, :2] > 0) == (wanted[:, :2] > 0)).mean() > 0.8
-    assert not made.weight[2].any()
-    assert "was not learned" in made.notes[0]
+    assert ((outputs > 0) == (wanted > 0)).mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("labels", "always", "says"),
+    [((*LABELS, "never"), (), "no training row is of class.*never"), (LABELS, ("fair",), "every training row.*fair")],
+)
+@pytest.mark.parametrize("classes", ["one", "several"])
+def test_what_is_fitted_at_once_needs_rows_with_each_label_and_without_it(classes, labels, always, says):
+    several = classes == "several"
+    train = [replace(row, labels=tuple({*row.labels, *always}) if several else row.labels) for row in rows()]
+    settings = {"classes": classes, "labels": labels}
+    objective_of(train, ClassifySettings(**settings, way="all"))
+    if always and not several:
+        return
+    with pytest.raises(DataError, match=says):
+        objective_of(train, ClassifySettings(**settings, way="features"))
+
+
+@pytest.mark.parametrize("classes", ["one", "ordered"])
+def test_ordered_classes_are_not_one_number_in_two_writings(classes):
+    train = rows(labels=("1.5", "2", "1.50"))
+    if classes == "one":
+        assert set(objective_of(train, ClassifySettings()).labels) == {"1.5", "1.50", "2"}
+        return
+    with pytest.raises(DataError, match=r"(?s)two ways.*'1\.50?' and '1\.50?'"):
+        objective_of(train, ClassifySettings(classes=classes))
 
 
 def test_way_features_is_a_fit_of_the_model_s_own_head(tmp_path):

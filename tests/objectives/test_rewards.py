@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import signal
+import sys
 import time
 
 import pytest
@@ -95,6 +98,47 @@ def test_what_a_function_does_wrong_is_said_with_its_name_and_row(case):
     if case in ("raises", "not a number", "infinite", "text"):
         row = 2 if case in ("raises", "infinite") else 1
         assert f"rows, row {row}" in str(caught.value)
+
+
+def test_a_row_for_which_alone_there_is_no_one_value_is_named():
+    def reward(completions, **_):
+        return [1.0 for text in completions if text != "bad"]
+
+    with pytest.raises(DataError, match="one value for each") as caught:
+        judge(of(reward), completions("fine", "bad"), 5)
+    assert "rows, row 2" in str(caught.value)
+
+
+def test_a_function_that_would_end_the_process_is_an_error():
+    with pytest.raises(DataError, match="asked Python to exit"):
+        judge(of(lambda completions, **_: sys.exit(3)), completions("a"), 5)
+
+
+def test_a_function_that_sets_alarms_is_told_why_it_cannot():
+    def alarmed(completions, **_):
+        signal.signal(signal.SIGALRM, lambda *_: None)
+
+    with pytest.raises(DataError, match=r"(?s)main thread.*parsing_timeout=None"):
+        judge(of(alarmed), completions("a"), 5)
+
+
+def test_all_calls_of_one_coroutine_function_share_a_loop():
+    loops = []
+
+    async def reward(completions, **_):
+        loops.append(asyncio.get_running_loop())
+        return [0.0] * len(completions)
+
+    mine = of(reward)
+    for _ in range(3):
+        judge(mine, completions("a"), 5)
+    assert len(set(map(id, loops))) == 1
+    assert not loops[0].is_closed()
+
+
+def test_a_number_too_large_for_a_float_is_no_reward():
+    with pytest.raises(DataError, match="no finite number"):
+        judge(of(lambda completions, **_: [10**400]), completions("a"), 5)
 
 
 def test_a_function_that_hangs_is_left():

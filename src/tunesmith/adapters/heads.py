@@ -41,6 +41,8 @@ class ClassHead:
     thresholds: tuple[float, ...] = ()
     has_turns: bool = False
     """It was trained on texts that the chat template wrote."""
+    weights: tuple[float, ...] = ()
+    """What a row of each label weighed in its training, where they did not weigh the same."""
 
     @property
     def num_outputs(self) -> int:
@@ -61,7 +63,11 @@ def read_head(written: Any) -> ClassHead:
     """A head as `as_dict` wrote it."""
     try:
         found = ClassHead(
-            written["meaning"], tuple(written["labels"]), tuple(written["thresholds"]), bool(written["has_turns"])
+            written["meaning"],
+            tuple(written["labels"]),
+            tuple(written["thresholds"]),
+            bool(written["has_turns"]),
+            tuple(map(float, written.get("weights", ()))),
         )
     except (KeyError, TypeError) as error:
         raise AdapterError("what the adapter says of its head cannot be read", found=str(written)[:120]) from error

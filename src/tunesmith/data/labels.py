@@ -70,4 +70,4 @@ def _plain(name: str) -> str:
     """True and 1.0, as tables write them, are what JSON's true and 1 are."""
     if name in ("True", "False"):
         return name.lower()
-    return name[:-2] if re.fullmatch(r"-?\d+\.0", name) else name
+    return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else name

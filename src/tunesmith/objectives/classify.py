@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,8 +77,9 @@ class Classification:
         self.labels = tuple(labels or settings.labels or _found(self.train, settings.classes == "ordered"))
         self._check(self.train, self.held_out)
         has_turns = bool(self.train) and all(row.has_turns for row in self.train)
-        self.head = ClassHead(settings.classes, self.labels, has_turns=has_turns)
         self.weights = self._weights()
+        weights = () if settings.class_weights is None else tuple(self.weights.tolist())
+        self.head = ClassHead(settings.classes, self.labels, has_turns=has_turns, weights=weights)
         self._order = Order([None] * len(train), batch_size=batch_size, seed=seed, shuffle=shuffle)
         self.steps_per_epoch = 0 if settings.way == "features" else self._order.steps_per_epoch
         self._seed = seed
@@ -280,22 +282,32 @@ class Classification:
             problems.add(DataError(what, where=str(row.origin), found=found, expected=expected, fix=fix))
         problems.raise_if_any()
         counted = Counter(label for row in self.train for label in row.labels)
-        missing = [label for label in self.labels if not counted[label]]
-        if self.train and missing and not several and self.settings.way == "features":
-            raise DataError(
-                f"no training row is of class {listed(missing)}: a head that is fitted at once needs rows of each",
-                fix="add rows, leave the class out of objective.labels, or take way head or all",
-            )
+        if self.train and self.settings.way == "features":
+            self._check_apart(counted, several)
         if len(self.labels) < (1 if several else 2):
             found = ", ".join(self.labels) or "none"
             raise DataError("there is nothing to tell apart: the training rows have one class", found=found)
+
+    def _check_apart(self, counted: Mapping[str, int], several: bool) -> None:
+        """What is fitted at once needs rows of each class; of each of several labels, some with and some without it."""
+        fix = "add rows, leave the class out of objective.labels, or take way head or all"
+        if missing := [label for label in self.labels if not counted[label]]:
+            raise DataError(
+                f"no training row is of class {listed(missing)}: a head that is fitted at once needs rows of each",
+                fix=fix,
+            )
+        if several and (always := [label for label in self.labels if counted[label] == len(self.train)]):
+            raise DataError(
+                f"every training row has the label {listed(always)}: a head that is fitted at once needs some without",
+                fix=fix,
+            )
 
 
 def _found(rows: Sequence[Classified], ordered: bool) -> list[str]:
     """The labels of `rows`, sorted; numbers by their size."""
     labels = sorted({label for row in rows for label in row.labels})
     try:
-        return sorted(labels, key=float)
+        found = sorted(labels, key=float)
     except ValueError:
         if not ordered:
             return labels
@@ -304,6 +316,19 @@ def _found(rows: Sequence[Classified], ordered: bool) -> list[str]:
             found=listed(labels),
             fix="name them in objective.labels, the lowest first",
         ) from None
+    if ordered:
+        _refuse_one_number_twice(found)
+    return found
+
+
+def _refuse_one_number_twice(labels: Sequence[str]) -> None:
+    twice = [f"{a!r} and {b!r}" for a, b in pairwise(labels) if float(a) == float(b)]
+    if twice:
+        raise DataError(
+            "one number is written in two ways: as ordered classes they would be two",
+            found=listed(twice),
+            fix="write it in one way in the rows, or name the classes in objective.labels",
+        )
 
 
 def build(

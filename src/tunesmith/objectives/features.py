@@ -132,10 +132,7 @@ def _model(has_bias: bool, how: str, strength: float) -> Any:
 def _solved(
     x: np.ndarray, y: np.ndarray, row_weights: np.ndarray, has_bias: bool, how: str, strength: float, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(matrix [1 or K, d], biases) of one problem; of a label that all rows have or none, nothing but that."""
-    if len(np.unique(y)) < 2:
-        notes.append("a label that all rows have, or none, was not learned")
-        return np.zeros((1, x.shape[1])), np.zeros(1)
+    """(matrix [1 or K, d], biases) of one problem, whose rows are not all of one class."""
     model = _model(has_bias, how, strength)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

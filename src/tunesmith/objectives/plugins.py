@@ -65,7 +65,7 @@ def _module(head: str, name: str, setting: str) -> Any:
         return module
     except RecipeError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(f"{setting}: {head} cannot be imported", found=f"{type(error).__name__}: {error}") from error
 
 
@@ -91,8 +91,10 @@ class Worker:
                 where=f"{first}, …" if len(rows) > 3 else first,
                 fix="make it faster, or raise objective.reward_seconds",
             )
-        if "error" in outcome:
-            raise outcome["error"]
+        if isinstance(error := outcome.get("error"), SystemExit):
+            raise RuntimeError(f"it asked Python to exit, with {error.code!r}") from error
+        if error is not None:
+            raise error
         return outcome["value"]
 
     def close(self) -> None:
@@ -111,15 +113,6 @@ class Worker:
                 done.set()
 
 
-def within(seconds: float, call: Callable[[], Any], called: str, rows: Sequence[str]) -> Any:
-    """One call in a worker of its own."""
-    worker = Worker(called)
-    try:
-        return worker.ask(seconds, call, rows)
-    finally:
-        worker.close()
-
-
 async def _awaited(made: Any) -> Any:
     return await made
 
@@ -127,6 +120,6 @@ async def _awaited(made: Any) -> Any:
 def is_number(value: Any) -> bool:
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True

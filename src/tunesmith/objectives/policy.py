@@ -36,7 +36,7 @@ from tunesmith.objectives.foreseen import written
 from tunesmith.objectives.logprobs import TokenLogps, token_logps
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.policy_losses import PolicySettings, advantages, kl, overlong, ratios, token_losses
-from tunesmith.objectives.rewards import Completion, Judge, Told, judge, load, source_of, total
+from tunesmith.objectives.rewards import Completion, Judge, Told, judge, load, none_applied, source_of, total
 from tunesmith.objectives.rollout import Rollout, as_json, from_json, joined, shown
 from tunesmith.objectives.samplers import Drawing, InProcess, Sampler, Server, told_of
 
@@ -52,6 +52,8 @@ DEFAULT_TURNS = 8
 """Of an environment: answers in an episode."""
 SHOW_EVERY = 10
 """Steps between completions that are shown."""
+MOST_UNJUDGED = 5
+"""Times in a row that no reward may apply to anything before the run ends."""
 
 
 def takes(settings: Settings) -> tuple[type[Row], ...]:
@@ -110,6 +112,7 @@ class PolicyGradient:
         self._max_tokens = 4096
         self._rollout: Rollout | None = None
         self._sampler: Sampler | None = None
+        self._untold, self._unjudged = False, 0
         self._dtype = torch.float32
 
     def begin(
@@ -197,6 +200,7 @@ class PolicyGradient:
         made = self._played(policy, self.held_out, 1, temperature=0.0, seed=0)
         values = judge(self.rewards, self._completions(made), self.settings.reward_seconds)
         known = [value for value in self._totals(made, values) if not math.isnan(value)]
+        self._untold = not known
         if not known:
             return {}
         reward = sum(known) / len(known)
@@ -205,7 +209,7 @@ class PolicyGradient:
     def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
         if self._sampler is not None:
             self._sampler.close()
-        return []
+        return ["no reward applied to any held-out prompt: nothing was measured on them"] if self._untold else []
 
     def held_out_lengths(self) -> list[int]:
         return [len(asked) + self.settings.max_completion_length for asked in self.held_out]
@@ -215,14 +219,7 @@ class PolicyGradient:
         rollout, state = self._rollout, {"steps_done": self._order.done, "rewards": self._source}
         if rollout is None or rollout.iteration >= self.settings.num_iterations:
             return state
-        return state | {
-            "rollout": {
-                "samples": [as_json(sample) for sample in rollout.samples],
-                "sampled": [values.tolist() for values in rollout.sampled],
-                "old": {str(number): list(values) for number, values in rollout.old.items()},
-                **{name: getattr(rollout, name) for name in ("metrics", "notes", "epoch", "number", "iteration")},
-            }
-        }
+        return state | {"rollout": as_json(rollout)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("rewards", self._source) != self._source:
@@ -232,14 +229,7 @@ class PolicyGradient:
                 fix="put the old code back, or start a run in another folder",
             )
         self._order.done = int(state["steps_done"])
-        self._rollout = None
-        if held := state.get("rollout"):
-            self._rollout = Rollout(
-                [from_json(values) for values in held["samples"]],
-                [np.array(values, dtype=np.float32) for values in held["sampled"]],
-                old={int(number): values for number, values in held["old"].items()},
-                **{name: held[name] for name in ("metrics", "notes", "epoch", "number", "iteration")},
-            )
+        self._rollout = from_json(held) if (held := state.get("rollout")) else None
 
     # ---- sampling ------------------------------------------------------------------------------------------------
 
@@ -298,6 +288,11 @@ class PolicyGradient:
             "frac_reward_zero_std": sum(equal) / len(equal),
         }
         notes = [] if (number - 1) % SHOW_EVERY else shown(completions, rewards, said)
+        self._unjudged = 0 if told else self._unjudged + 1
+        if self._unjudged:
+            notes.append("no reward applied to any completion of this step: nothing is learned from it")
+        if self._unjudged >= MOST_UNJUDGED:
+            raise none_applied(self.rewards, completions, self._unjudged)
         return Rollout(samples, sampled, metrics, notes, epoch, number, {}, differs=[not same for same in equal])
 
     def _played(self, policy: Policy, asked: Sequence[Asked], n: int, *, temperature: float, seed: int) -> list[Played]:

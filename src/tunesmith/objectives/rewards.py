@@ -5,8 +5,9 @@
 Every argument is a keyword and a list of one entry for each completion: `prompts`, `completions` (text, or lists of
 messages where the prompt is one), `completion_ids`, and every column of the rows. None: not for this function to judge.
 `trainer_state.global_step` counts steps, `log_metric(name, value)` adds to what is told of the step, and
-`log_extra(name, values)` to the completions that are shown. A coroutine function is awaited. What a function does wrong
-is said with its name and the row, and ends the run, saved as it is after the last whole step.
+`log_extra(name, values)` to the completions that are shown. A coroutine function is awaited; all calls of one function
+run in one thread with one loop, which is not the main one: so a function that takes too long can be left. What a
+function does wrong is said with its name and the row, and ends the run, saved as it is after the last whole step.
 """
 
 from __future__ import annotations
@@ -26,23 +27,41 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tunesmith.data.problems import listed
 from tunesmith.data.types import Origin, Prompt
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.objectives.plugins import TimedOut, imported, is_number, short_name, within
+from tunesmith.objectives.plugins import TimedOut, Worker, imported, is_number, short_name
 from tunesmith.objectives.rewards_built_in import OTHERS, PLAIN, WITH_ARGUMENT, Function, scorer
 from tunesmith.score import SCORERS
 
+_GO_ON = "; --resume goes on after the last whole step"
+_NO_SIGNALS = (
+    "functions run in a thread of their own, where no signal comes: leave out what sets alarms (of math_verify, "
+    "parsing_timeout=None and timeout_seconds=None); objective.reward_seconds limits the time" + _GO_ON
+)
 
-@dataclass(frozen=True)
+
+@dataclass
 class Reward:
     name: str
     function: Function
     weight: float
+    _worker: Worker | None = field(default=None, init=False, repr=False)
 
     @property
     def short(self) -> str:
         """Its name without the folder of its file."""
         return short_name(self.name)
+
+    def asked(self, seconds: float, call: Callable[[], Any], rows: Sequence[str]) -> Any:
+        """What `call` gives, in the thread and the loop that all its calls run in."""
+        if self._worker is None:
+            self._worker = Worker(f"the reward {self.name}")
+        try:
+            return self._worker.ask(seconds, call, rows)
+        except TimedOut:
+            self._worker = None
+            raise
 
 
 @dataclass(frozen=True)
@@ -161,6 +180,16 @@ def total(values: Sequence[Sequence[float]], rewards: Sequence[Reward]) -> list[
     return made
 
 
+def none_applied(rewards: Sequence[Reward], completions: Sequence[Completion], times: int) -> DataError:
+    """The error that ends a run whose rewards have all given None `times` in a row, for `completions` too."""
+    return DataError(
+        f"no reward applied to any completion, {times} times in a row: there is nothing to learn from",
+        where=str(completions[0].origin),
+        found=", ".join(f"{reward.name} gave None" for reward in rewards),
+        fix="give numbers, or look at which columns the rewards ask for",
+    )
+
+
 def _judged(reward: Reward, completions: Sequence[Completion], seconds: float, told: Told) -> list[float]:
     try:
         found = _called(reward, completions, seconds, told)
@@ -172,16 +201,18 @@ def _judged(reward: Reward, completions: Sequence[Completion], seconds: float, t
         raise DataError(
             f"the reward {reward.name} failed: {type(error).__name__}: {error}",
             where=_culprit(reward, completions, seconds),
-            fix="mend the function; --resume goes on after the last whole step",
+            fix=_NO_SIGNALS if "main thread" in str(error) else "mend the function" + _GO_ON,
         ) from error
-    plain = found.tolist() if hasattr(found, "tolist") else found
-    values = list(plain) if isinstance(plain, list | tuple) else None
+    values = _listed(found)
     if values is None or len(values) != len(completions):
         what = f"{len(values)} values" if values is not None else f"{type(found).__name__} {found!r:.60}"
         raise DataError(
             f"the reward {reward.name} must give one value for each completion",
+            where=_culprit(reward, completions, seconds, one_each=True)
+            or listed(dict.fromkeys(str(one.origin) for one in completions)),
             found=what,
             expected=f"a list of {len(completions)}",
+            fix="give None for a completion that it does not apply to" + _GO_ON,
         )
     made = []
     for value, completion in zip(values, completions, strict=True):
@@ -199,6 +230,12 @@ def _judged(reward: Reward, completions: Sequence[Completion], seconds: float, t
     return made
 
 
+def _listed(found: Any) -> list[Any] | None:
+    """What a reward gave, as a list; None where it is none."""
+    plain = found.tolist() if hasattr(found, "tolist") else found
+    return list(plain) if isinstance(plain, list | tuple) else None
+
+
 def _called(reward: Reward, completions: Sequence[Completion], seconds: float, told: Told) -> Any:
     """What the function gives, within `seconds`."""
     columns = dict.fromkeys(key for completion in completions for key in completion.row)
@@ -212,17 +249,22 @@ def _called(reward: Reward, completions: Sequence[Completion], seconds: float, t
     if isinstance(reward.function, Judge):
         arguments["asked"] = [completion.asked for completion in completions]
     rows = [str(completion.origin) for completion in completions]
-    return within(seconds, lambda: reward.function(**arguments), f"the reward {reward.name}", rows)
+    return reward.asked(seconds, lambda: reward.function(**arguments), rows)
 
 
-def _culprit(reward: Reward, completions: Sequence[Completion], seconds: float) -> str | None:
-    """The row of the first completion that the function fails at when it is alone."""
+def _culprit(
+    reward: Reward, completions: Sequence[Completion], seconds: float, *, one_each: bool = False
+) -> str | None:
+    """The row of the first completion that the function fails at when it is alone; `one_each`: or for which it does not
+    give one value."""
     begun = time.monotonic()
     for completion in completions:
         if (left := seconds - (time.monotonic() - begun)) <= 0:
             break
         try:
-            _called(reward, [completion], left, Told())
+            found = _listed(_called(reward, [completion], left, Told()))
+            if one_each and (found is None or len(found) != 1):
+                return str(completion.origin)
         except TimedOut:
             break
         except Exception:

@@ -40,7 +40,28 @@ def joined(groups: Sequence[tuple[list[Sampled], list[np.ndarray]]], like: Rollo
     return Rollout(numbered, sampled, like.metrics, like.notes, epoch, like.number, {})
 
 
-def as_json(sample: Sampled) -> dict[str, Any]:
+_PLAIN = ("metrics", "notes", "epoch", "number", "iteration")
+
+
+def as_json(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "samples": [_sample_as_json(sample) for sample in rollout.samples],
+        "sampled": [values.tolist() for values in rollout.sampled],
+        "old": {str(number): list(values) for number, values in rollout.old.items()},
+        **{name: getattr(rollout, name) for name in _PLAIN},
+    }
+
+
+def from_json(held: dict[str, Any]) -> Rollout:
+    return Rollout(
+        [_sample_from_json(values) for values in held["samples"]],
+        [np.array(values, dtype=np.float32) for values in held["sampled"]],
+        old={int(number): values for number, values in held["old"].items()},
+        **{name: held[name] for name in _PLAIN},
+    )
+
+
+def _sample_as_json(sample: Sampled) -> dict[str, Any]:
     return {
         "token_ids": sample.token_ids.tolist(),
         "loss_weights": sample.loss_weights.tolist(),
@@ -52,7 +73,7 @@ def as_json(sample: Sampled) -> dict[str, Any]:
     }
 
 
-def from_json(values: dict[str, Any]) -> Sampled:
+def _sample_from_json(values: dict[str, Any]) -> Sampled:
     return Sampled(
         np.array(values["token_ids"], dtype=np.int64),
         np.array(values["loss_weights"], dtype=np.float32),
