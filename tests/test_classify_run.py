@@ -18,6 +18,7 @@ from tunesmith.classifier import Classifier
 from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, DataError, ModelError, RecipeError
 from tunesmith.events import StepDone
+from tunesmith.models.session import Params
 from tunesmith.objectives import rewards, rewards_built_in
 from tunesmith.recipe import from_dict
 from tunesmith.run import train
@@ -324,6 +325,22 @@ def test_a_long_text_is_cut_as_training_cut_it_and_that_is_said(model, texts, tm
     assert said == ["1 text cut to the first 12 tokens"]
     first = session.tokenizer.decode(session.tokenizer(long)["input_ids"][:12])
     assert one[0].probabilities == pytest.approx(Classifier(session).classify([first])[0].probabilities, abs=1e-5)
+
+
+def test_what_ends_in_a_head_is_not_asked_for_answers_nor_started_from_words(model, texts, pairs, tmp_path, capsys):
+    trained = train(from_dict(reward_model(model, pairs, tmp_path / "a")), quiet=True)
+    with pytest.raises(AdapterError, match="writes no answers"):
+        inference.evaluate(tmp_path / "a", score="exact")
+    with pytest.raises(AdapterError, match="writes no answers"):
+        trained.session.generate([[5, 6]], Params(), adapters=[None])
+    words = recipe(model, write(tmp_path / "words.jsonl", [{"prompt": "a", "completion": "b"}] * 8), tmp_path / "w")
+    train(from_dict(words), quiet=True)
+    on = values(model, texts, tmp_path / "b")
+    del on["adapter"]
+    on["model"]["adapter"] = str(tmp_path / "w")
+    with pytest.raises(AdapterError, match=r"ends in words, and here the model ends in a classification head"):
+        train(from_dict(on), quiet=True)
+    capsys.readouterr()
 
 
 def test_a_base_without_a_head_and_a_class_without_rows_are_refused(model, texts, tmp_path, capsys):

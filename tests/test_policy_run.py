@@ -116,6 +116,23 @@ def test_a_reward_that_goes_wrong_is_named_and_loses_nothing(model, prompts, tmp
     assert (tmp_path / "a" / "checkpoints" / "step-000003").is_dir()
 
 
+def test_a_reward_that_is_mended_judges_on_and_that_is_told(model, prompts, tmp_path, capsys):
+    made = values(model, prompts, tmp_path / "a", rewards=[f"{prompts.parent / 'mine.py'}:breaks"])
+    del made["train"]["evaluate_every"]
+    made["data"]["held_out"] = None
+    with pytest.raises(DataError, match="gave no finite number"):
+        train(from_dict(made), quiet=True)
+    (prompts.parent / "mine.py").write_text(REWARD.replace("calls > 3", "False"))
+    assert train(from_dict(made), resume=True, quiet=True).ended.step == 5
+    assert (tmp_path / "a" / "metrics.jsonl").read_text().count("from this step on the new one judges") == 1
+
+
+def test_a_column_that_no_row_has_is_refused_before_the_model_loads(model, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr("tunesmith.assemble.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    with pytest.raises(DataError, match=r"(?s)no row has the column 'gold'.*answer.*objective\.gold"):
+        train(from_dict(values(model, prompts, tmp_path / "a", rewards=["exact"], gold="gold")), quiet=True)
+
+
 def test_what_cannot_be_is_refused_before_the_model_loads(model, prompts, tmp_path):
     for rewards, says in ((["nothing.py:f"], "there is no file"), (["exakt"], "there is no reward")):
         with pytest.raises(RecipeError, match=says):

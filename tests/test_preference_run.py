@@ -89,7 +89,7 @@ def test_metrics_are_written_and_evaluation_gives_those_of_training(model, pairs
     assert found["rows"] == 3
     base = inference.evaluate(tmp_path / "a", adapter="none")
     assert base["loss"] == pytest.approx(math.log(2), abs=1e-6)
-    capsys.readouterr()
+    assert capsys.readouterr().err.count("the reference is the model itself") == 1
 
 
 def test_the_rows_of_a_pair_can_be_asked(model, pairs, tmp_path, capsys):

@@ -68,6 +68,8 @@ def held_out_loss(
     policy, _ = probe(session.model, session.switch)
     if recipe is not None and recipe.model.adapter is not None and offered.needs_reference(record):
         policy.refer_to(session.sets[session.load_adapter(recipe.model.adapter)])
+    elif session.adapter is None and offered.needs_reference(record):
+        say("no adapter is on, so the reference is the model itself: its rewards are 0, whatever it has learned")
     objective = offered.build(record, examples, examples, batch_size=2, seed=0, renderer=prepared.renderer)
     most = default_micro_batch_tokens(policy.device)
     with session.switch.set_to(session.adapter), Progress(quiet=True) as silent:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tunesmith.adapters import identity, store
-from tunesmith.adapters.heads import note_in_config
+from tunesmith.adapters.heads import note_in_config, writes_no_answers
 from tunesmith.answer_file import Prompt, answer_file, read_prompts, refuse_unwritable
 from tunesmith.atomic import no_room
 from tunesmith.chat import run_chat
@@ -278,6 +278,8 @@ def evaluate(
     of_answers = [name for name in wanted if name != "loss"]
     scorers_named(of_answers)
     _refuse_unread(of_answers, turns, gold, out, num_beams)
+    if of_answers and head_of(str(source), None if adapter == NO_ADAPTER else adapter, base, trust_remote_code):
+        raise writes_no_answers()
     if out is not None:
         refuse_unwritable(out)
     aloud = functools.partial(print, file=sys.stderr)  # what a program's person should know, quiet or not

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from tunesmith.adapters import store
 from tunesmith.adapters.adapter_set import AdapterSet, unload
-from tunesmith.adapters.heads import ClassHead, head_of_config, is_classifier
+from tunesmith.adapters.heads import ClassHead, head_of_config, is_classifier, writes_no_answers
 from tunesmith.data.asked import GoesOn, conversations_to_answer, turns_to_answer
 from tunesmith.data.problems import shown
 from tunesmith.data.render import Renderer
@@ -126,11 +126,7 @@ class Session(BaseSession):
     def refuse_head(self) -> None:
         """Refuse a model that does not end in words, before it is asked for some."""
         if is_classifier(self.model):
-            raise AdapterError(
-                "this model ends in a classification head: it writes no answers",
-                fix='tunesmith generate SOURCE "text" names its class; tunesmith evaluate scores it; in Python '
-                "tunesmith.classifier.Classifier(session)",
-            )
+            raise writes_no_answers()
 
     def known(self, *names: str | None) -> None:
         """Refuse a name that no loaded adapter has."""
@@ -153,6 +149,7 @@ class Session(BaseSession):
     ) -> list[Generated]:
         """As the session of the models' own, but that what cannot be is said in a sentence: RecipeError for settings,
         DataError for a prompt without a token."""
+        self.refuse_head()
         refuse_impossible(params, options.get("num_samples", 1))
         if empty := [number for number, prompt in enumerate(prompts, 1) if not len(prompt)]:
             raise DataError(

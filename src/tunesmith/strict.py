@@ -70,6 +70,11 @@ def _as_text(value: Any) -> str:
     """Paths given from Python are text in a recipe; nothing else is turned into it."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if callable(value):
+        raise TypeError(
+            "a recipe names functions, so that a run can be repeated and resumed: "
+            f"write {getattr(value, '__qualname__', 'it')!r} as FILE.py:NAME or MODULE:NAME"
+        )
     raise TypeError(f"a {type(value).__name__} is no value for a setting")
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters import lora
@@ -140,6 +140,40 @@ def test_adapted_by_name_and_in_full_at_once_is_refused():
     whole = choose(tiny("llama"), Settings(train_in_full=("mlp",)))
     assert leaves(whole.in_full) == {"gate_proj", "up_proj", "down_proj"}
     assert leaves(whole.adapted) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+ENCODERS = {  # attention, its keys and values, what it ends in, the MLP, what that ends in
+    "bert": ("query key value dense", "key value", "dense", "intermediate.dense output.dense", "output.dense"),
+    "mpnet": ("q k v o", "k v", "o", "intermediate.dense output.dense", "output.dense"),
+    "deberta-v2": ("query_proj key_proj value_proj dense", "key_proj value_proj", "dense",
+                   "intermediate.dense output.dense", "output.dense"),
+    "albert": ("query key value dense", "key value", "dense", "ffn ffn_output", "ffn_output"),
+    "distilbert": ("q_lin k_lin v_lin out_lin", "k_lin v_lin", "out_lin", "lin1 lin2", "lin2"),
+    "modernbert": ("Wqkv Wo", "Wqkv", "Wo", "Wi Wo", "Wo"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", ENCODERS)
+def test_the_words_mean_the_same_in_encoders(arch):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 56}
+    if arch == "distilbert":
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 56}
+    config = AutoConfig.for_model(arch, vocab_size=96, max_position_embeddings=64, pad_token_id=0, **sizes)
+    model = AutoModelForSequenceClassification.from_config(config)
+    attention, key_value, attention_out, mlp, mlp_out = (names.split() for names in ENCODERS[arch])
+
+    def ends(targets):
+        found = set()
+        for path in choose(model, Settings(targets=targets)).adapted:
+            *_, parent, leaf = path.split(".")
+            found.add(f"{parent}.{leaf}" if parent in ("intermediate", "output") and "attention" not in path else leaf)
+        return found
+
+    assert ends("attention") == set(attention)
+    assert ends("key-value") == set(key_value)
+    assert ends("mlp") == set(mlp)
+    assert ends("mlp-down") == set(mlp_out)
+    assert ends("outputs") == {*attention_out, *mlp_out}
 
 
 def test_a_tied_table_is_trained_on_both_sides():

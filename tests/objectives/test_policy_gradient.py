@@ -12,7 +12,7 @@ from policy_case import MOST, SHARED, TEMPERATURE, samples
 from test_preference import policy_of, same
 
 from tunesmith.data.types import Asked, Message, Origin, Prompt
-from tunesmith.errors import CheckpointError, ModelError
+from tunesmith.errors import ModelError
 from tunesmith.models.tiny import tiny
 from tunesmith.objectives.logprobs import token_logps
 from tunesmith.objectives.policy import PolicyGradient
@@ -187,12 +187,14 @@ def test_recomputation_does_not_disturb_sampling():
     assert all(np.array_equal(a.token_ids, b.token_ids) for a, b in pairs)
 
 
-def test_other_rewards_do_not_go_on():
+@pytest.mark.parametrize("changed", [False, True])
+def test_other_code_of_the_rewards_goes_on_and_says_so_once(changed):
+    policy, _ = policy_of()
     objective = objective_of()
-    state = objective.state_dict()
-    objective.load_state_dict(state)
-    with pytest.raises(CheckpointError, match="the rewards are not"):
-        objective.load_state_dict(state | {"rewards": "else"})
+    objective.load_state_dict(objective.state_dict() | ({"rewards": "else"} if changed else {}))
+    steps = objective.steps(policy)
+    told = [[note for note in next(steps).notes if "the new one judges" in note] for _ in range(2)]
+    assert list(map(len, told)) == [int(changed), 0]
 
 
 def test_an_epoch_is_every_prompt_however_many_updates_it_gives():

@@ -318,6 +318,24 @@ def test_the_metrics_are_means_over_the_step():
     assert found == pytest.approx({"loss": loss.sums["loss"].item() / 3, **means}, rel=1e-5)
 
 
+@pytest.mark.parametrize("left_out", [[], [1, 5], [1, 3, 5]])
+def test_kto_tells_how_far_the_means_of_its_sides_lie_apart(left_out):
+    """TRL's KTO: the mean reward of what is wanted less that of what is not; nothing where one side has no rows."""
+    policy, _ = policy_of(torch.float64)
+    rows = [row for place, row in enumerate(answers()) if place not in left_out]
+    objective = objective_of("kto", rows, held_out=rows, batch_size=len(rows))
+    found = objective.evaluate(policy, 10**6)
+    assert found == pytest.approx(objective.evaluate(policy, 1), rel=1e-5)
+    assert ("rewards/margins" in found) == (len(left_out) < 3)
+    if "rewards/margins" in found:
+        assert found["rewards/margins"] == pytest.approx(found["rewards/chosen"] - found["rewards/rejected"], rel=1e-9)
+    step = next(objective.steps(policy))
+    parts = [objective.loss(policy, batch).metrics for batch in objective.micro_batches(step, 1)]
+    if step.denominators["rewards/margins"]:
+        mean = sum(part["rewards/margins"].item() for part in parts) / step.denominators["rewards/margins"]
+        assert mean == pytest.approx(found["rewards/margins"], rel=1e-5)
+
+
 def test_chosen_answers_that_become_less_likely_are_told(tmp_path):
     policy, _ = policy_of(torch.float64)
     objective = objective_of("sigmoid", held_out=answers())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from tunesmith.adapters.attach import Switch
 from tunesmith.adapters.heads import ClassHead
 from tunesmith.adapters.lora import Settings as LoRA
 from tunesmith.data.types import Answer, Origin
+from tunesmith.errors import DataError
 from tunesmith.models import attention
 from tunesmith.models.policy import probe
 from tunesmith.objectives.reward import RewardModelling, RewardSettings, bradley_terry
@@ -108,6 +110,12 @@ def test_a_row_s_own_margin_goes_before_the_setting():
     none, _, _ = run(policy, objective_of(pairs()), share=False)
     assert own == pytest.approx(none)
     assert plain > own
+
+
+@pytest.mark.parametrize("margin", ["much", float("nan"), float("inf")])
+def test_a_margin_that_is_no_finite_number_is_named_with_its_row(margin):
+    with pytest.raises(DataError, match=r"(?s)row 2.*no finite number"):
+        objective_of([*pairs(1), *(replace(row, origin=Origin("pairs", 2)) for row in pairs(1, margin=margin))])
 
 
 def test_evaluation_gives_the_metrics_of_training():

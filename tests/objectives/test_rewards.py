@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import math
 import signal
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from tunesmith.data.types import Origin
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.objectives.rewards import Completion, Reward, Told, judge, load, total
+from tunesmith.objectives.rewards import Completion, Reward, Told, judge, load, means_of, source_of, total
 
 
 def completions(*texts, prompt="q", **columns):
@@ -186,6 +187,40 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 def reward_func(queries, prompts, labels):
     return {"rewards": [float(query == prompt + label) for query, prompt, label in zip(queries, prompts, labels)]}
 """
+
+
+def test_rewards_that_are_called_alike_are_told_apart(tmp_path):
+    names = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "mine.py"
+        path.write_text(f"def f(completions, **kwargs):\n    return [{len(names)}.5] * len(completions)\n")
+        names.append(f"{path}:f")
+    rewards = load(names, None, "answer")
+    means = means_of(rewards, judge(rewards, completions("a", "b"), 5))
+    assert means == {f"rewards/{name}": value for name, value in zip(names, (0.5, 1.5), strict=True)}
+    assert means_of(rewards[:1], [[math.nan, 2.0]]) == {"rewards/mine.py:f": 2.0}
+    with pytest.raises(RecipeError, match="twice"):
+        load([names[0], "json", names[0]], None, "answer")
+
+
+@pytest.mark.parametrize("kind", ["", "verl:", "openrlhf:"])
+@pytest.mark.parametrize("folder", ["mine", "tunesmith"])
+def test_another_code_is_another_source_wherever_it_stands(tmp_path, kind, folder):
+    found = set()
+    (tmp_path / folder).mkdir()
+    path = tmp_path / folder / "judges.py"
+    for sign in "+-":
+        path.write_text(f"def f(*args, **kwargs):\n    return {sign}1.0\n")
+        importlib.invalidate_caches()
+        found.add(source_of(load([f"{kind}{path}:f"], None, "answer")))
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("name", ["length:0", "length:-3"])
+def test_a_length_is_at_least_one_token(name):
+    with pytest.raises(RecipeError, match=f"(?s){name}.*cannot be read"):
+        load([name], None, "answer")
 
 
 def test_functions_that_were_written_for_others(tmp_path):

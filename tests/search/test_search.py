@@ -214,6 +214,20 @@ def test_what_is_wrong_is_said_before_any_work(home, changes, said):
     assert runner.orders == []
 
 
+def test_a_fit_at_once_has_no_steps_to_search(home, tmp_path):
+    rows = tmp_path / "texts.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"number {i}", "label": str(i % 2)}) + "\n" for i in range(40)))
+    given = values(home, "fits")
+    given["recipe"]["data"] = {"train": str(rows), "held_out": 6}
+    given["recipe"]["objective"] = {"kind": "classify", "way": "features"}
+    given["recipe"].pop("adapter", None)
+    given["space"] = {"train.batch_size": [2, 4]}
+    runner = Counting()
+    with pytest.raises(RecipeError, match=r"(?s)takes none.*way=features"):
+        tunesmith.search(given, quiet=True, runner=runner)
+    assert runner.orders == []
+
+
 @pytest.mark.parametrize(("batch", "steps", "first"), [("batch_size=9", 4, 2), ("batch_tokens=100000", 1, 1)])
 def test_a_search_knows_when_shares_of_a_pass_are_evaluated_first(home, batch, steps, first):
     """Of 34 rows."""

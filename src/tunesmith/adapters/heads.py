@@ -85,6 +85,14 @@ def is_classifier(model: nn.Module) -> bool:
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
+def writes_no_answers() -> AdapterError:
+    return AdapterError(
+        "this model ends in a classification head: it writes no answers",
+        fix='tunesmith generate SOURCE "text" names its class; tunesmith evaluate scores it by its loss; in Python '
+        "tunesmith.classifier.Classifier(session)",
+    )
+
+
 def head_of_config(config: Any) -> ClassHead | None:
     """What the classification head of a model's folder gives; None where it ends in words."""
     architectures = getattr(config, "architectures", None) or [""]

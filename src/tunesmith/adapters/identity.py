@@ -21,7 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.adapters.adapter_set import base_parameters
+from tunesmith.adapters.heads import is_classifier
 from tunesmith.adapters.targets import anatomy
+from tunesmith.errors import AdapterError
 from tunesmith.quant.dense import weight_shape
 from tunesmith.quant.quantised import QuantisedLinear, storage_name
 
@@ -77,6 +79,27 @@ def is_same(base: Mapping[str, Any], model: PreTrainedModel) -> bool:
     if "float16" in (base.get("dtype"), _dtype(model)) and base.get("dtype") != _dtype(model):
         return base.get("signs") == signs(model)
     return base.get("fingerprint") == fingerprint(model)
+
+
+def refuse_other(side: Mapping[str, Any], model: PreTrainedModel, here: str, there: str) -> None:
+    """AdapterError where `model`, called `here`, is not the base `there` of the adapter that `side` is of."""
+    if is_same(side.get("base", {}), model):
+        return
+    then, now = (
+        "a classification head" if has_head else "words" for has_head in (bool(side.get("head")), is_classifier(model))
+    )
+    if then != now:
+        raise AdapterError(
+            f"this adapter was trained on a model that ends in {then}, and here the model ends in {now}",
+            found=here or "this model",
+            fix="begin with the base alone, or merge the adapter first and take the merged model as model.name",
+        )
+    raise AdapterError(
+        "this adapter was trained beside another base model",
+        found=here or "this model",
+        expected=there or "the base it was trained beside",
+        fix="load it on the model it was trained on",
+    )
 
 
 def _dtype(model: PreTrainedModel) -> str:

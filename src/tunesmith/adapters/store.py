@@ -29,7 +29,7 @@ from tunesmith.adapters.adapter_set import AdapterSet, make, place
 from tunesmith.adapters.attach import Switch, slots
 from tunesmith.adapters.base import Stored
 from tunesmith.adapters.heads import ClassHead, read_head
-from tunesmith.adapters.identity import BaseIdentity, held_otherwise, is_same, public_name
+from tunesmith.adapters.identity import BaseIdentity, held_otherwise, public_name, refuse_other
 from tunesmith.adapters.peft_config import Plan
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.targets import Anatomy, Targets, anatomy
@@ -271,13 +271,7 @@ def _check_base(config: dict[str, Any], side: dict[str, Any] | None, model: PreT
     here = public_name(str(getattr(model.config, "_name_or_path", "") or ""))
     there = public_name(str(config.get("base_model_name_or_path") or ""))
     if side is not None:
-        if not is_same(side.get("base", {}), model):
-            raise AdapterError(
-                "this adapter was trained beside another base model",
-                found=here or "this model",
-                expected=there or "the base it was trained beside",
-                fix="load it on the model it was trained on",
-            )
+        refuse_other(side, model, here, there)
     elif here and there and here.rpartition("/")[2].lower() != there.rpartition("/")[2].lower() and not same_base:
         raise AdapterError(
             "this adapter names another base model",

@@ -31,12 +31,17 @@ PARTS = ("embeddings", "norms", "head", "rest")
 _ATTENTION = re.compile(r"attn|attention", re.I)
 _MLP = re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.I)
 _ATTENTION_LEAF = re.compile(r"(q|k|v|o|qkv|out)_proj|query_key_value|query|key|value|c_attn|w?qkv|wqkv|wo", re.I)
-_ATTENTION_OUT = re.compile(r"o_proj|out_proj|c_proj|dense|proj|wo|o", re.I)
+_ATTENTION_OUT = re.compile(r"o_proj|out_proj|out_lin|c_proj|dense|proj|wo|o", re.I)
 """Names of what the attention ends in."""
 _MLP_LEAF = re.compile(
-    r"fc\d?|fc_(in|out)|c_fc|(gate|up|down|gate_up)_proj|dense_h_to_4h|dense_4h_to_h|linear\d|w\d|lin\d", re.I
+    r"fc\d?|fc_(in|out)|c_fc|ffn(_output)?|(gate|up|down|gate_up)_proj|dense_h_to_4h|dense_4h_to_h|linear\d|w\d|lin\d",
+    re.I,
 )
-_KEY_VALUE = re.compile(r"(k|v|kv|qkv)_proj|query_key_value|key|value|c_attn|w?qkv|wqkv|w?k|w?v", re.I)
+_KEY_VALUE = re.compile(
+    r"(k|v|kv|qkv|key|value)_proj|(k|v|qkv)_lin|query_key_value|key|value|c_attn|w?qkv|wqkv|w?k|w?v", re.I
+)
+_MLP_OF_BERT = ("intermediate", "output")
+"""Children of a block that each hold one matrix of its MLP."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,8 @@ class Anatomy:
                     return word
         if _ATTENTION_LEAF.fullmatch(leaf):
             return "attention"
+        if len(around) == 1 and around[0] in _MLP_OF_BERT:
+            return "mlp"
         return "mlp" if _MLP_LEAF.fullmatch(leaf) else None
 
     def is_of(self, path: str, kind: str) -> bool:
@@ -140,6 +147,8 @@ class Anatomy:
             if self.kind(path) == "mlp":
                 out, in_ = weight_shape(module)
                 parent = path.rpartition(".")[0]
+                if parent.rpartition(".")[2] in _MLP_OF_BERT:
+                    parent = parent.rpartition(".")[0]
                 if out in widths.setdefault(parent, set()):
                     last[parent] = path
                 widths[parent].add(in_)

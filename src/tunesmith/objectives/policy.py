@@ -26,7 +26,7 @@ from torch import Tensor
 from tunesmith.data.pack import micro_batches
 from tunesmith.data.render import Renderer
 from tunesmith.data.types import Asked, Batch, Example, Prompt, Row, Sampled
-from tunesmith.errors import CheckpointError, ModelError
+from tunesmith.errors import ModelError
 from tunesmith.models.generate import Generated
 from tunesmith.models.load import most_tokens
 from tunesmith.models.policy import Policy
@@ -36,7 +36,18 @@ from tunesmith.objectives.foreseen import written
 from tunesmith.objectives.logprobs import TokenLogps, token_logps
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.policy_losses import PolicySettings, advantages, kl, overlong, ratios, token_losses
-from tunesmith.objectives.rewards import Completion, Judge, Told, judge, load, none_applied, source_of, total
+from tunesmith.objectives.rewards import (
+    Completion,
+    Judge,
+    Told,
+    judge,
+    load,
+    means_of,
+    none_applied,
+    refuse_without,
+    source_of,
+    total,
+)
 from tunesmith.objectives.rollout import Rollout, as_json, from_json, joined, shown
 from tunesmith.objectives.samplers import Drawing, InProcess, Sampler, Server, told_of
 
@@ -99,6 +110,7 @@ class PolicyGradient:
         self.settings, self.seed, self.batch_size = settings, seed, batch_size
         self.train, self.held_out = cast(Sequence[Asked], train), cast(Sequence[Asked], held_out)
         self.rewards = load(settings.rewards, settings.reward_weights, settings.gold)
+        refuse_without(settings.gold, settings.rewards, (*self.train, *self.held_out))
         self.beta = settings.beta
         self._order = Order([None] * len(train), batch_size=batch_size, seed=seed, shuffle=shuffle)
         self.steps_per_epoch = self._order.steps_per_epoch * settings.num_iterations
@@ -113,6 +125,7 @@ class PolicyGradient:
         self._rollout: Rollout | None = None
         self._sampler: Sampler | None = None
         self._untold, self._unjudged = False, 0
+        self._news: tuple[str, ...] = ()
         self._dtype = torch.float32
 
     def begin(
@@ -148,7 +161,8 @@ class PolicyGradient:
             rollout.iteration += 1
             first = rollout.iteration == 1
             kept = self._with_gradient(rollout.samples)
-            notes = tuple(rollout.notes) if first else ()
+            notes = (*self._news, *(rollout.notes if first else ()))
+            self._news = ()
             yield Step(kept, self._denominators(rollout.samples), rollout.epoch, rollout.metrics, notes)
 
     def micro_batches(self, step: Step, max_tokens: int) -> list[Batch]:
@@ -223,11 +237,7 @@ class PolicyGradient:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("rewards", self._source) != self._source:
-            raise CheckpointError(
-                "the rewards are not what the run began with",
-                found=", ".join(reward.name for reward in self.rewards),
-                fix="put the old code back, or start a run in another folder",
-            )
+            self._news = ("the code of the rewards is not what it was: from this step on the new one judges",)
         self._order.done = int(state["steps_done"])
         self._rollout = from_json(held) if (held := state.get("rollout")) else None
 
@@ -426,14 +436,10 @@ class PolicyGradient:
             )
 
     def _parts(self, made: Sequence[Played], values: Sequence[Sequence[float]]) -> dict[str, float]:
-        means = {}
+        means = means_of(self.rewards, values)
         if self._world is not None:
             means[f"rewards/{self._world.short}"] = sum(one.earned for one in made) / len(made)
             means["turns"] = sum(len(one.said) for one in made) / len(made)
-        for reward, own in zip(self.rewards, values, strict=True):
-            known = [value for value in own if not math.isnan(value)]
-            if known:
-                means[f"rewards/{reward.short}"] = sum(known) / len(known)
         return means
 
     def _lengths(self, made: Sequence[Played]) -> dict[str, float]:

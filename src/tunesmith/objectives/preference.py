@@ -75,6 +75,8 @@ class PreferenceTuning:
         self._max_tokens = max(map(len, (*train, *held_out)), default=1)
         self._references: References | None = None
         self._kl = 0.0
+        self._counts: dict[str, float] = defaultdict(float)
+        """What the sums of the step, or of the evaluation, under way are divided by."""
         self._last: dict[str, float] = {}
 
     def begin(
@@ -118,7 +120,8 @@ class PreferenceTuning:
             self._look_up(policy, [self.train[row] for row in rows], self._max_tokens)
             if self.kind.is_single:
                 self._kl = self._mismatched(policy, examples, self._max_tokens)
-            yield Step(examples, self._denominators(examples), epoch)
+            self._counts = self._denominators(examples)
+            yield Step(examples, self._counts, epoch)
 
     def micro_batches(self, step: Step, max_tokens: int) -> list[Batch]:
         return self._cut(self._units(step.examples), max_tokens)
@@ -143,17 +146,18 @@ class PreferenceTuning:
         if not self.held_out:
             return {}
         examples = [answer for unit in self.held_out for answer in unit]
-        of_the_step = self._kl
+        of_the_step = self._kl, self._counts
         self._look_up(policy, self.held_out, max_tokens)
         if self.kind.is_single:
             self._kl = self._mismatched(policy, examples, max_tokens)
         denominators, totals = self._denominators(examples), dict[str, float]()
+        self._counts = denominators
         for batch in self._cut(self.held_out, max_tokens):
             found = self.loss(policy, batch.to(policy.device))
             for name, value in (found.sums | found.metrics).items():
                 if denominators[name]:
                     totals[name] = totals.get(name, 0.0) + value.item() / denominators[name]
-        self._kl = of_the_step
+        self._kl, self._counts = of_the_step
         loss = totals.pop("loss") + totals.pop("nll", 0.0)
         self._last = {"loss": loss, **totals}
         return self._last
@@ -170,7 +174,9 @@ class PreferenceTuning:
         why = ": the margin grew because the rejected ones fell further" if margin > 0 else ""
         return [
             f"the chosen answers have become less likely (held out: log p {before:.1f} before, {after:.1f} now){why}. "
-            "That is common with losses of a margin alone; objective.nll_weight holds the chosen answers up"
+            "That is common with losses of a margin alone; "
+            + ("a lower train.learning_rate" if self.kind.is_single else "objective.nll_weight")
+            + " holds the chosen answers up"
         ]
 
     def held_out_lengths(self) -> list[int]:
@@ -236,8 +242,14 @@ class PreferenceTuning:
             for what in ("rewards", "logps")
             for side, number in (("chosen", num_chosen), ("rejected", num_rejected))
         }
-        whole = dict.fromkeys(("loss", "kl", "rewards/margins", "rewards/accuracies"), units)
-        return {**whole, **of_sides, "nll": float(sum(answer.loss_weights[1:].sum() for answer in chosen))}
+        whole = dict.fromkeys(("loss", "kl", "rewards/accuracies"), units)
+        margins = units if num_chosen and num_rejected else 0
+        return {
+            **whole,
+            **of_sides,
+            "rewards/margins": margins,
+            "nll": float(sum(answer.loss_weights[1:].sum() for answer in chosen)),
+        }
 
     def _metrics(self, chosen: Tensor, rejected: Tensor, logps: Tensor, wanted: Tensor) -> dict[str, Tensor]:
         beta = self.settings.beta
@@ -248,7 +260,12 @@ class PreferenceTuning:
             "logps/rejected": logps[~wanted].sum(),
         }
         if self.kind.is_single:
-            return metrics | {"kl": torch.full_like(logps, self._kl).sum()}
+            sides = (self._counts[name] for name in ("rewards/chosen", "rewards/rejected"))
+            apart = [own.sum() / max(1, number) for own, number in zip((chosen, rejected), sides, strict=True)]
+            return metrics | {
+                "kl": torch.full_like(logps, self._kl).sum(),
+                "rewards/margins": beta * self._counts["rewards/margins"] * (apart[0] - apart[1]),
+            }
         return metrics | {
             "rewards/margins": beta * (chosen - rejected).sum(),
             "rewards/accuracies": (chosen > rejected).sum(),

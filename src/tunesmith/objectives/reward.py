@@ -10,6 +10,7 @@ Head         one number, read from the state of the row's last token; what a pai
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -77,10 +78,11 @@ class RewardModelling:
         """
         self.settings, self.head = settings, ClassHead("reward")
         self.train, self.held_out = _pairs(train), _pairs(held_out)
-        problems = Problems("rows have a margin that is no number")
-        for answer in (pair[0] for pair in (*self.train, *self.held_out) if isinstance(pair[0].margin, str)):
-            found = str(answer.margin)
-            problems.add(DataError("the margin is no number", where=str(answer.origin), found=found))
+        problems = Problems("rows have a margin that is no finite number")
+        for answer in (pair[0] for pair in (*self.train, *self.held_out)):
+            if isinstance(answer.margin, str) or not math.isfinite(answer.margin or 0.0):
+                what = "the margin is no finite number"
+                problems.add(DataError(what, where=str(answer.origin), found=str(answer.margin)))
         problems.raise_if_any()
         self.share, self._may_share = bool(share), share is not False
         self._order = Order([None] * len(self.train), batch_size=batch_size, seed=seed, shuffle=shuffle)

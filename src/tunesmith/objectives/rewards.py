@@ -21,6 +21,7 @@ import inspect
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,17 +29,18 @@ from types import SimpleNamespace
 from typing import Any
 
 from tunesmith.data.problems import listed
-from tunesmith.data.types import Origin, Prompt
+from tunesmith.data.types import Asked, Origin, Prompt
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.objectives.plugins import TimedOut, Worker, imported, is_number, short_name
 from tunesmith.objectives.rewards_built_in import OTHERS, PLAIN, WITH_ARGUMENT, Function, scorer
 from tunesmith.score import SCORERS
 
 _GO_ON = "; --resume goes on after the last whole step"
-_NO_SIGNALS = (
-    "functions run in a thread of their own, where no signal comes: leave out what sets alarms (of math_verify, "
-    "parsing_timeout=None and timeout_seconds=None); objective.reward_seconds limits the time" + _GO_ON
+_IN_A_THREAD = (
+    "calls run in a thread of their own, so that objective.reward_seconds can limit them: open connections in the "
+    "function, and leave out what sets alarms (of math_verify, parsing_timeout=None and timeout_seconds=None)" + _GO_ON
 )
+_OURS = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -46,12 +48,19 @@ class Reward:
     name: str
     function: Function
     weight: float
+    wraps: Function | None = None
+    """The user's own function, where `function` only gives it another shape."""
     _worker: Worker | None = field(default=None, init=False, repr=False)
 
     @property
     def short(self) -> str:
         """Its name without the folder of its file."""
         return short_name(self.name)
+
+    @property
+    def own(self) -> Function:
+        """The code that judges."""
+        return self.function if self.wraps is None else self.wraps
 
     def asked(self, seconds: float, call: Callable[[], Any], rows: Sequence[str]) -> Any:
         """What `call` gives, in the thread and the loop that all its calls run in."""
@@ -96,16 +105,36 @@ class Completion:
         return self.text if is_text else [{"role": "assistant", "content": self.text}]
 
 
+def refuse_without(gold: str, names: Sequence[str], asked: Sequence[Asked]) -> None:
+    """Refuse scorers whose column of right answers no row has."""
+    scored = [name for name in names if name in SCORERS]
+    if scored and asked and not any(gold in one.prompt.columns for one in asked):
+        there = dict.fromkeys(key for one in asked for key in one.prompt.columns)
+        raise DataError(
+            f"no row has the column {gold!r} with the right answer, which objective.rewards {listed(scored)} asks for",
+            where=str(asked[0].origin),
+            found=listed(there) or "no column beside the prompt",
+            fix="name the column in objective.gold",
+        )
+
+
 def load(names: Sequence[str], weights: Sequence[float] | None, gold: str) -> list[Reward]:
     """The rewards of a recipe; what cannot be found or called is an error before any weight is loaded."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise RecipeError(f"objective.rewards names {listed(twice)} twice", fix="give it once, with its weight")
     chosen = [1.0] * len(names) if weights is None else list(weights)
-    return [Reward(name, _function(name, gold), weight) for name, weight in zip(names, chosen, strict=True)]
+    return [_made(name, weight, gold) for name, weight in zip(names, chosen, strict=True)]
+
+
+def _made(name: str, weight: float, gold: str) -> Reward:
+    kind, _, own = name.partition(":")
+    if kind in OTHERS and ":" in own:
+        function = _reward(own, any_columns=False)
+        return Reward(name, OTHERS[kind](function, gold), weight, function)
+    return Reward(name, _function(name, gold), weight)
 
 
 def _function(name: str, gold: str) -> Function:
-    kind, _, own = name.partition(":")
-    if kind in OTHERS and ":" in own:
-        return OTHERS[kind](_reward(own, any_columns=False), gold)
     head, colon, rest = name.rpartition(":") if ".py:" in name else name.partition(":")
     if not colon:
         if name in PLAIN:
@@ -180,6 +209,17 @@ def total(values: Sequence[Sequence[float]], rewards: Sequence[Reward]) -> list[
     return made
 
 
+def means_of(rewards: Sequence[Reward], values: Sequence[Sequence[float]]) -> dict[str, float]:
+    """By `rewards/NAME` the mean of what applied; a file's folder is part of the name where two are called alike."""
+    shorts = Counter(reward.short for reward in rewards)
+    means = {}
+    for reward, own in zip(rewards, values, strict=True):
+        known = [value for value in own if not math.isnan(value)]
+        if known:
+            means[f"rewards/{reward.short if shorts[reward.short] == 1 else reward.name}"] = sum(known) / len(known)
+    return means
+
+
 def none_applied(rewards: Sequence[Reward], completions: Sequence[Completion], times: int) -> DataError:
     """The error that ends a run whose rewards have all given None `times` in a row, for `completions` too."""
     return DataError(
@@ -201,7 +241,7 @@ def _judged(reward: Reward, completions: Sequence[Completion], seconds: float, t
         raise DataError(
             f"the reward {reward.name} failed: {type(error).__name__}: {error}",
             where=_culprit(reward, completions, seconds),
-            fix=_NO_SIGNALS if "main thread" in str(error) else "mend the function" + _GO_ON,
+            fix=_IN_A_THREAD if "thread" in str(error) else "mend the function" + _GO_ON,
         ) from error
     values = _listed(found)
     if values is None or len(values) != len(completions):
@@ -280,9 +320,9 @@ def source_of(rewards: Sequence[Reward], others: Sequence[Any] = ()) -> str:
         digest.update(f"{reward.name} {reward.weight!r}".encode())
         if isinstance(reward.function, Judge):
             digest.update(reward.function.digest.encode())
-    for function in (*(getattr(reward.function, "wraps", reward.function) for reward in rewards), *others):
+    for function in (*(reward.own for reward in rewards), *others):
         with contextlib.suppress(TypeError, OSError):
             file = inspect.getsourcefile(function)
-            if file is not None and "tunesmith" not in Path(file).parts:
+            if file is not None and _OURS not in Path(file).resolve().parents:
                 digest.update(Path(file).read_bytes())
     return digest.hexdigest()

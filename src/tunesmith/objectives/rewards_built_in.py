@@ -49,6 +49,8 @@ def _format(pattern: str) -> Function:
 def _length(target: str) -> Function:
     """-|tokens - N| / N."""
     wanted = int(target)
+    if wanted < 1:
+        raise ValueError("a length is a whole number from 1 on")
     return lambda completion_ids, **_: [-abs(len(ids) - wanted) / wanted for ids in completion_ids]
 
 

@@ -92,6 +92,13 @@ def plan(search: Search, *, trust_remote_code: bool = False) -> Plan:
     whole = _budget(recipe, trust_remote_code)
     num_steps = whole.num_steps
     assert num_steps is not None  # minutes were refused
+    if not num_steps:
+        raise RecipeError(
+            "a search stops trials after some of their steps, and the recipe takes none",
+            where=search.where("recipe"),
+            found="objective.way=features, which fits the head at once",
+            fix="train it: its strength is searched in the fit itself; or search with way head or all",
+        )
     combinations = space.count(wanted)
     if combinations is not None:
         combinations -= len(barred)
