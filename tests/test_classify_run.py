@@ -21,7 +21,7 @@ from tunesmith.events import StepDone
 from tunesmith.models.session import Params
 from tunesmith.objectives import rewards, rewards_built_in
 from tunesmith.recipe import from_dict
-from tunesmith.run import train
+from tunesmith.run import check, train
 from tunesmith.session import open_session
 
 
@@ -376,3 +376,11 @@ def test_a_head_stands_beside_a_base_in_few_bits(model, texts, tmp_path, storage
     again = Classifier(open_session(str(tmp_path / "a"))).classify(asked)
     for one, other in zip(again, wanted, strict=True):
         assert one.probabilities == pytest.approx(other, abs=1e-4)
+
+
+def test_check_shows_the_rows_and_then_what_the_objective_cannot_make_of_them(model, texts, tmp_path, capsys):
+    wrong = from_dict(values(model, texts, tmp_path / "a", {"labels": ["ham", "junk"]}))
+    with pytest.raises(DataError, match="no class is called spam"):
+        check(wrong)
+    assert "rows read as labelled" in capsys.readouterr().out
+    check(from_dict(values(model, texts, tmp_path / "a")))

@@ -361,7 +361,7 @@ def check(
 ) -> None:
     """What the model will see: counts, lengths, what is odd, and rows with their learned tokens. Loads no weight.
 
-    `html`: a page of it, in place of the terminal.
+    `html`: a page of it, in place of the terminal. What the objective cannot make of the rows is raised after that.
     """
     import json
 
@@ -384,6 +384,7 @@ def check(
         print(json.dumps({**as_dict(prepared), "of_the_file": resolved.notes}, indent=2, ensure_ascii=False))
     else:
         print_report(prepared, tokenizer, Console(), rows)
+    built(resolved.recipe, prepared)
 
 
 def plan(

@@ -332,6 +332,33 @@ def test_the_fitted_head_is_the_best_of_its_loss(how, classes, has_bias):
     assert searched.strength in (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(("mean", "constants"), [(0, 20), (30, 0), (1000, 3)])
+def test_features_far_from_zero_and_constant_ones_change_nothing(has_bias, mean, constants):
+    """A decoder's states have both; fp32 holds a constant with a spread of its own rounding."""
+    generator = np.random.default_rng(1)
+
+    def drawn(count):
+        x = generator.normal(size=(count, 8))
+        y = (x[:, 0] + 0.5 * x[:, 1] + 0.3 * generator.normal(size=count) > 0.3).astype(int)
+        return x, y
+
+    def far(x):
+        moved = x + mean * (np.arange(8) > 1)
+        return np.concatenate([moved, 1 + 1e-7 * generator.normal(size=(len(x), constants))], 1).astype(np.float32)
+
+    (x, y), (asked, truth) = drawn(120), drawn(2000)
+    options = {"several": False, "how": "logistic", "strength": 1.0, "seed": 0}
+    wanted = np.eye(2, dtype=np.float32)[y]
+    plain = fitted(x.astype(np.float32), wanted, np.ones(2), has_bias=True, **options)
+    made = fitted(far(x), wanted, np.ones(2), has_bias=has_bias, **options)
+    outputs = far(asked) @ made.weight.T.astype(np.float32)
+    outputs = outputs + (0 if made.bias is None else made.bias.astype(np.float32))
+    best = asked @ plain.weight.T + plain.bias
+    assert (best.argmax(1) == truth).mean() > 0.85
+    assert (outputs.argmax(1) == best.argmax(1)).mean() > 0.97
+
+
 def test_several_labels_are_fitted_one_by_one():
     x, wanted = problem()
     made = fitted(x, wanted, np.ones(3), several=True, has_bias=True, how="logistic", strength=1.0, seed=0)

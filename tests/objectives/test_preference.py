@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -339,8 +340,6 @@ def test_kto_tells_how_far_the_means_of_its_sides_lie_apart(left_out):
 def test_chosen_answers_that_become_less_likely_are_told(tmp_path):
     policy, _ = policy_of(torch.float64)
     objective = objective_of("sigmoid", held_out=answers())
-    from contextlib import nullcontext
-
     stage = lambda name: nullcontext(lambda share: None)  # noqa: E731
     objective.begin(policy, num_steps=1, max_tokens=100, cache=tmp_path, stage=stage)
     objective.evaluate(policy, 100)
@@ -348,6 +347,22 @@ def test_chosen_answers_that_become_less_likely_are_told(tmp_path):
     assert "less likely" in objective.conclude(policy, 100, tmp_path)[0]
     objective._last["logps/chosen"] = objective_reference(objective) + 1
     assert objective.conclude(policy, 100, tmp_path) == []
+
+
+def test_what_is_told_at_the_end_is_of_the_adapter_that_is_published(tmp_path):
+    policy, parameters = policy_of(torch.float64)
+    objective = objective_of("sigmoid", held_out=answers())
+    stage = lambda name: nullcontext(lambda share: None)  # noqa: E731
+    objective.begin(policy, num_steps=1, max_tokens=100, cache=tmp_path, stage=stage)
+    published = {name: -4 * parameter.detach() for name, parameter in parameters.items()}
+    for factor in (-4, 0.5):
+        for name, parameter in parameters.items():
+            parameter.data = published[name] * (factor / -4)
+        objective.evaluate(policy, 100)
+    for name, parameter in parameters.items():
+        parameter.data = published[name]
+    (told,) = objective.conclude(policy, 100, tmp_path)
+    assert f"{objective.evaluate(policy, 100)['logps/chosen']:.1f} now" in told
 
 
 def objective_reference(objective):

@@ -64,6 +64,22 @@ def test_confidence_and_truth_by_hand():
     assert [(one.count, one.right) for one in several] == [(1, 0.0), (1, 1.0)]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_of_two_classes_it_does_not_matter_which_is_the_second(seed):
+    generator = np.random.default_rng(seed)
+    truth = generator.random(60) < 0.3
+    second = np.clip(0.15 * truth + 0.6 * generator.random(60), 0.0, 1.0)
+    shares, wanted = np.stack([1 - second, second], 1), np.stack([~truth, truth], 1)
+    said = []
+    for order in ([0, 1], [1, 0]):
+        (threshold,) = best_thresholds(shares[:, order][:, 1:], wanted[:, order][:, 1:], both=True)
+        found = decided(shares[:, order], False, (threshold,))[:, order]
+        said.append(f1_score(truth, found[:, 1], average="macro"))
+    every = [f1_score(truth, second >= t, average="macro", zero_division=0) for t in np.linspace(0, 1, 2001)]
+    assert said == pytest.approx([max(every)] * 2, abs=1e-9)
+    assert said[0] >= f1_score(truth, second >= 0.5, average="macro", zero_division=0)
+
+
 def test_the_best_threshold_is_the_best_of_all():
     shares, wanted, _ = made(classes=2)
     (threshold,) = best_thresholds(shares[:, 1:], wanted[:, 1:])

@@ -184,7 +184,7 @@ class Classification:
         return [len(example) for example in self.held_out]
 
     def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
-        """The thresholds of the highest F1 on the held-out rows go into the head; the picture into the folder."""
+        """The thresholds that are best on the held-out rows go into the head; the picture into the folder."""
         if not self.held_out:
             return []
         with policy.answering():
@@ -194,11 +194,11 @@ class Classification:
         two = len(self.labels) == 2 and self.settings.classes == "one" and truth.sum(0).min() >= ENOUGH
         if self.settings.classes == "several" or two:
             kept = slice(None) if self.settings.classes == "several" else slice(1, None)
-            thresholds = best_thresholds(probabilities[:, kept], truth[:, kept])
+            thresholds = best_thresholds(probabilities[:, kept], truth[:, kept], both=two)
             self.head = replace(self.head, thresholds=thresholds)
             named = zip(self.labels[kept], thresholds, strict=True)
             lines.append(
-                "thresholds of the highest F1 on the held-out rows: "
+                f"thresholds of the highest {'macro-F1' if two else 'F1'} on the held-out rows: "
                 + ", ".join(f"{label} {threshold:.2f}" for label, threshold in named)
             )
         picture = folder / "classes.png"

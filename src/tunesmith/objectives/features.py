@@ -26,6 +26,10 @@ from tunesmith.objectives.cache_keys import row_digest, weights_key
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 FOLDS = 3
 MOST_ITERATIONS = 2000
+CONSTANT = 1e-5
+"""Spread of a feature, as a share of its mean, up to which it is rounding alone."""
+LONGEST = 100.0
+"""Of the column that stands in for a bias: beyond it nothing is gained, and the fit is slow."""
 
 
 def features_of(
@@ -99,13 +103,9 @@ def fitted(
     strength: float | None,
     seed: int,
 ) -> Fitted:
-    """The head of the lowest regularised loss. features [n, d], wanted [n, K] 0 or 1, weights [K] of the classes.
-
-    Features are scaled to a spread of one for it, not centred: a decoder's head has no bias to take that back with.
-    """
-    scale = features.std(0)
-    scale[scale == 0] = 1.0
-    scaled = features / scale
+    """The head of the lowest regularised loss. features [n, d], wanted [n, K] 0 or 1, weights [K] of the classes."""
+    frame = _framed(features, has_bias)
+    scaled = frame.rows
     problems = [wanted[:, k] for k in range(wanted.shape[1])] if several else [wanted.argmax(1)]
     of_rows = (lambda k, y: np.where(y > 0, weights[k], 1.0)) if several else (lambda k, y: weights[y])
     notes: list[str] = []
@@ -116,7 +116,56 @@ def fitted(
     matrix, bias = (np.concatenate([one[i] for one in found]) for i in (0, 1))
     if not several and wanted.shape[1] == 2:  # one number that parts two classes, as a number for each
         matrix, bias = np.concatenate([-matrix / 2, matrix / 2]), np.concatenate([-bias / 2, bias / 2])
-    return Fitted(matrix / scale, bias if has_bias else None, strength, tuple(dict.fromkeys(notes)))
+    weight, bias = frame.undone(matrix, bias)
+    return Fitted(weight, bias if has_bias else None, strength, tuple(dict.fromkeys(notes)))
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Features in which the fit is well conditioned: each of spread one, and centred.
+
+    A decoder's head has no bias to take the centring back with: there a direction of the features themselves, that of
+    their means u = m / |m|, stands in for one, and its column 1 + u·z / |m| is |m| long, as it is where nothing is
+    centred. So the head of the lowest loss is the same, with and without the centring.
+    """
+
+    rows: np.ndarray
+    scale: np.ndarray
+    means: np.ndarray
+    """m [d], in units of the spread."""
+    column: float | None
+    """Length of the column that stands in for a bias; None where there is a bias."""
+
+    def undone(self, matrix: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(matrix [K, ...], bias [K]) of the fit -> those of the features as they came, [K, d] and [K]."""
+        if self.column is None:
+            return matrix / self.scale, bias - matrix @ self.means
+        matrix, along = matrix[:, :-1], matrix[:, -1:]
+        length = np.linalg.norm(self.means)
+        if not length:
+            return matrix / self.scale, bias
+        u = self.means / length
+        across = matrix - (matrix @ u)[:, None] * u
+        return (across + along * self.column / length * u) / self.scale, bias
+
+
+def _framed(features: np.ndarray, has_bias: bool) -> _Frame:
+    wide = features.astype(np.float64)
+    means, scale = wide.mean(0), wide.std(0)
+    constant = scale <= CONSTANT * np.abs(means)
+    scale[constant | (scale == 0)] = 1.0
+    rows = (wide - means) / scale
+    rows[:, constant] = 0.0
+    m = means / scale
+    if has_bias:
+        return _Frame(rows, scale, m, None)
+    length = float(np.linalg.norm(m))
+    if not length:
+        return _Frame(np.concatenate([rows, np.zeros((len(rows), 1))], axis=1), scale, m, 0.0)
+    u, column = m / length, min(length, LONGEST)
+    along = rows @ u
+    stands_in = column * (1 + along / length)
+    return _Frame(np.concatenate([rows - along[:, None] * u, stands_in[:, None]], axis=1), scale, m, column)
 
 
 def _model(has_bias: bool, how: str, strength: float) -> Any:

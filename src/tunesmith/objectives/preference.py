@@ -74,7 +74,7 @@ class PreferenceTuning:
         self.steps_per_epoch = self._order.steps_per_epoch
         self._max_tokens = max(map(len, (*train, *held_out)), default=1)
         self._references: References | None = None
-        self._kl = 0.0
+        self._kl, self._evaluations = 0.0, 0
         self._counts: dict[str, float] = defaultdict(float)
         """What the sums of the step, or of the evaluation, under way are divided by."""
         self._last: dict[str, float] = {}
@@ -159,14 +159,17 @@ class PreferenceTuning:
                     totals[name] = totals.get(name, 0.0) + value.item() / denominators[name]
         self._kl, self._counts = of_the_step
         loss = totals.pop("loss") + totals.pop("nll", 0.0)
-        self._last = {"loss": loss, **totals}
+        self._last, self._evaluations = {"loss": loss, **totals}, self._evaluations + 1
         return self._last
 
     def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
-        """What a person should know once the run has ended."""
+        """What a person should know of the adapter that is published."""
         chosen = [answer for unit in self.held_out for answer in unit if answer.side == CHOSEN]
         if self._references is None or not chosen or not self._last:
             return []
+        if self._evaluations > 1:  # the last one may be of another step
+            with policy.answering():
+                self.evaluate(policy, max_tokens)
         before = float(np.mean([self._references.sums[row_digest(answer)] for answer in chosen]))
         after, margin = self._last["logps/chosen"], self._last.get("rewards/margins", 0.0)
         if after > before - max(0.5, 0.01 * abs(before)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -112,23 +113,37 @@ def confusion(said: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.asarray(wanted.astype(int).T @ said.astype(int))
 
 
-def best_thresholds(probabilities: np.ndarray, wanted: np.ndarray) -> tuple[float, ...]:
+def best_thresholds(probabilities: np.ndarray, wanted: np.ndarray, *, both: bool = False) -> tuple[float, ...]:
     """For each label [n, K] the threshold of the highest F1 on these rows: midway between two probabilities; the one
-    nearest a half where several do. A half for a label that all rows have, or none."""
-    return tuple(_best_threshold(probabilities[:, k], wanted[:, k].astype(bool)) for k in range(wanted.shape[1]))
+    nearest a half where several do. A half for a label that all rows have, or none, or where nothing is better.
+
+    `both`: of the highest mean of the F1 with the label and without it, as two classes have it: then it does not matter
+    which of them is the second.
+    """
+    return tuple(_best_threshold(probabilities[:, k], wanted[:, k].astype(bool), both) for k in range(wanted.shape[1]))
 
 
-def _best_threshold(probabilities: np.ndarray, truth: np.ndarray) -> float:
+def _best_threshold(probabilities: np.ndarray, truth: np.ndarray, both: bool) -> float:
     if truth.all() or not truth.any():
         return 0.5
     order = np.argsort(-probabilities, kind="stable")
     ranked = probabilities[order]
-    hits = np.cumsum(truth[order])
-    f1 = 2 * hits / (np.arange(1, len(ranked) + 1) + truth.sum())
+    said, hits = np.arange(1, len(ranked) + 1), np.cumsum(truth[order])
     lower = np.append(ranked[1:], 0.0)
-    f1 = np.where(ranked > lower, f1, -1.0)  # a threshold stands between two different probabilities
+    # a threshold stands between two different probabilities
+    f1 = np.where(ranked > lower, _f1(hits, said, truth, both), -1.0)
+    at_half = probabilities >= 0.5
+    if _f1(truth[at_half].sum(), at_half.sum(), truth, both) >= f1.max() - 1e-12:
+        return 0.5
     cuts = (ranked + lower) / 2
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
-    between = [float(np.clip(0.5, lower[i] + 1e-9, ranked[i])) for i in best]
-    nearest = min(range(len(best)), key=lambda i: abs(between[i] - 0.5))
-    return 0.5 if between[nearest] == 0.5 else float(cuts[best[nearest]])
+    return float(min((cuts[i] for i in best), key=lambda cut: abs(cut - 0.5)))
+
+
+def _f1(hits: Any, said: Any, truth: np.ndarray, both: bool) -> Any:
+    """Where `said` rows are said to have the label, `hits` of them rightly."""
+    of_label = 2 * hits / (said + truth.sum())
+    if not both:
+        return of_label
+    without, rows = (~truth).sum(), len(truth)
+    return (of_label + 2 * (without - said + hits) / (rows - said + without)) / 2
