@@ -21,7 +21,7 @@ tunesmith convert their.yml > mine.yaml                           # the recipe; 
 tunesmith train their.yml --strict                                # refuse what has no effect here
 ```
 
-`train`, `check`, `rehearse`, `search`, `evaluate --recipe`, the `recipe:` of a study, and in Python
+`train`, `check`, `plan`, `rehearse`, `search`, `evaluate --recipe`, the `recipe:` of a study, and in Python
 `tunesmith.load(path)` take such files. Which tool a file belongs to is seen from its keys: Axolotl has `base_model`;
 LLaMA-Factory `model_name_or_path` with one of `stage`, `finetuning_type`, `template`, `cutoff_len`, `dataset_dir`;
 TRL `model_name_or_path` alone; LitGPT `checkpoint_dir` or a `lora_` key.
@@ -39,6 +39,10 @@ Each key of the file is
   refuses it, empty keys too. (On several devices the other tool's batch was larger by their number: multiply
   `gradient_accumulation_steps` by it.)
 - **refused**: it asks for something that is not done here, and the error says what to do.
+
+Rows are read as the other tool reads them. Columns that it passes over, and that a format here would read, are null in
+`data.columns` (a `system` beside TRL's `messages`, say); the marks in messages that none of them obeys (`weight`,
+`train`) are null in `data.message_keys`. Both are named before the run, and can be set otherwise.
 
 A key that is empty, or whose feature is off, is named as such. A key that nobody knows is refused with what was
 probably meant. What the file leaves to the other tool's defaults is written down too, and marked as its default.

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.atomic import write_file
+from tunesmith.data.conversation_rows import alpaca
+from tunesmith.data.conversation_rows import messages as messages_format
 from tunesmith.data.files import READERS, ending, read_file
-from tunesmith.data.formats import alpaca
-from tunesmith.data.formats import messages as messages_format
 from tunesmith.data.messages import Names, Unreadable, read_messages, read_tools
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.template_rows import prompt_template
@@ -87,6 +87,7 @@ def _read_prompts(path: Path, system: str | None, data: DataSettings | None) -> 
     prompts, errors = [], []
     for origin, row in read_file(path, None):
         row |= {wanted: row[yours] for wanted, yours in columns.items() if yours in row and wanted not in row}
+        row = {name: value for name, value in row.items() if columns.get(name, name) is not None}
         try:
             messages = _messages_of(row, origin, names, fill)
             if messages[0].role != "system":

@@ -154,6 +154,7 @@ def texts_of(path: Path, data: DataSettings | None) -> list[Text]:
     errors: list[Exception] = []
     for origin, row in read_file(path, None):
         row |= {wanted: row[yours] for wanted, yours in columns.items() if yours in row and wanted not in row}
+        row = {name: value for name, value in row.items() if columns.get(name, name) is not None}
         try:
             texts.append(_of_row(row, origin, names) if fill is None else fill(row, origin))
         except Unreadable as error:

@@ -199,8 +199,11 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 
 
 def read_size(text: str, where: str) -> int:
-    """Bytes of "24GB", "16 GiB", "800M": powers of ten, or of two with an i."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", text, re.I)
+    """Bytes of "24GB", "16 GiB", "800M", "77B": powers of ten, or of two with an i. A number alone says no unit."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt]i?)b?|(b)|)\s*", text, re.I)
+    if match is not None and match[2] is match[3] is None:
+        meant = f"did you mean {match[1]}GB? For bytes, write {match[1]}B"
+        raise RecipeError("is a number without a unit", where=where, found=text, fix=meant)
     if match is None:
         raise RecipeError("is not a size", where=where, found=text, fix="give one such as 24GB, 16GiB or 800MB")
-    return round(float(match[1]) * _UNITS[match[2].lower()])
+    return round(float(match[1]) * _UNITS[(match[2] or "").lower()])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data.files import INDEX
-from tunesmith.data.formats import FORMATS, convert, recognise
+from tunesmith.data.formats import FORMATS, LEARNABLE, convert, recognise
 from tunesmith.data.settings import TemplateFormat
 from tunesmith.data.sources import read
 from tunesmith.data.types import Conversation, Document, Judged, Message, Origin, Preference, Prompt
@@ -119,6 +119,10 @@ def test_a_template_over_columns():
         ("{{ range }}", "range"),
         ("{{ q / 0 }}", "row 1"),
         ("{{ 'a' * 10 ** 15 }}", "row 1"),
+        ("{{ 'a' * 1500000000 }}", "repeats 1 letters or items 1,500,000,000 times"),
+        ("{{ 3 * ('ab' * 9000000) }}", "repeats"),
+        ("{{ 10 ** (10 ** 9) }}", "too large"),
+        ("{% set a = 'a' * 2 ** 23 %}{{ a }}{{ a }}{{ a }}", "letters, and"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "row 1"),
         ("{% for %}", r"data\.format\.prompt"),
     ],
@@ -127,6 +131,12 @@ def test_a_template_that_cannot_be_filled_names_row_and_column(prompt, says):
     row = {"q": "x", "nothing": None, "number": float("nan"), "many": ["a", "b"], "raw": b"x"}
     with pytest.raises(DataError, match=f"(?s){says}"):
         convert(raw(row), TemplateFormat(prompt=prompt, answer="a"), {})
+
+
+def test_what_a_template_copies_of_a_row_may_be_of_any_length():
+    text = "a" * (2**24 + 9)
+    row = one({"text": text}, TemplateFormat(prompt="{{ 2 * 'x' }}{{ 2 ** 3 * 2.5 }}", answer="{{ text }}"))
+    assert turns(row) == [("user", "xx20.0"), ("assistant", text)]
 
 
 def test_a_template_may_ask_whether_a_column_is_null_and_write_lists_in_words():
@@ -349,9 +359,9 @@ def test_no_row_gives_anything_but_a_meaning_or_a_data_error(row, name):
         ("instruct/alpaca_en.json", "alpaca", 999),
         ("instruct/identity.json", "alpaca", 91),
         ("tools/glaive_toolcall_en.json", "messages", 300),
-        ("preference/kto_en.json", "messages", 300),
+        ("preference/kto_en.json", "unpaired", 300),
     ],
 )
 def test_real_files_are_recognised(path, name, count):
-    reading = convert(read(DATA / path), "auto", {})
+    reading = convert(read(DATA / path), "auto", {}, (Judged,) if name == "unpaired" else LEARNABLE)
     assert (reading.format, len(reading.rows)) == (name, count)

@@ -69,6 +69,9 @@ ROWS = {
     "nemo": lambda w: {
         "context": w(ASKED), "completions": [{"rank": 1, "completion": w(OTHER)}, {"rank": 0, "completion": w(SAID)}]
     },
+    "nectar": lambda w: {
+        "prompt": w(ASKED), "answers": [{"rank": 2, "answer": w(OTHER)}, {"rank": 1, "answer": w(SAID)}]
+    },
     "verl": lambda w: {"data_source": "x", "prompt": w(ASKED), "reward_model": {"ground_truth": "y"}},
 }  # fmt: skip
 
@@ -172,4 +175,7 @@ def test_every_format_with_messages_is_looked_at():
         "segments",
         "tokens",
         "input-output",
+        "question-answer",
+        "multiple-choice",
+        "unanswerable",
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.data.formats import LEARNABLE, convert, recognise
+from tunesmith.data.formats import FORMATS, LEARNABLE, convert, recognise
 from tunesmith.data.types import Conversation, Message, Origin, Preference, Prompt, Row
 from tunesmith.errors import DataError
 
@@ -86,3 +86,11 @@ def test_what_is_wrong_is_named(name: str, change: dict[str, Any], said: str) ->
 def test_rows_that_no_split_keeps_from_training_are_read(split: str | None) -> None:
     row, takes = ROWS["openpipe"]
     assert read({**row, "split": split}, takes, "openpipe").chosen == (YES,)
+
+
+@pytest.mark.parametrize("name", ["messages", "labelled", "prompt"])
+def test_a_column_that_is_null_is_not_called_missing(name: str) -> None:
+    kind = FORMATS[name].makes
+    for row in ({"messages": None, "label": "x"}, {"conversations": None, "label": "x"}):
+        with pytest.raises(DataError, match="null"):
+            read(row, (kind,), name)

@@ -66,6 +66,8 @@ SHAPES = {
         "rejected": [said("user", "q"), said("assistant", "no")],
         "score_chosen": 8.5,
     },
+    "two texts": {"chosen": "q yes", "rejected": "q no"},
+    "argilla": {"instruction": "q", "chosen_response": "yes", "rejected_response": "no"},
     "openai": {
         "input": {"messages": [said("user", "q")], "tools": []},
         "preferred_output": [said("assistant", "yes")],
@@ -123,6 +125,39 @@ def test_a_system_turn_in_a_column():
     assert row.prompt[0] == Message("system", "be brief")
 
 
+TEXTS = [
+    ("The sky is blue.", "The sky is black.", "The sky is"),
+    ("Q: why?\n\nA: so", "Q: why?\n\nA: no idea", "Q: why?\n\nA:"),
+    ("Q: why?\n\nso", "Q: why?\n\nno", "Q: why?"),
+    ("I don't", "I do", "I"),
+    ("say: yes, yes", "say: yes, no", "say: yes,"),
+    ("天空是蓝色", "天空是绿色", "天空是"),
+]
+
+
+@pytest.mark.parametrize(("chosen", "rejected", "asked"), TEXTS)
+def test_two_texts_part_between_words_and_are_what_prompt_and_answer_make_together(chosen, rejected, asked):
+    row = one({"chosen": chosen, "rejected": rejected})
+    assert row.prompt == (Message("user", asked),)
+    assert [asked + answer[0].content for answer in (row.chosen, row.rejected)] == [chosen, rejected]
+
+
+@pytest.mark.parametrize("column", ["prompt", "instruction", "question", "input"])
+def test_the_prompt_of_one_answer_has_the_names_that_it_has_of_pairs(column):
+    row = {column: "q", "completion": "yes", "label": True}
+    assert one(row, (Judged,)).prompt == (USER,)
+    made = convert([(Origin("file.jsonl", 1), row | {"input": "more"})], "auto", {}, (Judged,))
+    if column != "input":
+        assert (made.notes == ()) is (column == "instruction")
+        assert made.rows[0].prompt[0].content == ("q\n\nmore" if column == "instruction" else "q")
+
+
+def test_what_messages_say_of_one_answer_goes_before_other_columns_and_that_is_told():
+    row = {"messages": [said("user", "q"), said("assistant", "yes")], "prompt": "x", "completion": "y", "label": True}
+    made = convert([(Origin("file.jsonl", 1), row)], "unpaired", {}, (Judged,))
+    assert (made.rows[0].completion, made.notes) == ((GOOD,), ("columns not used: completion, prompt",))
+
+
 def test_unpaired_answers():
     row = one({"prompt": "q", "completion": "yes", "label": True}, (Judged,))
     assert (row.prompt, row.completion, row.wanted) == ((USER,), (GOOD,), True)
@@ -147,7 +182,9 @@ def test_a_system_turn_in_a_column_of_unpaired_answers():
 
 WRONG = [
     ({"prompt": "q", "chosen": "yes", "rejected": None}, "'rejected' is null"),
-    ({"chosen": "q yes", "rejected": "q no"}, "no prompt in common"),
+    ({"chosen": "yes", "rejected": "no"}, "no prompt in common"),
+    ({"chosen": "I think", "rejected": "It was"}, "begin otherwise"),
+    ({"chosen": "what now", "rejected": [said("user", "what now"), said("assistant", "x")]}, "no prompt in common"),
     ({"chosen": [said("user", "a")], "rejected": [said("user", "b")]}, "no prompt in common"),
     ({"prompt": "q", "chosen": [said("user", "x")], "rejected": "no"}, "no turn of the assistant"),
     ({"prompt": "q", "chosen": 3, "rejected": "no"}, "text, a message or a list"),

@@ -321,10 +321,17 @@ def test_plain_text_is_a_row_a_paragraph_or_a_row_a_line(tmp_path):
 
 
 def test_values_of_a_csv_stay_text_as_they_are_written(tmp_path):
-    path = write(tmp_path / "a.csv", 'a,b\nNA,001\nnull,1e5\nnan,"x\r\ny"\n,"say ""hi"""\n')
+    path = write(tmp_path / "a.csv", 'a,b\nNA,001\nnull,1e5\nnan,"x\ny"\n,"say ""hi"""\n')
     assert rows_of(path) == [
-        {"a": "NA", "b": "001"}, {"a": "null", "b": "1e5"}, {"a": "nan", "b": "x\r\ny"}, {"a": "", "b": 'say "hi"'},
+        {"a": "NA", "b": "001"}, {"a": "null", "b": "1e5"}, {"a": "nan", "b": "x\ny"}, {"a": "", "b": 'say "hi"'},
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_line_ends_inside_a_cell_do_not_depend_on_the_system_that_wrote_it(tmp_path, line_end):
+    lines = ["a,b", 'one,"x', "y", "", 'z"', 'two,"a\rb"', ""]
+    path = write(tmp_path / "a.csv", line_end.join(lines).encode())
+    assert rows_of(path) == [{"a": "one", "b": "x\ny\n\nz"}, {"a": "two", "b": "a\rb"}]
 
 
 PIECES = [

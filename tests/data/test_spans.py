@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny_tokenizers as tiny
 
+from tunesmith.data.findings import findings
 from tunesmith.data.formats import convert
 from tunesmith.data.prepare import prepare
 from tunesmith.data.render import Renderer
@@ -216,3 +217,30 @@ def test_keys_of_messages_are_renamed_for_spans_too() -> None:
     named = prepare(settings, tokenizer, seed=0, rows=[row(keep=True, keep_parts=NOT_FOX)])
     ours = prepare(DataSettings(train="rows"), tokenizer, seed=0, rows=[row(learn=True, learn_spans=NOT_FOX)])
     assert named.fingerprint == ours.fingerprint
+
+
+SPANS: list[Any] = [
+    [{"begin_offset": 0, "end_offset": 2, "train": True}],
+    [{"start": 4, "end": 13, "learn": False}],
+    [{"start": 0, "end": 13, "learn": False}],
+]
+
+
+@pytest.mark.parametrize("spans", SPANS)
+@pytest.mark.parametrize("place", [1, 3])
+def test_an_answer_whose_last_words_are_not_learned_is_not_called_empty(spans: Any, place: int) -> None:
+    turns = [
+        {"role": role, "content": text}
+        for role, text in zip(("user", "assistant") * 2, ("a", "the fox jumps", "b", "the dog jumps"), strict=True)
+    ]
+    turns[place]["learn"] = spans
+
+    def odd(turns: Any, **settings: Any) -> set[str]:
+        data = DataSettings(train="rows", **settings)
+        made = prepare(data, tiny.byte_level(tiny.CHATML), seed=0, rows=[{"messages": turns}])
+        return {finding.kind for finding in findings(made)}
+
+    assert odd(turns) == set()
+    if place == 3:
+        turns[place] = {"role": "assistant", "content": "", "learn": True}
+        assert odd(turns) == {"empty_answer"}

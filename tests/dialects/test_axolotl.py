@@ -192,6 +192,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
 """A value of each carried key that says something else than the file without it, and what must stand beside it."""
 
 NO_CHANGE = {
+    "datasets[].train_on_eot": "it says the same as train_on_eos, or is refused",
     "gptq": "the files' own storage is taken in any case; without them it is refused as elsewhere",
     "plugins": "their kernels do what ours do",
     "datasets": "its entries are tested",

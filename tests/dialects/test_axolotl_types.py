@@ -13,7 +13,8 @@ from test_axolotl import BASE
 from their_files import file
 from tiny_tokenizers import byte_level
 
-from tunesmith.data.prepare import Prepared, learned_runs, prepare
+from tunesmith.data.answering import learned_runs
+from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.templates import install
 from tunesmith.dialects.axolotl.types import INSTRUCT
 from tunesmith.dialects.read import load_any
@@ -42,6 +43,8 @@ WORDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("alpaca_instruct.load_no_prompt", BARE, "### Instruction:\nAdd.\n\n### Response:\n", "3"),
     ("alpaca:chat", ALPACA, f"SYSTEM: {PAIRED}\nUSER: Add.\n1 2\nASSISTANT:", "3"),
     ("alpaca_chat", BARE, f"SYSTEM: {ALONE}\nUSER: Add.\nASSISTANT:", "3"),
+    ("alpaca_chat.load_no_prompt", ALPACA, "USER: Add.\n1 2\nASSISTANT:", "3"),
+    ("alpaca_chat.load_no_prompt", BARE, "USER: Add.\nASSISTANT:", "3"),
     ("alpaca_chat.load_qa", {"question": "Q?", "answer": "A"}, f"SYSTEM: {ALONE}\nUSER: Q?\nASSISTANT:", "A"),
     (
         "alpaca:chatml",
@@ -196,7 +199,7 @@ def test_own_keys_and_roles_of_messages(tmp_path: Path) -> None:
         "roles_to_train": ["assistant", "user"],
     }
     made, tokenizer = prepared("chat_template", rows, tmp_path, entry=entry, chat_template="chatml")
-    assert told(made, tokenizer)[1] == "HiHo<|im_end|>"
+    assert told(made, tokenizer)[1] == "Hi<|im_end|>Ho<|im_end|>"
 
 
 def test_train_on_inputs_learns_everything(tmp_path: Path) -> None:
@@ -207,6 +210,7 @@ def test_train_on_inputs_learns_everything(tmp_path: Path) -> None:
 PAIRS: list[tuple[str, dict[str, Any]]] = [
     ("chatml.argilla", {"system": "Be.", "instruction": "Hi", "chosen_response": "Yes", "rejected_response": "No"}),
     ("chatml.argilla", {"prompt": "Hi", "chosen": "Yes", "rejected": "No", "system": "Be."}),
+    ("chatml", {"system": "Be.", "question": "Hi", "chosen": "Yes", "rejected": "No"}),
     ("chatml.icr", {"system": "Be.", "input": "Hi", "chosen": "Yes", "rejected": "No"}),
     ("chatml.intel", {"system": "Be.", "question": "Hi", "chosen": "Yes", "rejected": "No"}),
     ("chatml.prompt_pairs", {"system": "Be.", "prompt": "Hi", "chosen": "Yes", "rejected": "No"}),
@@ -303,8 +307,8 @@ def test_offsets_of_what_is_learned_within_a_message(tmp_path: Path) -> None:
     runs = [tokenizer.decode(made.train[0].token_ids[start:end]) for start, end in learned_runs(made.train[0])]
     very_well = DETAILED[4]["value"][9:19]
     assert runs == [
-        *("Hello<|im_end|>", "How are you?", very_well, "<|im_end|>", "I'm doing very well, thank you!"),
-        "Hi there!<|im_end|>",
+        *("Hello<|im_end|>", "How are you?<|im_end|>", very_well, "<|im_end|>"),
+        *("I'm doing very well, thank you!<|im_end|>", "Hi there!<|im_end|>"),
     ]
 
 
@@ -330,7 +334,7 @@ def test_flags_and_offsets_beside_each_other(said: dict[str, Any], learned: str,
     entry = {key: value for key, value in FLAGGED.items() if key != "roles_to_train"}
     rows = [{"conversations": turns}, {"conversations": other}]
     made, tokenizer = prepared("chat_template", rows, tmp_path, entry=entry, chat_template="chatml")
-    assert told(made, tokenizer)[1] == f"?{learned}"
+    assert told(made, tokenizer)[1] == f"?<|im_end|>{learned}"
 
 
 def test_no_roles_to_train_leave_it_to_the_messages(tmp_path: Path) -> None:

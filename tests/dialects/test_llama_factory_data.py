@@ -58,9 +58,9 @@ def test_tags_and_columns(tmp_path: Path) -> None:
         **{"columns": {"messages": "turns", "system": "rules", "tools": "functions"}},
     }
     data = load_any(file(tmp_path, {**BASE, "dataset": "own"}, own=entry)).resolved.recipe.data
-    assert data.message_keys == {"role": "speaker", "content": "words"}
+    assert data.message_keys == {"role": "speaker", "content": "words", "learn": None}
     assert data.roles == {"asker": "user"}
-    assert data.columns == {"messages": "turns", "system": "rules", "tools": "functions"}
+    assert data.columns == {"messages": "turns", "system": "rules", "tools": "functions", "conversations": None}
 
 
 def test_held_out_rows_of_their_own(tmp_path: Path) -> None:
@@ -109,7 +109,6 @@ def test_the_file_of_data_sets_is_found_where_theirs_looks_and_beside_the_file(
         ({"file_name": "rows.json", "columns": {**ALPACA_COLUMNS, "kto_tag": "ok"}}, "stage kto"),
         ({"file_name": "rows.json", "columns": {**ALPACA_COLUMNS, "tools": "tools"}}, "sharegpt"),
         ({"file_name": "rows.json", "columns": {"prompt": "instruction"}}, "names no response"),
-        ({"file_name": "rows.json", "formatting": "sharegpt", "tags": {"function_tag": "call"}}, "function_call"),
         ({}, "file_name or hf_hub_url"),
         ("rows.json", '{"file_name": …}'),
     ],
@@ -161,7 +160,8 @@ def test_rows_of_the_hub_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: p
     assert "name its file as file_name" in said
     alone = {**IN_COLUMNS, "columns": {"prompt": "q", "response": "a", "history": "history"}}
     data = load_any(file(tmp_path, {**BASE, "dataset": "own"}, own=alone)).resolved.recipe.data
-    assert (data.format, data.columns) == ("alpaca", {"instruction": "q", "output": "a"})
+    assert data.format == "alpaca"
+    assert data.columns == {"instruction": "q", "output": "a", "input": None, "system": None}
 
 
 def test_a_subset_of_a_file_is_said_to_be_without_effect(tmp_path: Path) -> None:
@@ -373,3 +373,16 @@ def test_their_tool_calls(tmp_path: Path) -> None:
     assert call["name"] == "search_recipes"
     assert call["arguments"]["ingredients"]
     assert any(turn.role == "tool" for turn in first.messages)
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+def test_a_role_of_calls_is_refused_where_a_row_has_it(is_used: bool, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "call" if is_used else "gpt", "value": "{}"}]
+    tags = {"function_tag": "call"}
+    entry = {"file_name": "turns.json", "formatting": "sharegpt", "tags": tags}
+    path = file(tmp_path, {**BASE, "dataset": "own"}, own=entry)
+    (tmp_path / "data" / "turns.json").write_text(json.dumps([{"conversations": turns}]))
+    if is_used:
+        assert "name the role function_call in the rows" in refusal(path)
+    else:
+        assert load_any(path).resolved.recipe.data.format == "messages"

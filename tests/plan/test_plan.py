@@ -269,11 +269,14 @@ def test_an_own_memory_and_the_exit_code(
 
 
 def test_sizes() -> None:
-    assert [read_size(text, "") for text in ("24GB", "1.5 g", "16GiB", "800M", "77")] == [
+    assert [read_size(text, "") for text in ("24GB", "1.5 g", "16GiB", "800M", "77B")] == [
         24 * 10**9, 15 * 10**8, 16 * 2**30, 8 * 10**8, 77,
     ]  # fmt: skip
     with pytest.raises(RecipeError):
         read_size("-3GB", "--memory")
+    for text in ("24", " 1.5 "):
+        with pytest.raises(RecipeError, match=f"did you mean {text.strip()}GB"):
+            read_size(text, "--memory")
 
 
 def test_bytes_of_a_processor_and_of_a_gpu() -> None:

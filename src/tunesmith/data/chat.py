@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from tunesmith.data.problems import shown
-from tunesmith.data.sandbox import TEMPLATE_ERRORS, time_limit
+from tunesmith.data.sandbox import TEMPLATE_ERRORS, bounded, time_limit
 from tunesmith.data.types import Message
 from tunesmith.errors import DataError
 
@@ -83,11 +83,10 @@ class ChatTemplate:
         """The text of `turns`; `open_answer` adds what comes before an answer."""
         try:
             with time_limit():
-                return str(
-                    self.tokenizer.apply_chat_template(
-                        list(turns), tools=list(tools) or None, tokenize=False, add_generation_prompt=open_answer
-                    )
+                text = self.tokenizer.apply_chat_template(
+                    list(turns), tools=list(tools) or None, tokenize=False, add_generation_prompt=open_answer
                 )
+                return bounded(str(text), *turns, *tools)
         except TEMPLATE_ERRORS as error:
             raise TemplateFailed(str(error) or type(error).__name__) from error
 

@@ -12,9 +12,10 @@ from tunesmith.data.problems import counted
 from tunesmith.data.types import Origin
 
 FIRST = 5
-TELLING = frozenset().union(*(names for kind in FORMATS.values() for names in kind.needs), {"margin"}) - {"input"}
+TELLING = frozenset().union(*(names for kind in FORMATS.values() for names in kind.needs), {"margin"})
+TELLING -= {"input", "context"}
 """Columns that say what a row is, or what is learned of it. What a row may do without (input beside an instruction,
-system, tools, history) is not among them: rows with it and rows without are ordinary."""
+context, system, tools, history) is not among them: rows with it and rows without are ordinary."""
 
 
 @dataclass
@@ -124,11 +125,11 @@ def total(parts: Iterable[Counts]) -> Counts:
     return made
 
 
-def by_shape(rows: Iterable[RawRow], format: str, columns: Mapping[str, str]) -> dict[tuple[str, ...], Tally]:
+def by_shape(rows: Iterable[RawRow], format: str, columns: Mapping[str, str | None]) -> dict[tuple[str, ...], Tally]:
     """The rows by the columns of `TELLING` that they fill, of those that `format` reads, the most frequent first; null
     is nothing. `columns` renames: {ours: theirs}."""
     reads = FORMATS[format].reads if format in FORMATS else frozenset()
-    telling = [columns.get(name, name) for name in sorted(reads & TELLING)]
+    telling = [own for name in sorted(reads & TELLING) if (own := columns.get(name, name)) is not None]
     shapes: dict[tuple[str, ...], Tally] = {}
     for origin, row in rows:
         filled = tuple(name for name in telling if row.get(name) is not None)

@@ -286,7 +286,7 @@ def _read_csv(path: Path, problems: Problems) -> Iterator[RawRow]:
             problems.add(_no_index(path, line, header, values[0]))
             return
         if len(values) == len(header):
-            yield Origin(str(path), line), dict(zip(header, values, strict=True))
+            yield Origin(str(path), line), dict(zip(header, map(_plain_line_ends, values), strict=True))
             continue
         problems.add(
             DataError(
@@ -297,6 +297,11 @@ def _read_csv(path: Path, problems: Problems) -> Iterator[RawRow]:
                 fix='mend the row; put "…" around fields that hold a comma or a line break',
             )
         )
+
+
+def _plain_line_ends(value: str) -> str:
+    """Windows' line ends inside quotes: as in plain text, the model should not learn to write them."""
+    return value.replace("\r\n", "\n") if "\r" in value else value
 
 
 def _no_index(path: Path, line: int, header: list[str], value: str) -> DataError:

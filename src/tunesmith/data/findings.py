@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tunesmith.data.answering import learned_runs, place_of
 from tunesmith.data.counts import Finding
-from tunesmith.data.prepare import Prepared, digest_of, learned_runs, place_of
+from tunesmith.data.prepare import Prepared, digest_of
 from tunesmith.data.problems import counted
 from tunesmith.data.types import Answer, Classified, Example, Origin
 from tunesmith.errors import DataError
@@ -80,7 +81,7 @@ class _Walk:
         told = self.prepared.answering.get(place_of(example)) if self.prepared.answering else None
         if told is not None:
             runs = [run for run, answers in zip(runs, told, strict=False) if answers]
-        if self.prepared.renderer.learn_ends == "all":  # those of other turns, which stand alone
+        if self.prepared.renderer.learn_ends in ("all", "learned"):  # those of other turns, which stand alone
             runs = [run for run in runs if not self.end_ids.issuperset(example.token_ids[slice(*run)].tolist())]
         return runs
 

@@ -3,13 +3,8 @@
 To add a format, write one function that returns a row (or raises `Unreadable`), and one line in `FORMATS`. It is given
 the row's columns, where the row came from, and what the rows call the keys and roles of messages.
 
-    text                {"text": …}
-    messages            {"messages": [{"role", "content", …}], "tools": […]},
-                        or ShareGPT's {"conversations": [{"from", "value"}], …}
-    prompt-completion   {"prompt": …, "completion": …}, both strings or both message lists
-    alpaca              {"instruction": …, "output": …}, with or without input, system, history
-
-The first four are conversations or documents; `preferences.py` has those that hold answers under judgement.
+`conversation_rows.py` has the plainest ones, `preferences.py` those that hold answers under judgement, and the files
+beside them what other tools write.
 """
 
 from __future__ import annotations
@@ -18,110 +13,33 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.data.conversation_rows import alpaca, messages, prompt, prompt_completion, text
 from tunesmith.data.files import INDEX, RawRow
 from tunesmith.data.labels import labelled
 from tunesmith.data.learned import learned
-from tunesmith.data.messages import (
-    KNOWN_KEYS,
-    Names,
-    Unreadable,
-    need,
-    parsed,
-    read_messages,
-    read_tools,
-    refuse_surrogates,
-    text_of,
-)
-from tunesmith.data.other_rows import input_output, nemo, openpipe, verl
+from tunesmith.data.messages import KNOWN_KEYS, Names, Unreadable, refuse_surrogates
+from tunesmith.data.other_rows import input_output, nectar, nemo, openpipe, verl
 from tunesmith.data.pieces import segments, tokens
-from tunesmith.data.preferences import openai_preference, passed_over, preference, unpaired
-from tunesmith.data.problems import Problems, listed, shown
+from tunesmith.data.preferences import openai_preference, passed_over, passed_over_of_one, preference, unpaired
+from tunesmith.data.problems import Problems, listed
+from tunesmith.data.question_rows import (
+    CONTEXTS,
+    QUESTIONS,
+    SYSTEMS,
+    UNCLEAR,
+    multiple_choice,
+    passed_over_questions,
+    question_answer,
+    unanswerable,
+)
 from tunesmith.data.repeated import spoken_apart
 from tunesmith.data.settings import Learn, MessageKey, TemplateFormat
 from tunesmith.data.template_rows import makes, template
-from tunesmith.data.types import (
-    Conversation,
-    Document,
-    Judged,
-    Labelled,
-    Message,
-    Origin,
-    Preference,
-    Prompt,
-    Row,
-)
+from tunesmith.data.types import Conversation, Document, Judged, Labelled, Origin, Preference, Prompt, Row
+from tunesmith.data.unwanted import refuse_unwanted
 from tunesmith.errors import DataError
 
 RawColumns = Mapping[str, Any]
-
-
-def text(row: RawColumns, origin: Origin) -> Document:
-    return Document(text_of(row, "text"), origin)
-
-
-def messages(row: RawColumns, origin: Origin, names: Names | None = None) -> Conversation:
-    keys = [key for key in ("messages", "conversations") if row.get(key) is not None]
-    if len(keys) != 1:
-        raise Unreadable("the row has both messages and conversations" if keys else "the column 'messages' is missing")
-    turns = read_messages(row[keys[0]], keys[0], names)
-    if _has(row, "system") and turns:
-        system = Message("system", text_of(row, "system"))
-        if turns[0].role != "system":
-            turns = (system, *turns)
-        elif turns[0].content != system.content:
-            raise Unreadable("the row has two system turns: the column 'system', and the first of its turns")
-    return Conversation(turns, origin, read_tools(row.get("tools")))
-
-
-def prompt_completion(row: RawColumns, origin: Origin, names: Names | None = None) -> Conversation:
-    prompt, completion = need(row, "prompt"), need(row, "completion")
-    for key, value in (("prompt", prompt), ("completion", completion)):
-        if not isinstance(value, (str, list, tuple)):
-            said = f"{type(value).__name__} {shown(value, 40)}"
-            raise Unreadable(f"the column {key!r} must be text or a list of messages", found=said)
-    tools = read_tools(row.get("tools"))
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return Conversation((Message("user", prompt), Message("assistant", completion)), origin, tools)
-    if isinstance(prompt, str) or isinstance(completion, str):
-        raise Unreadable("prompt and completion must both be text or both be message lists")
-    asked, answer = read_messages(prompt, "prompt", names), read_messages(completion, "completion", names)
-    return Conversation(asked + answer, origin, tools, num_asked=len(asked))
-
-
-def _has(row: RawColumns, key: str) -> bool:
-    """Whether a column that may be left out holds anything; in a CSV, empty text stands for nothing."""
-    return row.get(key) not in (None, "")
-
-
-def alpaca(row: RawColumns, origin: Origin) -> Conversation:
-    turns = [Message("system", text_of(row, "system"))] if _has(row, "system") else []
-    history = parsed(row["history"], "history") if _has(row, "history") else []
-    if not isinstance(history, list):
-        raise Unreadable("history must be a list of [question, answer] pairs", found=shown(history))
-    for pair in history:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(side, str) for side in pair):
-            raise Unreadable("history must hold [question, answer] pairs of text", found=shown(pair))
-        turns += [Message("user", pair[0]), Message("assistant", pair[1])]
-    question = text_of(row, "instruction")
-    if _has(row, "input"):
-        question += "\n\n" + text_of(row, "input")
-    turns += [Message("user", question), Message("assistant", text_of(row, "output"))]
-    return Conversation(tuple(turns), origin)
-
-
-def prompt(row: RawColumns, origin: Origin, names: Names | None = None) -> Prompt:
-    """A question alone: text or messages, of which an answer at the end is left off."""
-    keys = [key for key in ("prompt", "messages", "conversations", "question") if row.get(key) is not None]
-    key = keys[0] if keys else "prompt"
-    given = need(row, key)
-    turns = (Message("user", given),) if isinstance(given, str) else read_messages(given, key, names)
-    if turns and turns[-1].role == "assistant":
-        turns = turns[:-1]
-    if not isinstance(given, str):
-        given = [{"role": turn.role, "content": turn.content} for turn in turns]
-    if not turns:
-        raise Unreadable(f"the column {key!r} holds no turn to answer")
-    return Prompt(turns, given, {k: v for k, v in row.items() if k != key}, origin, read_tools(row.get("tools")))
 
 
 Reader = Callable[[RawColumns, Origin, Names], Row]
@@ -169,7 +87,7 @@ FORMATS: dict[str, Format] = {
     "preference": _format(
         preference,
         Preference,
-        "chosen rejected",
+        "chosen rejected | chosen_response rejected_response",
         "prompt messages conversations instruction question input system tools margin",
         passed_over,
     ),
@@ -185,13 +103,35 @@ FORMATS: dict[str, Format] = {
     "openpipe": _format(openpipe, Preference, "messages rejected_message", "tools split"),
     "nemo": _format(nemo, Preference, "context completions", "tools"),
     "verl": _format(verl, Prompt, "data_source prompt reward_model", "ability extra_info tools"),
+    "nectar": _format(
+        nectar,
+        Preference,
+        "prompt answers",
+        "messages conversations instruction question input system tools",
+        passed_over,
+        unless="chosen",
+    ),
+    "question-answer": _format(
+        question_answer,
+        Conversation,
+        " | ".join(map(" ".join, QUESTIONS)),
+        " ".join((*CONTEXTS, *SYSTEMS, "tools")),
+        passed_over_questions,
+        unless="messages conversations choices",
+    ),
+    "multiple-choice": _format(
+        multiple_choice, Conversation, "question choices solution | question choices explanation"
+    ),
+    "unanswerable": _format(unanswerable, Conversation, "article unanswerable_question"),
     "segments": _format(segments, Document, "segments"),
     "tokens": _format(tokens, Document, "input_ids", "labels attention_mask token_type_ids position_ids length"),
     "unpaired": _format(
         unpaired,
         Judged,
-        "prompt completion label | messages label | conversations label | messages kto_tag | conversations kto_tag",
-        "tools system",
+        "prompt completion label | instruction completion label | question completion label | input completion label | "
+        "messages label | conversations label | messages kto_tag | conversations kto_tag",
+        "tools system input",
+        passed_over_of_one,
     ),
 }
 LEARNABLE: tuple[type[Row], ...] = (Conversation, Document)
@@ -222,20 +162,22 @@ class Reading:
 def convert(
     raw: Sequence[RawRow],
     format: str | TemplateFormat,
-    columns: Mapping[str, str],
+    columns: Mapping[str, str | None],
     takes: tuple[type[Row], ...] = LEARNABLE,
     or_else: tuple[type[Row], ...] = (),
     *,
-    message_keys: Mapping[MessageKey, str] | None = None,
+    message_keys: Mapping[MessageKey, str | None] | None = None,
     roles: Mapping[str, str] | None = None,
     learn: Learn = "answers",
 ) -> Reading:
-    """Every raw row by its meaning. `columns` renames first: {wanted: yours}.
+    """Every raw row by its meaning. `columns` renames first: {wanted: yours}, or null.
 
     `takes`: what the objective learns from; rows that can be read so are, and others must be of `or_else`.
     `message_keys` {ours: theirs} and `roles` {theirs: ours} are the rows' own names; `learn`: whose turns are learned.
     """
     names = Names(message_keys or {}, roles or {})
+    unread = [name for name, yours in columns.items() if yours is None]
+    unread = [name for name in unread if any(row.get(name) is not None for _, row in raw)]
     if columns:
         raw = _renamed(raw, columns)
     raw, notes = _without_index(raw)
@@ -250,7 +192,7 @@ def convert(
         _refuse_others(name, FORMATS[name].makes, takes + or_else, source)
         reader = FORMATS[name].read
         if FORMATS[name].makes is not Prompt:  # of a prompt, every column is for the rewards
-            notes += _unused(raw, name, names)
+            notes += _unused(raw, name, names, unread)
     own: Learn = learn
     if learn == "completions":
         own = "answers" if name == "prompt-completion" else "everything"
@@ -260,6 +202,8 @@ def convert(
         try:
             result = reader(row, origin, names)
             refuse_surrogates(result)
+            if isinstance(result, Conversation) and name != "template":
+                refuse_unwanted(row)
             rows.append(learned(result, own) if isinstance(result, Conversation) else result)
         except Unreadable as error:
             problems.add(
@@ -346,9 +290,11 @@ def recognise(
         apart = spoken_apart([row for _, row in raw], BESIDE_TEXT) if apart is None else apart
         (other,) = set(candidates) - {"text"}
         candidates = [other] if other in BESIDE_TEXT and other not in apart else candidates
+    first = (raw if first is None else first)[:LOOKED_AT]
+    if Conversation in takes + or_else and not any(FORMATS[name].makes is not Conversation for name in candidates):
+        _refuse_unclear(filled, first)
     if len(candidates) == 1:
         return candidates[0]
-    first = (raw if first is None else first)[:LOOKED_AT]
     seen = listed(dict.fromkeys(name for _, row in first for name in row))
     known = "; ".join(f"{name}: {_needs_in_words(kind)}" for name, kind in FORMATS.items() if kind.makes in takes)
     raise DataError(
@@ -358,8 +304,31 @@ def recognise(
         expected=known,
         fix=f"set data.format to {' or '.join(candidates)}"
         if candidates
-        else "rename with data.columns {wanted: yours}, or set data.format to {prompt: …, answer: …} over your columns",
+        else _advice_on({name for _, row in first for name in row}),
     )
+
+
+def _advice_on(columns: set[str]) -> str:
+    """What to do about rows that no format has."""
+    if columns >= {"prompt", "completions", "labels"}:
+        return (
+            "a reward for each step of an answer is not learned here: judge whole answers, by rows of prompt, "
+            "completion and label with objective.kind=preference objective.loss=kto"
+        )
+    return "rename with data.columns {wanted: yours}, or set data.format to {prompt: …, answer: …} over your columns"
+
+
+def _refuse_unclear(filled: Sequence[frozenset[str]], first: Sequence[RawRow]) -> None:
+    """Columns that most rows fill, and of which nobody can tell which is the answer."""
+    for what, (names, ways) in UNCLEAR.items():
+        if 2 * sum(names <= there for there in filled) > len(filled):
+            raise DataError(
+                f"the rows could be read in several ways: they hold {what}",
+                where=first[0][0].source if first else None,
+                found=f"columns {listed(sorted(names))}",
+                expected="data.format, to say which is meant",
+                fix=f"set data.format to {' or '.join(ways)}",
+            )
 
 
 def _of(kinds: tuple[type[Row], ...], names: Sequence[str]) -> list[str]:
@@ -395,12 +364,14 @@ def _candidates(columns: Sequence[frozenset[str]]) -> list[str]:
     ]
 
 
-def _renamed(raw: Sequence[RawRow], columns: Mapping[str, str]) -> list[RawRow]:
+def _renamed(raw: Sequence[RawRow], columns: Mapping[str, str | None]) -> list[RawRow]:
     problems = Problems("rows lack a column that data.columns renames")
+    given = {wanted: yours for wanted, yours in columns.items() if yours is not None}
+    gone = {*given.values(), *(columns.keys() - given.keys())}
     renamed: list[RawRow] = []
     for origin, row in raw:
-        missing = [yours for yours in columns.values() if yours not in row]
-        taken = [wanted for wanted in columns if wanted in row and wanted not in columns.values()]
+        missing = [yours for yours in given.values() if yours not in row]
+        taken = [wanted for wanted in given if wanted in row and wanted not in columns.values()]
         if missing or taken:
             problems.add(
                 DataError(
@@ -413,21 +384,25 @@ def _renamed(raw: Sequence[RawRow], columns: Mapping[str, str]) -> list[RawRow]:
                 )
             )
             continue
-        kept = {name: value for name, value in row.items() if name not in columns.values()}
-        renamed.append((origin, kept | {wanted: row[yours] for wanted, yours in columns.items()}))
+        kept = {name: value for name, value in row.items() if name not in gone}
+        renamed.append((origin, kept | {wanted: row[yours] for wanted, yours in given.items()}))
     problems.raise_if_any()
     return renamed
 
 
-def _unused(raw: Sequence[RawRow], name: str, names: Names) -> list[str]:
-    """What the rows hold and the format does not look at: said, never dropped in silence. Null is nothing."""
+def _unused(raw: Sequence[RawRow], name: str, names: Names, unread: Sequence[str]) -> list[str]:
+    """What the rows hold and the format does not look at: said, never dropped in silence. Null is nothing. `unread`:
+    columns that were taken out before."""
     notes = []
     reads, passed_over = FORMATS[name].reads, FORMATS[name].passed_over
-    extra = dict.fromkeys(key for _, row in raw for key, value in row.items() if key not in reads and value is not None)
+    extra = dict.fromkeys(unread)
+    extra |= dict.fromkeys(
+        key for _, row in raw for key, value in row.items() if key not in reads and value is not None
+    )
     extra |= dict.fromkeys(key for _, row in raw for key in sorted(passed_over(row)))
     if extra:
         notes.append(f"columns not used: {listed(extra)}")
-    speakers, known = {"role", "from", names.keys.get("role")}, KNOWN_KEYS.union(names.keys.values())
+    speakers, known = {"role", "from", names.keys.get("role")}, KNOWN_KEYS.union(names.keys.values()) - names.unread
     turns = [turn for _, row in raw for key in reads for turn in _dicts(row.get(key)) if not speakers.isdisjoint(turn)]
     odd = dict.fromkeys(key for turn in turns for key, value in turn.items() if key not in known and value is not None)
     if odd:

@@ -19,7 +19,8 @@ from tunesmith.data.types import Conversation, Document, Labelled, Message, Orig
 def labelled(row: Mapping[str, Any], origin: Origin, names: Names | None = None) -> Labelled:
     keys = [key for key in ("text", "messages", "conversations") if row.get(key) is not None]
     if len(keys) != 1:
-        found = " and ".join(keys) if keys else "no column text, messages or conversations"
+        empty = [f"{key} is null" for key in ("text", "messages", "conversations") if key in row]
+        found = " and ".join(keys or empty) or "no column text, messages or conversations"
         raise Unreadable("what the label is of is not one column", found=found)
     if keys[0] == "text":
         return Labelled(Document(text_of(row, "text"), origin), _labels(row))

@@ -21,6 +21,7 @@ from tunesmith.data.formats import BESIDE_TEXT, FORMATS, LOOKED_AT, Reading, rec
 from tunesmith.data.laying import Laying
 from tunesmith.data.mixture import Part, refuse_unseen_keys, unseen_roles
 from tunesmith.data.prepare import Side, Task, side_of
+from tunesmith.data.question_rows import UNCLEAR
 from tunesmith.data.render import BATCH, Renderer
 from tunesmith.data.repeated import spoken_apart
 from tunesmith.data.settings import DataSettings
@@ -32,7 +33,10 @@ FEW, MOST_KINDS = 10_000, 12
 """Rows that stand in for all of a side when its format is recognised, where that can be; of how many kinds of rows."""
 PIECE = BATCH
 """Rows that are in memory at once: as many as are tokenised together."""
-TELLING = frozenset().union(*(names for kind in FORMATS.values() for names in (*kind.needs, kind.unless)))
+TELLING = frozenset[str]().union(
+    *(names for kind in FORMATS.values() for names in (*kind.needs, kind.unless)),
+    *(names for names, _ in UNCLEAR.values()),
+)
 """Columns by which a format is recognised."""
 
 
@@ -220,12 +224,12 @@ class Survey:
                 self._known |= shown
                 self.telling.append((origin, row))
             if is_auto:
-                there = {name: name for name in row if name not in renamed.values()} | renamed
+                ours = {name: name for name in row if name not in renamed.values()} | renamed
+                there = {name: own for name, own in ours.items() if own is not None}
                 if len(self.first) < LOOKED_AT:
                     self.first.append((origin, dict.fromkeys(name for name in there if name != INDEX)))
                 if "text" in there and len(self.apart) < len(BESIDE_TEXT):
-                    ours = {name: row.get(own) for name, own in there.items()}
-                    self.apart |= spoken_apart([ours], BESIDE_TEXT)
+                    self.apart |= spoken_apart([{name: row.get(own) for name, own in there.items()}], BESIDE_TEXT)
                 self.filled[
                     frozenset(name for name in there if name in TELLING),
                     frozenset(name for name, own in there.items() if name in TELLING and row.get(own) is not None),

@@ -2,7 +2,8 @@
 
 A learned answer runs from the end of what the model is given (the prompt as generation would show it) to the end of
 the turn's end token; the line break behind that token is the template's, not the model's, and is not learned. Of the
-end tokens, `data.learn_ends` may leave out all, or all but the last learned one, or add those of all other turns.
+end tokens, `data.learn_ends` may leave out all, or all but the last learned one, or add those of other turns, of all
+or of the learned ones.
 A turn may be learned in part (`Marks`); it ends as any learned turn does.
 
 The start is where the prompt of generation ends: `render(turns before, open_answer=True)` must be a beginning of the
@@ -115,7 +116,7 @@ def _first_written(content: str, written: str, index: int) -> int:
 
 def with_ends(chat: ChatTemplate, text: str, spans: Sequence[Span], which: Ends) -> list[Span]:
     """The spans less what ends an answer, where that is not learned; what then says nothing is left out."""
-    if which in ("turn", "all"):
+    if which in ("turn", "learned", "all"):
         return list(spans)
     answers = [index for index, span in enumerate(spans) if span.is_answer]
     kept = answers[-1:] if which == "last" else []
@@ -127,14 +128,23 @@ def with_ends(chat: ChatTemplate, text: str, spans: Sequence[Span], which: Ends)
 
 
 def ends_of_others(
-    chat: ChatTemplate, text: str, turns: Sequence[Turn], learned: Sequence[bool], tools: Sequence[dict[str, Any]]
+    chat: ChatTemplate,
+    text: str,
+    turns: Sequence[Turn],
+    learned: Sequence[bool],
+    tools: Sequence[dict[str, Any]],
+    *,
+    of_learned: bool = False,
 ) -> list[Span]:
-    """The end tokens of all turns but learned answers, whose spans hold them. Turns that no token ends have none."""
+    """The end tokens of all turns but learned answers, whose spans hold them; `of_learned`: of those alone that are
+    learned. Turns that no token ends have none."""
     if not chat.traits.stops:
         return []
     starts = [_shown_at(chat, text, turns, index, tools) for index in range(len(turns))]
     found = []
     for index, turn in enumerate(turns):
+        if of_learned and not learned[index]:
+            continue
         if turn["role"] != "assistant":
             limit = next((start for start in starts[index + 1 :] if start is not None), len(text))
             found.append(_first_end(chat, text, turn["content"], starts[index], limit))

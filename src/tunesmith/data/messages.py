@@ -39,6 +39,14 @@ KNOWN_KEYS = {
     *_LEARN,
     "learn_spans",
 }
+_NAMES: dict[MessageKey, tuple[str, ...]] = {
+    "role": ("role", "from"),
+    "content": ("content", "value"),
+    "learn": _LEARN,
+    "reasoning": _REASONING,
+    "tool_calls": ("tool_calls", "function_call"),
+}
+"""What a key may be called, where that is not our word alone."""
 _KEYS = {"reasoning": "reasoning_content"}
 """Where our word for a key is not the first of those that are looked for."""
 
@@ -61,23 +69,31 @@ def framed(turn: Message, before: str, after: str = "", **changes: Any) -> Messa
 
 @dataclass(frozen=True)
 class Names:
-    """What rows call the keys {ours: theirs} and roles {theirs: ours} of messages, beside the names known anyway.
+    """What rows call the keys {ours: theirs} and roles {theirs: ours} of messages, beside the names known anyway; a key
+    that is called null is not read.
 
     `seen` gathers all keys that stood in a message, `said` all roles, where some are renamed.
     """
 
-    keys: Mapping[MessageKey, str] = field(default_factory=dict)
+    keys: Mapping[MessageKey, str | None] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set, compare=False)
     said: set[str] = field(default_factory=set, compare=False)
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """All names of the keys that are not read."""
+        left_out = (_NAMES.get(our, (our,)) for our, their in self.keys.items() if their is None)
+        return frozenset(name for names in left_out for name in names)
 
     def in_our_words(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
         """A message with its keys renamed; null is nothing."""
         if not self.keys:
             return item
         self.seen.update(item)
-        theirs = set(self.keys.values())
-        named = {_KEYS.get(our, our): item[their] for our, their in self.keys.items() if item.get(their) is not None}
+        theirs = self.unread.union(their for their in self.keys.values() if their is not None)
+        said = {our: item.get(their) for our, their in self.keys.items() if their is not None}
+        named = {_KEYS.get(our, our): value for our, value in said.items() if value is not None}
         passed_over = (
             theirs.union(_LEARN) if "learn" in named else theirs
         )  # their word for it counts, and none beside it

@@ -136,7 +136,7 @@ def mixed(examples: Sequence[Example], part: Part, *, seed: int) -> tuple[list[E
 
 def refuse_unseen_keys(read: Sequence[tuple[Part, Reading]]) -> None:
     """A key that `message_keys` names stands in some message of the rows for which it is named."""
-    named = dict.fromkeys(theirs for part, _ in read for theirs in part.settings.message_keys.values())
+    named = dict.fromkeys(theirs for part, _ in read for theirs in part.settings.message_keys.values() if theirs)
     missing: list[str] = []
     seen: set[str] = set()
     for theirs in named:

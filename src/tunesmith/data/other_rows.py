@@ -3,6 +3,7 @@
 input-output   {"input": …, "output": …}                                                    Lamini
 openpipe       {"messages": [… answer], "rejected_message": {…}, "split": "TRAIN"}          OpenPipe
 nemo           {"context": […], "completions": [{"rank": 0, "completion": […]}, …]}         NeMo RL
+nectar         {"prompt": …, "answers": [{"answer": …, "rank": 1}, …]}                      Nectar
 verl           {"data_source", "prompt": […], "reward_model": {"ground_truth": …}, …}       verl
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.data.messages import Names, Unreadable, need, parsed, read_messages, read_tools, text_of
-from tunesmith.data.preferences import pair
+from tunesmith.data.preferences import pair, preference
 from tunesmith.data.problems import shown
 from tunesmith.data.types import Conversation, Message, Origin, Preference, Prompt
 
@@ -30,7 +31,8 @@ def openpipe(row: RawColumns, origin: Origin, names: Names) -> Preference:
         raise Unreadable(
             "the row's column 'split' keeps it from training",
             found=shown(row["split"], 40),
-            fix="put such rows into a file of their own without that column, and name it in data.held_out",
+            fix="put such rows into a file of their own, and name it in data.held_out; there, or where the column "
+            "means something else, have it not read: data.columns={split: null}",
         )
     turns = read_messages(need(row, "messages"), "messages", names)
     if not turns or turns[-1].role != "assistant":
@@ -51,6 +53,18 @@ def nemo(row: RawColumns, origin: Origin, names: Names) -> Preference:
         raise Unreadable("both completions have the same rank: neither is preferred", found=f"rank {better['rank']}")
     chosen, rejected = (read_messages(need(one, "completion"), "completion", names) for one in (better, worse))
     return pair(read_messages(need(row, "context"), "context", names), chosen, rejected, origin, row.get("tools"))
+
+
+def nectar(row: RawColumns, origin: Origin, names: Names) -> Preference:
+    """Ranked answers, of which the best is chosen and the worst rejected: rank 1 is the best."""
+    given = parsed(need(row, "answers"), "'answers'")
+    ranked = given if isinstance(given, list) and all(isinstance(one, Mapping) for one in given) else []
+    if len(ranked) < 2 or not all(type(one.get("rank")) in (int, float) for one in ranked):
+        raise Unreadable("the column 'answers' must hold at least two, each with its rank", found=shown(given, 60))
+    best, worst = (pick(ranked, key=lambda one: float(one["rank"])) for pick in (min, max))
+    if best["rank"] == worst["rank"]:
+        raise Unreadable("all answers have the same rank: none is preferred", found=f"rank {best['rank']}")
+    return preference({**row, "chosen": best.get("answer"), "rejected": worst.get("answer")}, origin, names)
 
 
 def verl(row: RawColumns, origin: Origin, names: Names) -> Prompt:

@@ -1,11 +1,13 @@
 """Rows that hold answers under judgement: TRL's columns, and those of its neighbours.
 
 preference          {"prompt": …, "chosen": …, "rejected": …}, text or message lists. Or whole conversations that begin
-                    alike in chosen and rejected, as lists or as text ("Human: … Assistant: …"). The prompt may be
-                    ShareGPT's conversations, Alpaca's instruction and input, or a question
+                    alike in chosen and rejected, as lists or as text ("Human: … Assistant: …"), or two texts, of which
+                    the words that they begin with in common are the prompt. The prompt may be ShareGPT's
+                    conversations, Alpaca's instruction and input, or a question; the answers may be Argilla's
+                    chosen_response and rejected_response
 openai-preference   {"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}
-unpaired            {"prompt": …, "completion": …, "label": true}, or {"messages": […], "label": true}, of which the
-                    last answer is judged
+unpaired            {"prompt": …, "completion": …, "label": true}, the prompt under any name as above, or {"messages":
+                    […], "label": true}, of which the last answer is judged
 
 A column `system` stands before the prompt of the first and the last.
 """
@@ -13,43 +15,94 @@ A column `system` stands before the prompt of the first and the last.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
+from tunesmith.data.cells import turns_in
 from tunesmith.data.messages import Names, Unreadable, need, parsed, read_messages, read_tools, text_of
 from tunesmith.data.problems import shown
 from tunesmith.data.types import Judged, Message, Origin, Preference
+from tunesmith.data.unwanted import LABELS, judgement
 
 RawColumns = Mapping[str, Any]
 _PROMPTS = ("prompt", "conversations", "instruction", "question", "messages", "input")
 """Columns that may hold the prompt, the first of them that is there."""
-LABELS = ("label", "kto_tag")
+_IN_WORD = re.compile(r"[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]{2}")
+"""Two letters of a word; of Thai, Lao, Japanese and Chinese, which write none between words, none are."""
 _SPEAKERS = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 def preference(row: RawColumns, origin: Origin, names: Names | None = None) -> Preference:
-    prompt = _prompt(row, names)
-    chosen, rejected = (_parted(_answer(row, key, names)) for key in ("chosen", "rejected"))
+    prompt, keys = _prompt(row, names), _answers(row)
+    chosen, rejected = (_parted(_side(need(row, key), key, "assistant", names)) for key in keys)
     if chosen and rejected and chosen[0].role != "assistant" and rejected[0].role != "assistant":
         count = _alike(chosen, rejected)
         if prompt and not _is_in(_last_question(prompt), chosen[:count]):
             raise Unreadable("the prompt is not what chosen and rejected begin with", found=shown(prompt[-1].content))
         prompt, chosen, rejected = chosen[:count], chosen[count:], rejected[count:]
     elif not prompt:
-        raise Unreadable(
-            "chosen and rejected have no prompt in common",
-            found="two answers, and no column prompt, messages, conversations, instruction or question",
-        )
+        prompt, chosen, rejected = _said_in_common(chosen, rejected)
     if prompt[-1].role == "assistant":
         raise Unreadable("the prompt ends in an answer", found=shown(prompt[-1].content))
     return pair(_with_system(prompt, row), chosen, rejected, origin, row.get("tools"), row.get("margin"))
 
 
 def passed_over(row: RawColumns) -> set[str]:
-    """Columns that could be a prompt, and are not looked at since another one is."""
-    there = [key for key in _PROMPTS if row.get(key) not in (None, "")]
+    """Columns that could be a prompt or an answer, and are not looked at since another one is."""
+    others = {f"{key}_response" for key in ("chosen", "rejected")} - set(_answers(row))
+    return _other_prompts(row, _PROMPTS) | {key for key in others if row.get(key) is not None}
+
+
+def _other_prompts(row: RawColumns, names: Sequence[str]) -> set[str]:
+    """Of the columns that may hold a prompt, in their order, those that are not looked at."""
+    there = [key for key in names if row.get(key) not in (None, "")]
     used = {"instruction", "input"} if there[:1] == ["instruction"] else set(there[:1])
     return set(there) - used
+
+
+def passed_over_of_one(row: RawColumns) -> set[str]:
+    """The same of a single answer, which messages hold whole, prompt and all."""
+    return _other_prompts(row, ("messages", "conversations", *_PROMPTS, "completion") if _whole(row) else _PROMPTS)
+
+
+def _whole(row: RawColumns) -> list[str]:
+    """The columns that hold a conversation with its answer."""
+    return [key for key in ("messages", "conversations") if row.get(key) is not None]
+
+
+def _answers(row: RawColumns) -> tuple[str, str]:
+    """The columns of the two answers."""
+    argilla = ("chosen_response", "rejected_response")
+    return argilla if "chosen" not in row and argilla[0] in row else ("chosen", "rejected")
+
+
+def _said_in_common(
+    chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
+    """Two texts as the words that both begin with, and what each goes on with; each is the two put together again.
+
+    TRL parts them at the letter; here no word is cut in two, and white space goes to what stands behind it.
+    """
+    if any(len(turns) != 1 or turns[0].role != "assistant" for turns in (chosen, rejected)):
+        raise Unreadable(
+            "chosen and rejected have no prompt in common",
+            found="two answers, and no column prompt, messages, conversations, instruction or question",
+        )
+    better, worse = chosen[0].content, rejected[0].content
+    end = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(better, worse, strict=False)))
+    while end and any(_IN_WORD.fullmatch(text, end - 1, end + 1) for text in (better, worse)):
+        end -= 1
+    asked = better[:end].rstrip()
+    if not asked:
+        raise Unreadable(
+            "chosen and rejected have no prompt in common",
+            found=f"two texts that begin otherwise ({shown(better, 30)}; {shown(worse, 30)}), and no column prompt, "
+            "messages, conversations, instruction or question",
+            fix="name the column of the prompt: data.columns={prompt: yours}",
+        )
+    rest = slice(len(asked), None)
+    return (Message("user", asked),), (Message("assistant", better[rest]),), (Message("assistant", worse[rest]),)
 
 
 def _with_system(prompt: tuple[Message, ...], row: RawColumns) -> tuple[Message, ...]:
@@ -83,8 +136,8 @@ def openai_preference(row: RawColumns, origin: Origin, names: Names | None = Non
 
 def unpaired(row: RawColumns, origin: Origin, names: Names | None = None) -> Judged:
     name = next((name for name in LABELS if row.get(name) is not None), "label")
-    label = need(row, name)
-    keys = [key for key in ("messages", "conversations") if row.get(key) is not None]
+    label, wanted = need(row, name), judgement(row.get(name))
+    keys = _whole(row)
     if len(keys) > 1:
         raise Unreadable("the row has both messages and conversations")
     if keys:
@@ -92,16 +145,15 @@ def unpaired(row: RawColumns, origin: Origin, names: Names | None = None) -> Jud
         last = max((place for place, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
         prompt, completion = turns[:last], turns[last:]
     else:
-        prompt = _side(need(row, "prompt"), "prompt", "user", names)
-        completion = _answer(row, "completion", names)
-    if label not in (0, 1, False, True):
-        raise Unreadable(
-            f"the column {name!r} must say whether the answer is wanted: true or false", found=shown(label)
-        )
+        prompt = _prompt(row, names) or _side(need(row, "prompt"), "prompt", "user", names)
+        completion = _side(need(row, "completion"), "completion", "assistant", names)
+    if wanted is None:
+        what = f"the column {name!r} must say whether the answer is wanted: true or false"
+        raise Unreadable(what, found=shown(label), fix="write true or false, or 1 or 0")
     _refuse_no_answer(completion, keys[0] if keys else "completion")
     if not prompt:
         raise Unreadable("the prompt is empty")
-    return Judged(_with_system(prompt, row), completion, bool(label), origin, read_tools(row.get("tools")))
+    return Judged(_with_system(prompt, row), completion, wanted, origin, read_tools(row.get("tools")))
 
 
 def _prompt(row: RawColumns, names: Names | None) -> tuple[Message, ...]:
@@ -126,12 +178,9 @@ def _parted(turns: tuple[Message, ...]) -> tuple[Message, ...]:
     return tuple(Message(roles[who], said.strip()) for who, said in zip(pieces[::2], pieces[1::2], strict=True))
 
 
-def _answer(row: RawColumns, key: str, names: Names | None) -> tuple[Message, ...]:
-    return _side(need(row, key), key, "assistant", names)
-
-
 def _side(value: Any, key: str, role: str, names: Names | None) -> tuple[Message, ...]:
     """Text is one turn of `role`; a message or a list of them is what it says."""
+    value = turns_in(value, key, names)
     if isinstance(value, str):
         return (Message(role, value),)
     if isinstance(value, Mapping):

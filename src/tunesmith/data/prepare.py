@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import Any
 
-import numpy as np
-
+from tunesmith.data.answering import Place, answering
 from tunesmith.data.counts import Counts, Finding, OfSource, Tally, by_shape, told, total
 from tunesmith.data.digests import digest_of, fingerprint
 from tunesmith.data.files import RawRow
@@ -29,7 +28,6 @@ from tunesmith.data.types import (
     Example,
     Judged,
     Labelled,
-    Marked,
     Origin,
     Pieces,
     Preference,
@@ -39,9 +37,6 @@ from tunesmith.data.types import (
 )
 from tunesmith.data.unlearned import asked, classified
 from tunesmith.errors import DataError, RecipeError
-
-Place = tuple[Origin, str]
-"""A row; of a pair, one of its sides."""
 
 
 @dataclass(frozen=True)
@@ -323,7 +318,7 @@ def side_of(part: Part, reading: Reading, renderer: Renderer, advice: Mapping[st
         for origin in dict.fromkeys(getattr(rendering, kind)):
             counts.add(kind, origin)
     rendered = _judged(full, rendering.examples)
-    side.answering = _answering(written, rendered)
+    side.answering = answering(written, rendered, renderer)
     if settings.group_by is not None:
         groups = _groups(part.raw, settings.group_by)
         rendered = [replace(example, group=groups[example.origin]) for example in rendered]
@@ -362,46 +357,6 @@ def _judged(rows: Sequence[Row], examples: Sequence[Example]) -> list[Example]:
         Answer(example.token_ids, example.loss_weights, example.origin, side=side, margin=margin) if side else example
         for example, (side, margin) in zip(examples, sides, strict=True)
     ]
-
-
-def learned_runs(example: Example) -> list[tuple[int, int]]:
-    """[start, end) of each run of learned tokens."""
-    edges = np.diff(np.concatenate([[0], example.loss_weights > 0, [0]]).astype(np.int8))
-    return list(zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist(), strict=True))
-
-
-def place_of(example: Example) -> Place:
-    return example.origin, example.side if isinstance(example, Answer) else ""
-
-
-def _answering(rows: Sequence[Text], examples: Sequence[Example]) -> dict[Place, tuple[bool, ...]]:
-    """Which learned runs are answers, of rows of which not all are."""
-    made: dict[Place, tuple[bool, ...]] = {}
-    for row, example in zip(rows, examples, strict=True):
-        turns = _are_answers(row)
-        if all(turns) and not _is_marked(row):
-            continue
-        count = len(learned_runs(example))
-        if count != len(turns):  # the template joined or dropped some: of the last one alone it is known
-            turns = [False] * (count - 1) + turns[-1:]
-        made[place_of(example)] = tuple(turns)
-    return made
-
-
-def _is_marked(row: Text) -> bool:
-    """Whether a turn may be several learned runs."""
-    return isinstance(row, Conversation) and any(isinstance(turn, Marked) for turn in row.messages)
-
-
-def _are_answers(row: Text) -> list[bool]:
-    """Of each turn that is learned, whether it is the assistant's. Of pieces, which know no turns, the last one is."""
-    if isinstance(row, Pieces):
-        pieces = [is_learned for is_learned, _ in groupby(row.pieces, key=lambda piece: piece.is_learned) if is_learned]
-        return [False] * (len(pieces) - 1) + pieces[-1:]
-    if isinstance(row, Document) or row.is_whole:
-        return []
-    said = [turn for turn in row.messages if turn.is_learned and (turn.content or turn.role == "assistant")]
-    return [turn.role == "assistant" for turn in said]
 
 
 def _groups(raw: Sequence[RawRow], column: str) -> dict[Origin, str]:

@@ -232,8 +232,9 @@ class Renderer:
             self._notes[f"the chat template never ends an answer: {self._remedy()}"] = None
             text = text[: spans[-1].end]
         spans = with_ends(self.chat, text, spans, self.learn_ends)
-        if self.learn_ends == "all" and not row.is_whole:
-            spans += ends_of_others(self.chat, text, turns, learned, tools)
+        if self.learn_ends in ("all", "learned") and not row.is_whole:
+            of_learned = self.learn_ends == "learned"
+            spans += ends_of_others(self.chat, text, turns, learned, tools, of_learned=of_learned)
         return _Text(
             text,
             spans,

@@ -15,9 +15,12 @@ from jinja2 import StrictUndefined, Undefined, nodes, pass_eval_context
 from jinja2.exceptions import TemplateError
 from jinja2.filters import FILTERS
 from jinja2.nodes import EvalContext
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 5.0
+MOST_LETTERS = 2**24
+"""A template may write so many letters more than it is given: a row of that length would take minutes to tokenise."""
 
 # What rendering a template can raise, whatever the template does.
 TEMPLATE_ERRORS = (
@@ -81,7 +84,19 @@ def _format(context: EvalContext, text: str, *values: Any, **named: Any) -> str:
 
 
 class _ColumnEnvironment(ImmutableSandboxedEnvironment):
-    """Both sides of ~ pass through `string`, so that they are checked like all that is written."""
+    """Both sides of ~ pass through `string`, so that they are checked like all that is written. Products and powers
+    that no row could mean are refused before they are computed, since the time limit cannot end them."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        counts = [value for value in (left, right) if isinstance(value, int)]
+        size = max((len(value) for value in (left, right) if isinstance(value, str | list | tuple)), default=0)
+        if operator == "*" and size and counts and size * counts[0] > MOST_LETTERS:
+            raise OverflowError(f"it repeats {size:,} letters or items {counts[0]:,} times")
+        if operator == "**" and len(counts) == 2 and left.bit_length() * right > MOST_LETTERS:
+            raise OverflowError(f"{left} ** {right} is too large")
+        return super().call_binop(context, operator, left, right)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -106,6 +121,13 @@ def column_environment() -> ImmutableSandboxedEnvironment:
 
 def _tojson(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def bounded(text: str, *given: Any) -> str:
+    """`text`, or OverflowError where a template wrote far more than it was given."""
+    if len(text) > MOST_LETTERS and (most := MOST_LETTERS + sum(len(str(value)) for value in given)) < len(text):
+        raise OverflowError(f"it writes {len(text):,} letters, and {most:,} are the most that it may of these")
+    return text
 
 
 @contextmanager

@@ -13,13 +13,14 @@ from tunesmith.settings import Contradiction, Settings
 Share = Annotated[float, Field(gt=0, lt=1)]
 Role = Literal["system", "user", "assistant", "tool"]
 Learn = Literal["answers", "everything", "completions", "marked"] | tuple[Role, ...]
-Ends = Literal["turn", "last", "none", "all"]
+Ends = Literal["turn", "learned", "last", "none", "all"]
 MessageKey = Literal["role", "content", "learn", "learn_spans", "reasoning", "tool_calls", "name", "tool_call_id"]
-MessageKeys = dict[MessageKey, str]
+MessageKeys = dict[MessageKey, str | None]
 
 FormatName = Literal[
     "auto", "text", "messages", "prompt-completion", "alpaca", "preference", "openai-preference", "unpaired", "prompt",
-    "labelled", "segments", "tokens", "input-output", "openpipe", "nemo", "verl",
+    "labelled", "segments", "tokens", "input-output", "openpipe", "nemo", "nectar", "verl", "question-answer",
+    "multiple-choice", "unanswerable",
 ]  # fmt: skip
 
 
@@ -90,8 +91,8 @@ class SourceSettings(Settings):
     """Configuration name of a hub data set."""
     format: FormatName | TemplateFormat | None = None
     """How its rows are read; sources may differ in it."""
-    columns: dict[str, str] | None = None
-    """Renames its columns: {wanted: yours}."""
+    columns: dict[str, str | None] | None = None
+    """Renames its columns: {wanted: yours}, or {wanted: null}."""
     message_keys: MessageKeys | None = None
     """Renames the keys of its messages: {ours: theirs}."""
     roles: dict[str, Role] | None = None
@@ -123,11 +124,13 @@ class DataSettings(Settings):
     """Configuration name of a hub data set."""
     format: FormatName | TemplateFormat = "auto"
     """How a row is read; auto recognises it by its columns and says what it took it for."""
-    columns: dict[str, str] = {}
-    """Renames columns before the format reads them: {wanted: yours}."""
+    columns: dict[str, str | None] = {}
+    """Renames columns before the format reads them: {wanted: yours}. With null for yours, a column wanted is not read,
+    though the rows have one of that name."""
     message_keys: MessageKeys = {}
     """Renames the keys of each message before it is read: {ours: theirs}, ours of role, content, learn, learn_spans,
-    reasoning, tool_calls, name, tool_call_id. The usual names are known without; of two, theirs wins."""
+    reasoning, tool_calls, name, tool_call_id. The usual names are known without; of two, theirs wins. With null for
+    theirs it is not read under any of its names: {learn: null} passes over a learn, train or weight."""
     roles: dict[str, Role] = {}
     """Their names of roles: {theirs: ours}, ours of system, user, assistant, tool. The usual names are known
     without."""
@@ -139,8 +142,8 @@ class DataSettings(Settings):
     learn or learn_spans) wins over its role, and beside everything is an error where it says no. Plain text is always
     learned whole."""
     learn_ends: Ends = "turn"
-    """Whose end token is learned: that of each learned turn of the assistant (turn), of the last of them alone (last),
-    none, or that of every turn, learned or not and of any role (all)."""
+    """Whose end token is learned: that of each learned turn of the assistant (turn), or of any role (learned), of the
+    last of the assistant's alone (last), none, or that of every turn, learned or not and of any role (all)."""
     held_out: float | int | str | HeldOut | None = None
     """Share (0.1), count (200), a source of its own ("valid.jsonl", "folder:test", "owner/name:test"), or
     {key: column}."""

@@ -10,7 +10,7 @@ from jinja2.exceptions import SecurityError
 
 from tunesmith.data.messages import Unreadable
 from tunesmith.data.problems import listed, shown
-from tunesmith.data.sandbox import TEMPLATE_ERRORS, Unwritable, column_environment, time_limit
+from tunesmith.data.sandbox import TEMPLATE_ERRORS, Unwritable, bounded, column_environment, time_limit
 from tunesmith.data.settings import TemplateFormat
 from tunesmith.data.types import Conversation, Document, Labelled, Message, Origin, Preference, Prompt, Row, Text
 from tunesmith.errors import DataError
@@ -87,7 +87,7 @@ def _compile(name: str, source: str) -> Template:
 def _fill(part: Template, name: str, row: RawColumns) -> str:
     try:
         with time_limit():
-            return part.render(row)
+            return bounded(part.render(row), *row.values())
     except UndefinedError as error:
         raise Unreadable(f"data.format.{name}: {error.message}", found=f"columns {listed(row)}") from None
     except Unwritable as error:

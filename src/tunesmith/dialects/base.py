@@ -145,6 +145,22 @@ class Said:
             return default
         return made
 
+    def count(self, key: str, default: int) -> int:
+        """A whole number, of 1 at least; another is refused."""
+        number = self.take(key, int, default)
+        if number < 1:
+            self.refuse(key, f"is {number}", f"write it so: {key}: {default}; or take it out", expected="1 or more")
+        return max(1, number)
+
+    def share(self, key: str) -> float | None:
+        """A share of the steps; one that is all of them, or more, is refused."""
+        share = self.take(key, float)
+        if share is not None and not 0 <= share < 1:
+            fix = f"write it so: {key}: 0.1, for a tenth of the steps; steps themselves are said by warmup_steps"
+            self.refuse(key, f"is {share:g}", fix, expected="a share of the steps, from 0 to below 1")
+            return None
+        return share
+
     def choose(self, key: str, choices: Sequence[str], default: str) -> str:
         """One of these words; another is refused."""
         value = self.take(key, str, default)
@@ -253,6 +269,12 @@ class Said:
                 why = "empty" if self._is_section(pattern) else f"empty, and no key of {self.dialect.CALLED} known here"
                 entries.append(Entry(dotted(path), value, Fate.IDLE, why, self.where(path)))
                 continue
+            if key is None and self._is_section(pattern):
+                fix = f"write its keys below it: {path[-1]}: {{{self._first_of(pattern)}: …}}"
+                what = f"{dotted(path)} cannot be {_short(write_inline(value))}"
+                error = RecipeError(what, where=self.where(path), expected="a mapping", fix=fix)
+                self.ledger.errors.append(error)
+                continue
             if key is None:
                 self._unknown(path)
                 continue
@@ -262,6 +284,11 @@ class Said:
 
     def _is_section(self, pattern: str) -> bool:
         return any(name.startswith(f"{pattern}.") for name in self.dialect.KEYS)
+
+    def _first_of(self, pattern: str) -> str:
+        """A key of a section, for an example."""
+        names = (name.removeprefix(f"{pattern}.") for name in self.dialect.KEYS if name.startswith(f"{pattern}."))
+        return next(names).partition(".")[0]
 
     def _settled(self, path: Path, value: Any, key: Key) -> tuple[Fate, str]:
         if path in self.ledger.fates:

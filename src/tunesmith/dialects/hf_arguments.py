@@ -125,7 +125,7 @@ _SERVICES = ("wandb", "trackio", "tensorboard", "mlflow")
 def steps(said: Said, *, learning_rate: float = 5e-5, packed: int | None = None) -> None:
     """The batch, the budget and the optimizer. `learning_rate`: the trainer's default. `packed`: rows are packed, so
     many tokens a piece."""
-    rows = said.take("per_device_train_batch_size", int, 8) * said.take("gradient_accumulation_steps", int, 1)
+    rows = said.count("per_device_train_batch_size", 8) * said.count("gradient_accumulation_steps", 1)
     keys = (*there(said, "per_device_train_batch_size"), *there(said, "gradient_accumulation_steps"))
     if packed is None:
         said.put("train.batch_size", rows, *keys)
@@ -209,7 +209,7 @@ def mapping(said: Said, key: str) -> dict[str, Any]:
 
 
 def _warmup(said: Said, schedule: str) -> None:
-    count, share = said.take("warmup_steps", float, 0.0), said.take("warmup_ratio", float, 0.0)
+    count, share = said.take("warmup_steps", float, 0.0), said.share("warmup_ratio") or 0.0
     if schedule == "constant":
         said.put("train.warmup", 0.0)
         for key in ("warmup_steps", "warmup_ratio"):

@@ -52,6 +52,8 @@ def adapter(said: Said) -> None:
         said.idle("loraplus_lr_embedding", "loraplus_lr_ratio is not given")
 
 
+_RESET = 0.999
+"""The share that Axolotl prunes with relora_prune_method: reset."""
 _OF_LORA = (
     *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_linear", "lora_modules_to_save"),
     *("peft_use_rslora", "peft_use_dora", "peft_init_lora_weights", "loraplus_lr_ratio", "loraplus_lr_embedding"),
@@ -102,6 +104,8 @@ def _lora_method(said: Said) -> str:
         for key in ("relora_steps", "relora_warmup_steps", "relora_prune_method", "relora_prune_ratio"):
             said.idle(key, "relora is off")
         return "dora" if said.take("peft_use_dora", bool, False) else "lora"
+    if said.take("peft_use_dora", bool, False):
+        said.refuse("peft_use_dora", "stands beside relora", "take one of them out")
     every = _one_of(said, "jagged_restart_steps", "relora_steps")
     if every is None:
         said.refuse(
@@ -115,6 +119,9 @@ def _lora_method(said: Said) -> str:
     if rewarm is not None:
         said.put("adapter.rewarm", said.take(rewarm, int), rewarm)
     how = said.choose("relora_prune_method", ("magnitude", "reset"), "magnitude")
+    if how == "reset" and said.take("relora_prune_ratio", float, 1.0) < _RESET:
+        fix = "take it out, or take relora_prune_method: magnitude"
+        said.refuse("relora_prune_ratio", f"is below {_RESET}, beside reset, which keeps nothing here", fix)
     share = 0.0 if how == "reset" else round(1.0 - said.take("relora_prune_ratio", float, 0.9), 6)
     said.put("adapter.moments_kept", share, *there(said, "relora_prune_method"), *there(said, "relora_prune_ratio"))
     return "relora"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from tunesmith.data.formats import FORMATS
+from tunesmith.dialects.axolotl.learned import learned
 from tunesmith.dialects.axolotl.row_types import known_types, rows_of
 from tunesmith.dialects.axolotl.templates import OWN, named
 from tunesmith.dialects.axolotl.types import Rows
@@ -22,6 +24,7 @@ from tunesmith.dialects.base import (
     refused,
     there,
 )
+from tunesmith.dialects.columns import unread
 from tunesmith.notation import write_inline
 from tunesmith.recipe_paths import DATA_SUFFIXES
 from tunesmith.recipe_rules import BARE
@@ -37,13 +40,13 @@ _OF_ENTRIES = {
     **carried("data.message_keys", "message_field_training", "message_field_training_detail", "field_thinking"),
     **carried("data.roles", "roles", "field_human", "field_model"),
     **carried("data.learn", "roles_to_train"),
-    **carried("data.learn_ends", "train_on_eos"),
+    **carried("data.learn_ends", "train_on_eos", "train_on_eot"),
     **carried("weight of the source", "shards"),
     **carried("model.template", "chat_template", "chat_template_jinja", "conversation"),
     **idle("what a file holds is seen from its ending", "ds_type"),
     **idle("the template says where it stands", "template_thinking_key"),
     **idle(_PREPARED, "preprocess_shards"),
-    **idle("the end of each turn is found in the chat template, and learned", "train_on_eot", "eot_tokens"),
+    **idle("where a turn ends is found in the chat template", "eot_tokens"),
     **idle("data sets run no code here", "trust_remote_code"),
     **idle("every row is read strictly", "strict"),
     **refused("take the system turns out of the rows", "drop_system_message"),
@@ -76,6 +79,14 @@ DATA_KEYS: dict[str, Key] = {
 }
 _LENGTHS = {"drop": "drop", "truncate": "truncate", "raise": "error"}
 _SHAREGPT = {"chatml": "chatml", "llama-2": None, "llama3": "llama3", "vicuna_v1.1": "vicuna", "gemma": "gemma"}
+_FIELDS = {
+    **{"field_messages": "messages", "field_tools": "tools", "field_system": "system", "field_chosen": "chosen"},
+    **{"field_rejected": "rejected", "field": "text", "text_column": "text"},
+}
+"""Keys that name a column, and what is in it."""
+_OF_MESSAGES = ("messages", "preference", "unpaired")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""What the reasoning of a message is called, and found under by itself."""
 _BUILDERS = ("json", "csv", "parquet", "text", "arrow")
 
 
@@ -86,16 +97,16 @@ def datasets(said: Said) -> str | None:
         said.put("data.train", said.take(key, str), key)
         said.put("data.format", "text", key)
         said.put("data.overlong", "split", key)
-        _of_all(said, texts=True)
+        _of_all(said, {"text"})
         return None
     entries = said.entries(key)
-    if not entries:
+    if not entries and not said.has(key):
         said.refuse(key, "is missing", "give datasets: [{path: …, type: …}]")
     known = known_types(said)
     sources: list[dict[str, Any]] = []
     made: list[list[dict[str, Any]]] = []
-    for entry in entries:
-        rows = rows_of(entry, known)
+    types = [rows_of(entry, known) for entry in entries]
+    for entry, rows in zip(entries, types, strict=True):
         own = _sources(entry, rows)
         made.append(own)
         words = _own_template(entry, rows)
@@ -104,8 +115,8 @@ def datasets(said: Said) -> str | None:
             said.note(rows.note)
     template = _shared_template(sources)
     _put_sources(said, key, list(zip(entries, made, strict=True)), sources)
-    _learned(said, entries, {str(source["format"]) for source in sources})
-    _of_all(said, texts=any(source.get("format") == "text" for source in sources))
+    learned(said, entries, types)
+    _of_all(said, {str(source["format"]) for source in sources})
     return template
 
 
@@ -135,6 +146,7 @@ def _own_template(entry: Said, rows: Rows) -> str | None:
     if text is not None and name in (None, "jinja"):
         return text
     if name is not None:
+        left_over(entry, f"chat_template is {name}, and not jinja", "chat_template_jinja")
         return named(entry, name)
     if style is not None:
         if _SHAREGPT.get(style) is None:
@@ -180,10 +192,9 @@ def _sources(entry: Said, rows: Rows) -> list[dict[str, Any]]:
         source["subset"] = entry.take("name", str)
     if "subset" not in source:
         left_over(entry, NO_SUBSET, "name")
-    columns = dict(rows.columns) | _columns(entry, is_pair=rows.format == "preference")
-    if columns:
+    if columns := {**_columns(entry, rows), **rows.columns}:
         source["columns"] = columns
-    keys, roles = _message_keys(entry), dict(rows.roles) | _roles(entry)
+    keys, roles = _message_keys(entry, rows), dict(rows.roles) | _roles(entry)
     if _is_bare(rows) or isinstance(rows.format, dict):
         left_over(entry, "rows of this type have no messages", *_FROM["message_keys"], *_FROM["roles"])
         keys, roles = {}, {}
@@ -197,17 +208,31 @@ def _sources(entry: Said, rows: Rows) -> list[dict[str, Any]]:
     return [{"path": each, **source} for each in paths]
 
 
-def _columns(entry: Said, is_pair: bool) -> dict[str, str]:
-    named = {"field_messages": "prompt" if is_pair else "messages", "field_tools": "tools", "field_system": "system"}
-    named |= {"field_chosen": "chosen", "field_rejected": "rejected", "field": "text", "text_column": "text"}
-    columns = {ours: entry.take(key, str, "") for key, ours in named.items() if entry.has(key)}
-    known = {"messages": ("messages", "conversations"), "prompt": ("messages", "conversations")}
-    return {ours: yours for ours, yours in columns.items() if yours not in (ours, *known.get(ours, ()))}
+def _columns(entry: Said, rows: Rows) -> dict[str, str | None]:
+    """Where the rows have what their type reads; columns that it passes over are null."""
+    reads, form = rows.reads, rows.format
+    fields = _FIELDS
+    if isinstance(form, dict) or reads is not None:
+        fields = {key: ours for key, ours in fields.items() if ours in (reads or ()) and ours not in rows.columns}
+        left_over(
+            entry, "rows of this type have their columns by other names", *(key for key in _FIELDS if key not in fields)
+        )
+    columns: dict[str, str | None] = {ours: entry.take(key, str, "") for key, ours in fields.items() if entry.has(key)}
+    if form in ("messages", "preference") and (turns := columns.get("messages")) is not None:
+        others = [name for name in reads or ("tools", "system") if name != "messages"]
+        if turns in FORMATS[str(form)].reads:  # it stays where it is, and others of its kind are not looked at
+            del columns["messages"]
+            reads = (turns, *others)
+        else:
+            reads = ("messages", *others)
+    if isinstance(form, str) and reads is not None:
+        columns = unread(form, *reads, *columns) | columns
+    return {ours: yours for ours, yours in columns.items() if yours != ours}
 
 
-def _message_keys(entry: Said) -> dict[str, str]:
+def _message_keys(entry: Said, rows: Rows) -> dict[str, str | None]:
     given = entry.raw("message_property_mappings")
-    keys: dict[str, str] = dict(given) if isinstance(given, dict) else {}
+    keys: dict[str, str | None] = dict(given) if isinstance(given, dict) else {}
     if given is not None and not isinstance(given, dict):
         fix = "write it so: message_property_mappings: {role: from, content: value}"
         what = f"cannot be {write_inline(given)}"
@@ -215,12 +240,13 @@ def _message_keys(entry: Said) -> dict[str, str]:
     named = {"message_field_role": "role", "message_field_content": "content", "message_field_training": "learn"}
     named |= {"message_field_training_detail": "learn_spans", "field_thinking": "reasoning"}
     keys |= {ours: entry.take(key, str, "") for key, ours in named.items() if entry.has(key)}
-    builtin: dict[str, tuple[str, ...]] = {
-        "role": ("role", "from"),
-        "content": ("content", "value"),
-        "reasoning": ("reasoning_content", "reasoning", "thinking"),
-    }
-    return {ours: yours for ours, yours in keys.items() if yours not in builtin.get(ours, ())}
+    keys = {ours: yours for ours, yours in keys.items() if yours not in (None, ours)}
+    if keys.get("reasoning") in _THOUGHTS:
+        del keys["reasoning"]
+    is_weighed = str(entry.values.get("type")).startswith("sharegpt")
+    if rows.format in _OF_MESSAGES and not is_weighed:
+        keys.setdefault("learn", None)
+    return keys
 
 
 def _roles(entry: Said) -> dict[str, str]:
@@ -232,7 +258,8 @@ def _roles(entry: Said) -> dict[str, str]:
     roles = {}
     for ours, theirs in (given or {}).items():
         for name in theirs if isinstance(theirs, list) else [theirs]:
-            roles[str(name)] = str(ours)
+            if name is not None:
+                roles[str(name)] = str(ours)
     for key, ours in (("field_human", "user"), ("field_model", "assistant")):
         if entry.has(key):
             roles[entry.take(key, str, "")] = ours
@@ -276,46 +303,18 @@ _FROM: dict[str, tuple[str, ...]] = {
 }
 
 
-def _learned(said: Said, entries: list[Said], formats: set[str]) -> None:
-    """Which tokens are learned: the same for all entries, or refused. `formats`: of all rows."""
-    if formats and formats <= set(BARE):
-        why = "text is learned whole" if "text" in formats else "the rows say themselves what is learned"
-        said.raw("train_on_inputs")
-        said.idle("train_on_inputs", why)
-        for entry in entries:
-            left_over(entry, f"the rows have no turns: {why}", "roles_to_train", "train_on_eos")
-        return
-    everything = said.take("train_on_inputs", bool, False)
-    # An empty list is not the default, assistant: it leaves all to the flags of the messages.
-    nobody = [entry.values.get("roles_to_train") == [] for entry in entries]
-    given = [tuple(entry.items("roles_to_train", str)) for entry in entries]
-    roles = [() if none else names or ("assistant",) for none, names in zip(nobody, given, strict=True)]
-    ends = [entry.choose("train_on_eos", ("turn", "last", "none", "all"), "turn") for entry in entries]
-    for name, values in (("roles_to_train", roles), ("train_on_eos", ends)):
-        if len(set(values)) > 1:
-            entries[-1].refuse(name, "differs between data sets", "say the same of all of them")
-    if everything and (said.has("rl") or said.take("reward_model", bool, False)):
-        said.idle("train_on_inputs", "the objective learns the answers")
-        everything = False
-    if everything:
-        said.put("data.learn", "everything", "train_on_inputs")
-        for entry in entries:
-            entry.idle("roles_to_train", "train_on_inputs is true")
-            entry.idle("train_on_eos", "train_on_inputs is true")
-        return
-    theirs = {"human": "user", "gpt": "assistant"}
-    if entries and roles[0] != ("assistant",):
-        learned = [theirs.get(role, role) for role in roles[0]]
-        if learned != ["assistant"]:
-            entries[0].put("data.learn", learned or "marked", "roles_to_train")
-    if entries and ends[0] in ("last", "none", "all"):
-        entries[0].put("data.learn_ends", ends[0], "train_on_eos")
-
-
-def _of_all(said: Said, texts: bool) -> None:
+def _of_all(said: Said, formats: set[str]) -> None:
     said.put("data.max_length", said.take("sequence_len", int, 512), *there(said, "sequence_len"))
     how = said.choose("excess_length_strategy", tuple(_LENGTHS), "drop")
-    said.put("data.overlong", "split" if texts else _LENGTHS[how], *there(said, "excess_length_strategy"))
+    if "text" not in formats:
+        said.put("data.overlong", _LENGTHS[how], *there(said, "excess_length_strategy"))
+    else:  # Axolotl cuts texts in any case; what is no text is dropped beside them
+        said.put("data.overlong", "split", *there(said, "excess_length_strategy"))
+        if formats == {"text"}:
+            said.carry("excess_length_strategy", "texts are cut into pieces, and none is longer")
+        elif how != "drop":
+            fix = "take it out, and longer rows are dropped; or train on plain text in a run of its own"
+            said.refuse("excess_length_strategy", f"is {how}, and there is plain text too, which is cut", fix)
     if said.take("shuffle_merged_datasets", bool, True) is False or said.take("curriculum_sampling", bool, False):
         keys = ("shuffle_merged_datasets", "curriculum_sampling")
         said.put("data.shuffle", False, *(key for key in keys if said.has(key)))

@@ -34,7 +34,7 @@ KEYS: dict[str, Key] = {
     **idle("batches are not padded, and the token is never read", "special_tokens.pad_token"),
     **carried("model.add_tokens", "tokens", "special_tokens.additional_special_tokens"),
     **carried("model.template", "chat_template", "chat_template_jinja"),
-    **idle("the end of each turn is found in the chat template, and learned", "eot_tokens"),
+    **idle("where a turn ends is found in the chat template", "eot_tokens"),
     **DATA_KEYS,
     **carried("adapter.method", "adapter", "peft_use_dora", "relora"),
     **carried("adapter.r", "lora_r"),

@@ -77,10 +77,15 @@ def _dtype(said: Said) -> None:
     brain = said.raw("bf16")
     on = brain == "full" or (brain not in (None, "auto") and said.take("bf16", bool, False))
     on = on or said.take("bfloat16", bool, False)
-    if on:
+    if half and (on or brain == "auto"):
+        fix = "take one of them out: bf16: true where the device has it, else fp16: true"
+        said.refuse(half[0], f"stands beside {'bf16' if said.has('bf16') else 'bfloat16'}", fix)
+    elif on:
         said.put("model.dtype", "bfloat16", *(key for key in ("bf16", "bfloat16") if said.has(key)))
+        left_over(said, "the numbers of 16 bits go before it", *wide)
     elif half:
         said.put("model.dtype", "float16", *half)
+        left_over(said, "the numbers of 16 bits go before it", *wide)
     elif wide:
         said.put("model.dtype", "float32", *wide)
     elif brain == "auto":

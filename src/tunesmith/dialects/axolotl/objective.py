@@ -129,7 +129,7 @@ def completions_per_prompt(said: Said) -> int:
     """How many rows of a batch, as Axolotl counts them, belong to one prompt."""
     if said.take("rl", str) != "grpo":
         return 1
-    return max(1, said.within("trl").take("num_generations", int, _NUM_GENERATIONS))
+    return said.within("trl").count("num_generations", _NUM_GENERATIONS)
 
 
 def prompts_per_step(said: Said, rows: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunesmith.dialects.axolotl.types import ASKED, INSTRUCT, JUDGED, PAIRS, REWARDED, UNWORDED, Rows, jinja
 from tunesmith.dialects.base import Said
+from tunesmith.dialects.columns import unnamed
 
 
 def known_types(said: Said) -> dict[str, Rows]:
@@ -79,54 +80,55 @@ def _user_defined(entry: Said, given: dict[str, Any], known: dict[str, Rows]) ->
         return _user_defined_judged(entry, given)
     if known is not INSTRUCT:
         return _user_defined_pair(entry, given)
-    columns = {
-        "instruction": given.get("field_instruction") or "instruction",
-        "input": given.get("field_input") or "input",
-        "system": given.get("field_system") or "system",
-    }
+    theirs = {name: str(given.get(f"field_{name}") or name) for name in ("instruction", "input", "system", "output")}
+    hard = unnamed(theirs)
+    columns = {name: name if name in hard else column for name, column in theirs.items()}
+    opens = given.get("system_format") or "{system}"
     try:
         turn = jinja(given.get("format") or "{instruction}", columns)
         bare = jinja(given.get("no_input_format") or given.get("format") or "{instruction}", columns)
-        opening = jinja(given.get("system_format") or "{system}", columns)
+        opening = jinja(opens, columns)
+        if given.get("field_system"):
+            opening = f"{{% if {columns['system']} is defined and {columns['system']} %}}{opening}{{% endif %}}"
+        else:
+            prompt = str(given.get("system_prompt") or "")
+            opening = jinja(opens, columns, {"system": prompt}) if prompt else ""
     except (KeyError, ValueError, IndexError) as error:
         fix = _BRACES.format("format", "{instruction}\\n{input}")
         expected = "{instruction}, {input}, {system}"
         entry.refuse("type", f"has a format that cannot be filled: {error}", fix, expected=expected)
         return Rows("auto")
-    if given.get("field_system"):
-        opening = f"{{% if {columns['system']} is defined and {columns['system']} %}}{opening}{{% endif %}}"
-    elif given.get("system_prompt"):
-        opening = jinja((given.get("system_format") or "{system}"), {**columns, "system": "system"}).replace(
-            "{{ system }}", str(given["system_prompt"])
-        )
-    else:
-        opening = ""
     prompt = turn
     if bare != turn or given.get("field_input"):
         prompt = f"{{% if {columns['input']} is defined and {columns['input']} %}}{turn}{{% else %}}{bare}{{% endif %}}"
-    answer = f"{{{{ {given.get('field_output') or 'output'} }}}}"
-    return Rows({"prompt": opening + prompt, "answer": answer}, "plain")
+    return Rows({"prompt": opening + prompt, "answer": f"{{{{ {columns['output']} }}}}"}, "plain", hard)
 
 
 def _user_defined_judged(entry: Said, given: dict[str, Any]) -> Rows:
     """Answers that are wanted or not are read as they stand."""
-    worded = [name for name in ("prompt_format", "completion_format", "field_system") if given.get(name)]
     plain = {"prompt_format": "{prompt}", "completion_format": "{completion}"}
-    if any(given[name] != plain.get(name) for name in worded):
+    worded = [name for name, form in plain.items() if given.get(name) not in (None, "", form)]
+    if worded:
         fix = "write the words into the rows, or leave them to a chat template: type: chatml.ultra"
         entry.refuse("type", f"words its rows by {', '.join(worded)}, which is not done for kto", fix)
     names = {ours: str(given.get(f"field_{ours}") or ours) for ours in ("prompt", "completion", "label")}
-    return Rows("unpaired", "plain", {ours: yours for ours, yours in names.items() if ours != yours})
+    renamed = {ours: yours for ours, yours in names.items() if ours != yours}
+    return Rows("unpaired", "plain", renamed, reads=tuple(names))
 
 
 def _user_defined_pair(entry: Said, given: dict[str, Any]) -> Rows:
+    names = ("prompt", "chosen", "rejected")
+    theirs = {name: str(given.get(f"field_{name}") or name) for name in (*names, "system")}
+    hard = unnamed(theirs)
+    columns = {name: name if name in hard else column for name, column in theirs.items()}
     made = {}
-    for name in ("prompt", "chosen", "rejected"):
-        columns = {name: str(given.get(f"field_{name}") or name), "system": str(given.get("field_system") or "system")}
+    for name in names:
         try:
-            made[name] = jinja(given.get(f"{name}_format") or f"{{{name}}}", columns)
+            made[name] = jinja(
+                given.get(f"{name}_format") or f"{{{name}}}", {key: columns[key] for key in (name, "system")}
+            )
         except (KeyError, ValueError, IndexError) as error:
             what = f"has a {name}_format that cannot be filled: {error}"
             fix = _BRACES.format(f"{name}_format", f"{{{name}}}")
             entry.refuse("type", what, fix, expected=f"{{{name}}}, {{system}}")
-    return Rows(made or "auto", "plain")
+    return Rows(made or "auto", "plain", hard)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.dialects.base import Said
+from tunesmith.dialects.base import Said, left_over
 
 OWN = "tokenizer_default"
 """The tokenizer's own chat template, whatever else the file says."""
@@ -34,6 +34,8 @@ def template(said: Said, worded: str | None) -> None:
         said.refuse("chat_template", "is jinja, and chat_template_jinja is not there", "give chat_template_jinja")
     elif name is not None and (ours := named(said, name)) not in (None, OWN):
         said.put("model.template", ours, "chat_template")
+    if worded is None and name not in (None, "jinja"):
+        left_over(said, f"chat_template is {name}, and not jinja", "chat_template_jinja")
 
 
 def named(said: Said, name: str) -> str | None:

@@ -18,9 +18,9 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "c
 
 
 def steps(said: Said) -> None:
-    micro, times = said.take("micro_batch_size", int, 1), said.take("gradient_accumulation_steps", int, 1)
+    micro, times = said.count("micro_batch_size", 1), said.count("gradient_accumulation_steps", 1)
     keys = (*there(said, "micro_batch_size"), *there(said, "gradient_accumulation_steps"))
-    whole = said.take("batch_size", int)
+    whole = said.count("batch_size", 1) if said.has("batch_size") else None
     if whole is not None and said.has("gradient_accumulation_steps"):
         said.refuse("batch_size", "stands beside gradient_accumulation_steps", "take one of them out")
     rows = whole if whole is not None and not said.has("gradient_accumulation_steps") else micro * times
@@ -74,7 +74,9 @@ def steps(said: Said) -> None:
     for key, setting in (("adam_epsilon", "train.eps"), ("neftune_noise_alpha", "train.neftune_alpha")):
         if said.has(key):
             said.put(setting, said.take(key, float), key)
-    if said.has("noisy_embedding_alpha"):
+    if said.has("neftune_noise_alpha"):
+        left_over(said, "neftune_noise_alpha goes before it", "noisy_embedding_alpha")
+    elif said.has("noisy_embedding_alpha"):
         said.put("train.neftune_alpha", said.take("noisy_embedding_alpha", float), "noisy_embedding_alpha")
     norm = said.take("max_grad_norm", float, 1.0)
     said.put("train.max_grad_norm", norm if norm > 0 else None, *there(said, "max_grad_norm"))
@@ -92,7 +94,7 @@ def steps(said: Said) -> None:
 
 
 def _warmup(said: Said, schedule: str) -> None:
-    steps, share = said.take("warmup_steps", float), said.take("warmup_ratio", float)
+    steps, share = said.take("warmup_steps", float), said.share("warmup_ratio")
     if steps and share:
         said.refuse("warmup_ratio", "stands beside warmup_steps", "take one of them out")
     if schedule == "constant":
@@ -147,6 +149,9 @@ def _every(said: Said, setting: str, per_epoch: str, in_steps: str, strategies: 
     made: int | str | None = None
     if times is not None and every is not None:
         said.refuse(in_steps, f"stands beside {per_epoch}", "take one of them out")
+    elif (times is not None or every is not None) and strategy not in (None, "steps"):
+        counted = in_steps if times is None else per_epoch
+        said.refuse(keys[0], f"is {strategy}, beside {counted}", "take one of them out")
     elif times is not None:
         made, keys = "1 epoch" if times == 1 else f"1/{times} epochs", (per_epoch, *keys)
     elif every is not None:

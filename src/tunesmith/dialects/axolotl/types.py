@@ -20,6 +20,8 @@ class Rows:
     columns: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     note: str | None = None
+    reads: tuple[str, ...] | None = None
+    """Of the columns that the format would read, in our words, those that the type does; None: all of them."""
 
 
 _INPUT = (
@@ -55,15 +57,21 @@ _LLAMA2 = (
 )
 
 
-def jinja(text: str, columns: Mapping[str, str]) -> str:
-    """Python's format text as Jinja: "{instruction}" -> "{{ question }}" for {"instruction": "question"}."""
+def jinja(text: str, columns: Mapping[str, str], said: Mapping[str, str] | None = None) -> str:
+    """Python's format text as Jinja: "{instruction}" -> "{{ question }}" for {"instruction": "question"}. `said`: names
+    that stand for a text and not for a column."""
     written = ""
     for literal, name, _, _ in string.Formatter().parse(text):
-        marked = any(mark in literal for mark in ("{{", "{%", "{#", "}}")) or literal.endswith("{")
-        written += f"{{% raw %}}{literal}{{% endraw %}}" if marked else literal
+        written += _as_it_stands(literal)
         if name is not None:
-            written += f"{{{{ {columns[name]} }}}}"
+            written += _as_it_stands(said[name]) if said and name in said else f"{{{{ {columns[name]} }}}}"
     return written
+
+
+def _as_it_stands(text: str) -> str:
+    """A text within a template, with none of its braces read."""
+    marked = any(mark in text for mark in ("{{", "{%", "{#", "}}")) or text.endswith("{")
+    return f"{{% raw %}}{text}{{% endraw %}}" if marked else text
 
 
 def _given(column: str) -> str:
@@ -107,6 +115,7 @@ _TURN, _WITHOUT = (
 _USER, _USER_WITHOUT = "USER: {instruction}\n{input}\nASSISTANT:", "USER: {instruction}\nASSISTANT:"
 _CHAT = {"turn": _USER, "without": _USER_WITHOUT}
 _SYSTEM = f"{{% if {_given('system')} %}}SYSTEM: {{{{ system }}}}\n{{% endif %}}"
+_TURNS = ("messages", "conversations")
 _CHOICES = '{% for choice in choices %}{{ "" if loop.first else "\n" }}- "{{ choice }}"{% endfor %}'
 _SOLUTION = f"{{% if {_given('solution')} %}}{{{{ solution }}}}{{% else %}}{{{{ explanation }}}}{{% endif %}}"
 
@@ -124,6 +133,7 @@ INSTRUCT: dict[str, Rows] = {
     "alpaca_instruct.load_no_prompt": instruct(_TURN, _WITHOUT),
     "alpaca:chat": instruct(**_CHAT, system=f"SYSTEM: {_INPUT}\n", system_without=f"SYSTEM: {_NO_INPUT}\n"),
     "alpaca_chat": instruct(**_CHAT, system=f"SYSTEM: {_INPUT}\n", system_without=f"SYSTEM: {_NO_INPUT}\n"),
+    "alpaca_chat.load_no_prompt": instruct(**_CHAT),
     "alpaca_chat.load_qa": instruct(
         **_CHAT, system=f"SYSTEM: {_NO_INPUT}\n", instruction="question", input=None, output="{{ answer }}"
     ),
@@ -211,8 +221,10 @@ INSTRUCT: dict[str, Rows] = {
         },
         "plain",
     ),
-    "pygmalion": Rows("messages", _PYGMALION, roles={"bot": "assistant", "human": "user"}),
-    "llama2_chat": Rows("messages", _LLAMA2, note="type llama2_chat: rows without a system turn get none"),
+    "pygmalion": Rows("messages", _PYGMALION, roles={"bot": "assistant", "human": "user"}, reads=_TURNS),
+    "llama2_chat": Rows(
+        "messages", _LLAMA2, note="type llama2_chat: rows without a system turn get none", reads=_TURNS
+    ),
     "input_output": Rows("segments"),
     "completion": Rows("text"),
     "pretrain": Rows("text"),
@@ -249,14 +261,18 @@ _PAIRS: dict[str, dict[str, str]] = {
     "prompt_pairs": _pair("{{ prompt }}"),
     "ultra": _pair("{{ prompt }}", "{{ chosen[1].content }}", "{{ rejected[1].content }}"),
 }
+_TWO = ("chosen", "rejected")
 _RANKED = "{{{{ (answers | sort(attribute='rank'))[{}].answer }}}}"
 PAIRS: dict[str, Rows] = {
     **{f"{family}.{name}": Rows(form, family) for family in ("chatml", "llama3") for name, form in _PAIRS.items()},
-    "chat_template": Rows("preference"),
-    "chat_template.default": Rows("preference"),
-    "chat_template.argilla_chat": Rows("preference"),
-    "chat_template.argilla": Rows("preference"),
-    "orpo.chat_template": Rows("preference"),
+    **{
+        f"{family}{end}": Rows(_PAIRS["argilla"], family) for family in ("chatml", "llama3") for end in ("", ".default")
+    },
+    "chat_template": Rows("preference", reads=("messages", *_TWO)),
+    "chat_template.default": Rows("preference", reads=("messages", *_TWO)),
+    "chat_template.argilla_chat": Rows("preference", reads=_TWO),
+    "chat_template.argilla": Rows("preference", reads=("prompt", "system", *_TWO)),
+    "orpo.chat_template": Rows("preference", reads=("prompt", "system", *_TWO)),
     "zephyr.nectar": Rows(
         {
             "prompt": "<|system|>\n</s>\n<|user|>\n{{ prompt }}</s>\n<|assistant|>\n",
@@ -267,9 +283,9 @@ PAIRS: dict[str, Rows] = {
         note="type zephyr.nectar: as in Axolotl, the answer of the highest number in rank is chosen, and the one below "
         "it rejected; where rank 1 is the best (as in Nectar) these are the two worst",
     ),
-    "passthrough": Rows("preference", "plain"),
-    "user_defined": Rows("preference", "plain"),
-    "user_defined.default": Rows("preference", "plain"),
+    "passthrough": Rows("preference", "plain", reads=("prompt", *_TWO)),
+    "user_defined": Rows("preference", "plain", reads=("prompt", *_TWO)),
+    "user_defined.default": Rows("preference", "plain", reads=("prompt", *_TWO)),
 }
 """Of pairs: `rl: dpo`, `ipo`, `orpo`, `simpo`."""
 
@@ -280,15 +296,21 @@ _JUDGED = {
     "prompt_pairs": {},
     "ultra": {},
 }
+
+
+def _judged_by(name: str) -> tuple[str, ...]:
+    return ("messages", "label") if name == "argilla_chat" else ("prompt", "completion", "label", "system")
+
+
 JUDGED: dict[str, Rows] = {
-    f"{family}.{name}": Rows("unpaired", family, columns)
+    f"{family}.{name}": Rows("unpaired", family, columns, reads=_judged_by(name))
     for family in ("chatml", "llama3")
     for name, columns in _JUDGED.items()
 }
 """Of answers that are wanted or not: `rl: kto`."""
 
 REWARDED: dict[str, Rows] = {
-    "bradley_terry.chat_template": Rows("preference"),
+    "bradley_terry.chat_template": Rows("preference", reads=("input", "system", *_TWO)),
     "bradley_terry.llama3.icr": Rows(_pair("{{ input }}"), "llama3"),
 }
 """Of a reward model's pairs."""

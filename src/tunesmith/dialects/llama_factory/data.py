@@ -141,7 +141,10 @@ def _learned(said: Said, stage: str, entries: list[Entry]) -> None:
     elif last and all(entry.formatting in ("alpaca", "file") and "history" not in entry.columns for entry in entries):
         said.carry("mask_history", "the rows have one answer each")
     elif last:
-        fix = "mark the answers that are not to be learned in the rows: a key learn in each message, false"
+        fix = (
+            "convert the file, mark the answers in the rows that are not to be learned (a key learn in such a message, "
+            "false), and take learn: null out of data.message_keys"
+        )
         said.refuse("mask_history", "is not done here: all answers of a conversation are learned", fix)
 
 

@@ -9,9 +9,12 @@ file       a file that was named in place of an entry: alpaca of supervised rows
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tunesmith.data.formats import FORMATS
 from tunesmith.data.sources import read
+from tunesmith.dialects.columns import unnamed, unread
 from tunesmith.dialects.llama_factory.info import Entry
 from tunesmith.errors import DataError
 
@@ -59,45 +62,51 @@ def _text(entry: Entry) -> dict[str, Any]:
     return {"format": "text", **_renamed({"text": entry.columns["prompt"]})}
 
 
-def _renamed(columns: dict[str, str]) -> dict[str, Any]:
+def _renamed(columns: Mapping[str, str | None]) -> dict[str, Any]:
     differing = {ours: yours for ours, yours in columns.items() if ours != yours}
     return {"columns": differing} if differing else {}
 
 
 def _messages(entry: Entry, stage: str) -> dict[str, Any]:
+    form = {"dpo": "preference", "rm": "preference", "kto": "unpaired"}.get(stage, "messages")
     columns = {name: entry.columns[name] for name in ("tools", "system") if name in entry.columns}
-    messages = entry.columns.get("messages", "conversations")
+    messages = entry.columns.get("messages")
     if stage in _PAIRS:
         columns |= {name: entry.columns.get(name, name) for name in ("chosen", "rejected")}
-        if messages not in ("prompt", "conversations", "messages"):
-            columns["prompt"] = messages
-    elif messages not in ("conversations", "messages"):
-        columns["messages"] = messages
     if stage == "kto":
-        if "system" in columns and _some_row_has(entry, columns.pop("system")):
-            raise entry.wrong("columns.system: judged rows have no such column", "write it into the messages")
         columns |= _label(entry)
-    form = {"dpo": "preference", "rm": "preference", "kto": "unpaired"}.get(stage, "messages")
-    return {"format": form, **_renamed(columns), **_tags(entry)}
+    if messages in FORMATS[form].reads:
+        columns[messages] = messages
+    elif messages is not None:
+        columns["messages"] = messages
+    usual = () if messages is not None else ("conversations", "messages")
+    return {"format": form, **_only(form, columns, *usual), **_tags(entry)}
+
+
+def _only(form: str, columns: dict[str, str], *usual: str) -> dict[str, Any]:
+    """Where the columns are that the entry names: of what else the format would read, `usual` alone are looked at."""
+    return _renamed({**unread(form, *columns, *usual), **columns})
 
 
 def _label(entry: Entry) -> dict[str, str]:
     tag = entry.columns["kto_tag"]
-    return {} if tag in ("label", "kto_tag") else {"label": tag}
+    return {tag: tag} if tag == "kto_tag" else {"label": tag}
 
 
 def _tags(entry: Entry) -> dict[str, Any]:
-    keys = {ours: entry.tags[tag] for tag, (ours, known) in _KEYS.items() if entry.tags.get(tag, known[0]) not in known}
+    """What the rows call keys and roles. No key of a message says to LLaMA-Factory whether it is learned."""
+    given = {ours: entry.tags[tag] for tag, (ours, _) in _KEYS.items() if entry.tags.get(tag) not in (None, ours)}
+    keys: dict[str, str | None] = {**given, "learn": None}
     roles = {
         entry.tags[tag]: ours
         for tag, ours in _ROLES.items()
         if tag in entry.tags and entry.tags[tag] not in _KNOWN_ROLES[ours]
     }
     calls = entry.tags.get("function_tag", _CALLS[0])
-    if calls not in _CALLS:
+    if calls not in _CALLS and _some_turn_is(entry, calls):
         fix = f"name the role {_CALLS[0]} in the rows, and leave function_tag out"
         raise entry.wrong(f"tags.function_tag: {calls} is not read as a tool call", fix)
-    return ({"message_keys": keys} if keys else {}) | ({"roles": roles} if roles else {})
+    return {"message_keys": keys, **({"roles": roles} if roles else {})}
 
 
 def _alpaca(entry: Entry, opening: str | None) -> dict[str, Any]:
@@ -117,7 +126,7 @@ def _alpaca(entry: Entry, opening: str | None) -> dict[str, Any]:
             theirs = {"instruction": "prompt", "output": "response"}.get(name, name)
             raise entry.wrong(f"columns names no {theirs}", f'say "columns": {{…, "{theirs}": "…"}}')
     given = {ours: yours for ours, yours in wanted.items() if yours is not None}
-    hard = {ours: yours for ours, yours in given.items() if not yours.isidentifier()}
+    hard = unnamed(given)
     called = {ours: ours if ours in hard else yours for ours, yours in given.items()}
     question = f"{{{{ {called['instruction']} }}}}"
     if "input" in called:
@@ -147,12 +156,12 @@ def _with_history(entry: Entry, opening: str | None, history: str, query: str | 
         )
     theirs = {"instruction": "prompt", "output": "response", "system": "system"}
     columns = {ours: entry.columns[name] for ours, name in theirs.items() if name in entry.columns}
-    return {"format": "alpaca", **_renamed(columns | {"history": history})}
+    return {"format": "alpaca", **_only("alpaca", columns | {"history": history})}
 
 
 def _judged(entry: Entry, opening: str | None) -> dict[str, Any]:
     """Answers that are wanted or not, to prompts of one column."""
-    for name in ("query", "history", "system"):
+    for name in ("query", "history"):
         if name in entry.columns and _some_row_has(entry, entry.columns[name]):
             fix = f"write it into the column {entry.columns.get('prompt')}, or give messages: formatting sharegpt"
             raise entry.wrong(f"columns.{name}: judged rows have one column for the prompt", fix)
@@ -162,14 +171,30 @@ def _judged(entry: Entry, opening: str | None) -> dict[str, Any]:
     missing = [name for name in theirs.values() if name not in entry.columns]
     if missing:
         raise entry.wrong(f"columns names no {missing[0]}", f'say "columns": {{…, "{missing[0]}": "…"}}')
-    return {
-        "format": "unpaired",
-        **_renamed({ours: entry.columns[name] for ours, name in theirs.items()} | _label(entry)),
-    }
+    if "system" in entry.columns:
+        theirs["system"] = "system"
+    columns = {ours: entry.columns[name] for ours, name in theirs.items()} | _label(entry)
+    return {"format": "unpaired", **_only("unpaired", columns)}
+
+
+def _some_turn_is(entry: Entry, role: str) -> bool:
+    """Whether a message of some row has this role."""
+    messages, key = entry.columns.get("messages", "conversations"), entry.tags.get("role_tag", "from")
+    turns = (turn for row in _rows(entry, messages) for turn in _listed(row.get(messages)))
+    return any(isinstance(turn, Mapping) and turn.get(key) == role for turn in turns)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _some_row_has(entry: Entry, column: str) -> bool:
-    """Whether a row has this column filled. Rows of the hub are looked at too, and are in its cache for the run."""
+    """Whether a row has this column filled."""
+    return any(row.get(column) for row in _rows(entry, column))
+
+
+def _rows(entry: Entry, column: str) -> Iterator[Mapping[str, Any]]:
+    """Its rows, to be asked for a column. Those of the hub are looked at too, and are in its cache for the run."""
     where = {} if entry.is_local else {"split": entry.split or "train", "subset": entry.subset}
     try:
         rows = read(entry.path, limit=entry.limit, **where)  # type: ignore[arg-type]
@@ -178,4 +203,4 @@ def _some_row_has(entry: Entry, column: str) -> bool:
             raise
         fix = f"be online once, or download it and name its file as file_name; or take {column} out of columns"
         raise entry.wrong(f"{column}: its rows have to be looked at, and cannot be: {error.what}", fix) from None
-    return any(row.get(column) for _, row in rows)
+    return (row for _, row in rows)

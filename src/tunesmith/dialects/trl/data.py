@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from tunesmith.dialects.base import NO_SUBSET, Said, is_file, left_over, of_a_file, there
+from tunesmith.dialects.columns import unread
 from tunesmith.dialects.trl.trainer import PAIRS, POLICY
 from tunesmith.notation import write_inline
 
@@ -31,18 +32,33 @@ _FORMATS: dict[str, tuple[tuple[str, frozenset[str]], ...]] = {
 
 def rows(said: Said, trainer: str) -> None:
     formats = _mixture(said, trainer) if said.has("datasets") else _one(said)
-    if said.has("dataset_text_field"):
-        column = said.take("dataset_text_field", str, "text")
-        if column == "text":
-            said.idle("dataset_text_field", "it is the column's name anyway")
-        else:
-            said.put("data.columns", {"text": column}, "dataset_text_field")
+    selected = said.ledger.settings.get(("data", "columns"), ({}, ""))[0]
+    columns = {**_passed_over(trainer), **selected}
+    column = said.take("dataset_text_field", str, "text")
+    if column != "text":
+        columns["text"] = column
+    else:
+        said.idle("dataset_text_field", "it is the column's name anyway")
+    if columns:
+        said.put("data.columns", columns, *there(said, "dataset_text_field") * (column != "text"))
+    if trainer not in POLICY:
+        said.put("data.message_keys", {"learn": None})
     if trainer == "sft":
         _learned(said, formats)
     options = said.raw("dataset_kwargs")
     if isinstance(options, dict) and set(options) <= {"add_special_tokens", "append_concat_token"}:
         said.idle("dataset_kwargs", "special tokens stand where the tokenizer and the template put them")
     length(said, trainer)
+
+
+def _passed_over(trainer: str) -> dict[str, str | None]:
+    """For `data.columns`: what the formats here would read, and TRL does not. Rewards are given all columns."""
+    if trainer in POLICY:
+        return {}
+    if trainer == "sft":
+        return {"system": None}
+    form = "unpaired" if trainer == "kto" else "preference"
+    return unread(form, "prompt", "completion", "label", "chosen", "rejected", "tools", "margin")
 
 
 def strategy(said: Said) -> str:
@@ -107,6 +123,7 @@ _FROM: dict[str, tuple[str, ...]] = {
     "split": ("split",),
     "subset": ("name",),
     "format": ("columns",),
+    "columns": ("columns",),
 }
 _FROM |= {"limit": ("split",)}
 
@@ -145,6 +162,8 @@ def _sources(entry: Said, trainer: str) -> list[dict[str, Any]]:
             entry.refuse("columns", f"cannot be {write_inline(columns)} of {trainer}", fix, expected=expected)
         else:
             source["format"] = found
+            if trainer not in POLICY and (others := unread(found, *(name for name in columns if name != "system"))):
+                source["columns"] = others
     return [{"path": each, **source} for each in paths]
 
 

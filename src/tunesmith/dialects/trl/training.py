@@ -51,10 +51,10 @@ def _packed(said: Said) -> int | None:
 
 def _prompts(said: Said, trainer: str) -> None:
     """TRL's batches of a policy count completions, ours prompts."""
-    times = said.take("gradient_accumulation_steps", int, 1)
-    count = said.take("per_device_train_batch_size", int, 8) * times
+    times = said.count("gradient_accumulation_steps", 1)
+    count = said.count("per_device_train_batch_size", 8) * times
     keys = (*there(said, "per_device_train_batch_size"), *there(said, "gradient_accumulation_steps"))
-    each = max(1, said.take("num_generations", int, 2 if trainer == "rloo" else 8))
+    each = said.count("num_generations", 2 if trainer == "rloo" else 8)
     rounds, whole = said.take("steps_per_generation", int), said.take("generation_batch_size", int)
     for key, value, same in (("steps_per_generation", rounds, times), ("generation_batch_size", whole, count)):
         if value is not None and value != same:
