@@ -98,8 +98,14 @@ def test_what_is_told_of_a_step(model, prompts, tmp_path, capsys):
     assert metrics["sampling_gap"] < 1e-3
     said = capsys.readouterr().err
     assert "grpo: 2 prompts x 3 completions a step" in said
-    assert "reward 0." in said
-    assert " -> " in said
+    lines = said.splitlines()
+    header = next(place for place, line in enumerate(lines) if "prompt -> answer" in line)
+    assert lines[header].split() == ["reward", "tokens", "prompt", "->", "answer"]
+    table = lines[header + 1 : header + 6]
+    earned = [float(line.split()[0]) for line in table]
+    assert len(earned) == 5
+    assert earned == sorted(earned, reverse=True)
+    assert all(" -> " in line for line in table)
     found = inference.evaluate(tmp_path / "a")
     assert found["reward"] == pytest.approx(trained.ended.best_metrics["reward"], abs=1e-6)
     capsys.readouterr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from test_preference import policy_of, same
 from tunesmith.data.types import Asked, Message, Origin, Prompt
 from tunesmith.errors import ModelError
 from tunesmith.models.tiny import tiny
+from tunesmith.objectives.environment import Played
 from tunesmith.objectives.logprobs import token_logps
 from tunesmith.objectives.policy import PolicyGradient
 from tunesmith.objectives.policy_losses import PRESETS, PolicySettings
-from tunesmith.objectives.rewards import Reward
-from tunesmith.objectives.rollout import Rollout
+from tunesmith.objectives.rewards import Completion, Reward, Told
+from tunesmith.objectives.rollout import Rollout, shown
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "policy_trl.json").read_text())
 
@@ -312,3 +314,23 @@ def test_it_learns():
             (objective.loss(policy, batch).sums["loss"] / step.denominators["loss"]).backward()
         optimizer.step()
     assert sum(rewards[-5:]) / 5 > 0.5 * sum(rewards[:5]) / 5
+
+
+def test_the_table_of_a_step_goes_from_the_best_to_the_worst():
+    def played(tokens, cut):
+        return Played(asked(1)[0], [1], token_ids=[5] * tokens, learned=[True] * tokens, is_cut=cut)
+
+    texts = ["a\nb", "long " * 40, "c", "d"]
+    completions = [Completion("q", text, [5], {}, Origin("rows", n)) for n, text in enumerate(texts, 1)]
+    parts = {"one": [1.0, 0.5, math.nan, 0.0], "two": [0.0, 0.0, math.nan, -2.0]}
+    made = [played(n, n == 2) for n in range(1, 5)]
+    told = shown(made, completions, torch.tensor([1.0, 0.5, math.nan, -2.0]), parts, Told(extra={"why": ["x", "y"]}))
+    assert told[0].split() == ["reward", "one", "two", "tokens", "why", "prompt", "->", "answer"]
+    assert [line.split()[:4] for line in told[1:]] == [
+        ["1.00", "1.00", "0.00", "1"],
+        ["0.50", "0.50", "0.00", "2+"],
+        ["-2.00", "0.00", "-2.00", "4"],
+    ]
+    assert told[1].endswith("q -> a b")
+    assert len({line.index("q -> ") for line in told[1:]}) == 1
+    assert shown(made, completions, torch.full((4,), math.nan), parts, Told()) == []

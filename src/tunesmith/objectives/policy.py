@@ -48,7 +48,7 @@ from tunesmith.objectives.rewards import (
     source_of,
     total,
 )
-from tunesmith.objectives.rollout import Rollout, as_json, from_json, joined, shown
+from tunesmith.objectives.rollout import Rollout, as_json, from_json, joined, shown, spreads
 from tunesmith.objectives.samplers import Drawing, InProcess, Sampler, Server, told_of
 
 Settings = PolicySettings
@@ -286,18 +286,10 @@ class PolicyGradient:
         groups = torch.arange(len(made)) // n
         gains = advantages(rewards, groups, settings.advantage).tolist()
         samples = [replace(sample, advantage=gain) for sample, gain in zip(samples, gains, strict=True)]
-        known = [group[~group.isnan()] for group in rewards.view(-1, n)]
-        equal = [bool((group == group[:1]).all()) for group in known]
-        spreads = [float(group.std()) for group in known if len(group) > 1]
-        metrics = {
-            **said.metrics,
-            **told,
-            **({"reward_std": sum(spreads) / len(spreads)} if spreads else {}),
-            **self._parts(made, values),
-            **self._lengths(made),
-            "frac_reward_zero_std": sum(equal) / len(equal),
-        }
-        notes = [] if (number - 1) % SHOW_EVERY else shown(completions, rewards, said)
+        equal, spread = spreads(rewards, n)
+        metrics = {**said.metrics, **told, **spread, **self._parts(made, values), **self._lengths(made)}
+        parts = {reward.short: own for reward, own in zip(self.rewards, values, strict=True)}
+        notes = [] if (number - 1) % SHOW_EVERY else shown(made, completions, rewards, parts, said)
         self._unjudged = 0 if told else self._unjudged + 1
         if self._unjudged:
             notes.append("no reward applied to any completion of this step: nothing is learned from it")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from tunesmith.data.types import Origin, Sampled
+from tunesmith.objectives.environment import Played
 from tunesmith.objectives.rewards import Completion, Told
+
+SHOWN = 5
+"""Completions in the table of a step."""
 
 
 @dataclass
@@ -85,17 +90,52 @@ def _sample_from_json(values: dict[str, Any]) -> Sampled:
     )
 
 
-def shown(completions: Sequence[Completion], rewards: Tensor, said: Told) -> list[str]:
-    """The best and the worst completion of a step."""
-    known = [(float(reward), place) for place, reward in enumerate(rewards) if not bool(reward.isnan())]
-    if not known:
+def spreads(rewards: Tensor, n: int) -> tuple[list[bool], dict[str, float]]:
+    """By prompt, whether its `n` completions all earned the same; and what is told of that. rewards [prompts · n]."""
+    known = [group[~group.isnan()] for group in rewards.view(-1, n)]
+    equal = [bool((group == group[:1]).all()) for group in known]
+    apart = [float(group.std()) for group in known if len(group) > 1]
+    mean = {"reward_std": sum(apart) / len(apart)} if apart else {}
+    return equal, {**mean, "frac_reward_zero_std": sum(equal) / len(equal)}
+
+
+def shown(
+    made: Sequence[Played],
+    completions: Sequence[Completion],
+    rewards: Tensor,
+    parts: Mapping[str, Sequence[float]],
+    said: Told,
+) -> list[str]:
+    """A table of completions of a step from the best to the worst, one line each: what was earned (and of several
+    rewards each), how long it is, what the rewards say of it, and the ends of prompt and answer."""
+    earned = {place: value for place, value in enumerate(rewards.tolist()) if not math.isnan(value)}
+    ranked = sorted(earned, key=lambda place: -earned[place])
+    if not ranked:
         return []
-    chosen = dict.fromkeys((max(known)[1], min(known)[1]))
-    more = {
-        place: "".join(f"  {name} {values[place]}" for name, values in said.extra.items() if place < len(values))
-        for place in chosen
-    }
-    return [f"  reward {float(rewards[place]):.2f}: {_short(completions[place])}{more[place]}" for place in chosen]
+    last = len(ranked) - 1
+    chosen = [ranked[place] for place in sorted({round(last * share / (SHOWN - 1)) for share in range(SHOWN)})]
+    columns = {"reward": [_figure(earned[place]) for place in chosen]}
+    if len(parts) > 1:
+        columns |= {name: [_figure(own[place]) for place in chosen] for name, own in parts.items()}
+    columns["tokens"] = [f"{made[place].num_sampled}{'+' if made[place].is_cut else ''}" for place in chosen]
+    for name, values in said.extra.items():
+        columns[name] = [str(values[place])[:20] if place < len(values) else "" for place in chosen]
+    columns["prompt -> answer"] = [_short(completions[place]) for place in chosen]
+    return _table(columns)
+
+
+def _figure(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
+
+
+def _table(columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines of a table whose last column alone is not aligned to the right."""
+    lines = [list(columns), *zip(*columns.values(), strict=True)]
+    widths = [max(map(len, own)) for own in list(zip(*lines, strict=True))[:-1]]
+    return [
+        "  " + "  ".join([*(text.rjust(width) for text, width in zip(line, widths, strict=False)), line[-1]])
+        for line in lines
+    ]
 
 
 def _short(completion: Completion) -> str:
