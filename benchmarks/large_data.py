@@ -105,8 +105,8 @@ def measure(model: Path, source: Path, cache: Path) -> dict[str, Any]:
     """In this process."""
     import datasets  # noqa: F401  (as every run that reads Parquet loads it)
 
-    from tunesmith.data.kept import prepare_once
-    from tunesmith.data.report import summary
+    from tunesmith.data.cache.kept import prepare_once
+    from tunesmith.data.check.report import summary
     from tunesmith.data.settings import DataSettings
     from tunesmith.models.load import load_tokenizer
     from tunesmith.models.settings import ModelSettings

@@ -22,7 +22,7 @@ from result import Result, load_average, warn_if_busy
 
 from tunesmith import Params, load, open_session
 from tunesmith.data.formats import convert
-from tunesmith.data.sources import read
+from tunesmith.data.reading.sources import read
 from tunesmith.evaluate import Evaluation, Item, evaluate, item_of
 from tunesmith.run import train
 from tunesmith.score.intervals import paired_change

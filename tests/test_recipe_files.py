@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.data.files import READERS
+from tunesmith.data.reading.files import READERS
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import load
 from tunesmith.recipe_paths import DATA_SUFFIXES

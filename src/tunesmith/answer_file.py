@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.atomic import write_file
-from tunesmith.data.conversation_rows import alpaca
-from tunesmith.data.conversation_rows import messages as messages_format
-from tunesmith.data.files import READERS, ending, read_file
-from tunesmith.data.messages import Names, Unreadable, read_messages, read_tools
+from tunesmith.data.reading.files import READERS, ending, read_file
+from tunesmith.data.rows.conversation_rows import alpaca
+from tunesmith.data.rows.conversation_rows import messages as messages_format
+from tunesmith.data.rows.messages import Names, Unreadable, read_messages, read_tools
+from tunesmith.data.rows.template_rows import prompt_template
 from tunesmith.data.settings import DataSettings, TemplateFormat
-from tunesmith.data.template_rows import prompt_template
 from tunesmith.data.types import Message, Origin
 from tunesmith.errors import DataError, MachineError, together
 from tunesmith.models.generate import Generated

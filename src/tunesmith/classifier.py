@@ -18,13 +18,13 @@ from torch import Tensor
 
 from tunesmith.adapters.heads import ClassHead
 from tunesmith.atomic import write_file
-from tunesmith.data.asked import turns_to_answer
-from tunesmith.data.files import read_file
-from tunesmith.data.messages import Names, Unreadable, read_messages
 from tunesmith.data.pack import micro_batches
 from tunesmith.data.problems import counted, shown
+from tunesmith.data.reading.files import read_file
+from tunesmith.data.rows.asked import turns_to_answer
+from tunesmith.data.rows.messages import Names, Unreadable, read_messages
+from tunesmith.data.rows.template_rows import text_template
 from tunesmith.data.settings import DataSettings, TemplateFormat
-from tunesmith.data.template_rows import text_template
 from tunesmith.data.types import Conversation, Document, Example, Message, Origin, Text
 from tunesmith.errors import AdapterError, DataError, together
 from tunesmith.models.policy import Policy, probe

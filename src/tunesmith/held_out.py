@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tunesmith.adapters.heads import ClassHead, is_classifier
-from tunesmith.data.counts import told
+from tunesmith.data.check.counts import told
 from tunesmith.data.prepare import prepare
 from tunesmith.data.settings import DataSettings
 from tunesmith.errors import RecipeError

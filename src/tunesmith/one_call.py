@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.mixture import FROM_PYTHON
-from tunesmith.data.python_rows import dictionaries
+from tunesmith.data.reading.python_rows import dictionaries
 from tunesmith.errors import DataError
 from tunesmith.events import Listener
 from tunesmith.recipe import from_dict

@@ -17,11 +17,11 @@ from tunesmith.adapters import identity, store
 from tunesmith.adapters.adapter_set import AdapterSet, refusal, unload
 from tunesmith.adapters.adapter_set import check as check_method
 from tunesmith.assemble import NAME, has_own_words, model_of, origin, refuse_unknown_targets
-from tunesmith.data.kept import prepare_once as prepare
+from tunesmith.data.cache.kept import prepare_once as prepare
+from tunesmith.data.check.report import summary
 from tunesmith.data.mixture import FROM_PYTHON
 from tunesmith.data.prepare import Prepared
-from tunesmith.data.report import summary
-from tunesmith.data.templates import install
+from tunesmith.data.templating.templates import install
 from tunesmith.errors import CheckpointError, Interrupted, RecipeError, TunesmithError
 from tunesmith.events import Ended, Listener
 from tunesmith.machine import cache_folder
@@ -367,8 +367,8 @@ def check(
 
     from rich.console import Console
 
-    from tunesmith.data.report import as_json as as_dict
-    from tunesmith.data.report import print_report
+    from tunesmith.data.check.report import as_json as as_dict
+    from tunesmith.data.check.report import print_report
 
     with Progress(quiet=as_json) as progress, _said_where(resolved):
         for line in resolved.notes:
@@ -376,7 +376,7 @@ def check(
         tokenizer, prepared = read_rows(resolved.recipe, trust_remote_code, progress)
     if html is not None:
         from tunesmith.atomic import write_file
-        from tunesmith.data.check_page import check_page
+        from tunesmith.data.check.check_page import check_page
 
         write_file(html, check_page(f"Rows of {resolved.name}", prepared, tokenizer, rows).encode())
         print(f"page: {html}")

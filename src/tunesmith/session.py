@@ -18,10 +18,10 @@ from typing import Any, Literal, get_args
 from tunesmith.adapters import store
 from tunesmith.adapters.adapter_set import AdapterSet, unload
 from tunesmith.adapters.heads import ClassHead, head_of_config, is_classifier, writes_no_answers
-from tunesmith.data.asked import GoesOn, conversations_to_answer, turns_to_answer
 from tunesmith.data.problems import shown
 from tunesmith.data.render import Renderer
-from tunesmith.data.templates import install
+from tunesmith.data.rows.asked import GoesOn, conversations_to_answer, turns_to_answer
+from tunesmith.data.templating.templates import install
 from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, DataError, ModelError, RecipeError
 from tunesmith.models.expected import own_special_token

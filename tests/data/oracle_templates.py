@@ -15,7 +15,7 @@ from typing import Any
 import test_template_shapes
 import tiny_tokenizers as tiny
 
-from tunesmith.data import templates
+from tunesmith.data.templating import templates
 from tunesmith.dialects.axolotl import types
 
 Turn = dict[str, Any]

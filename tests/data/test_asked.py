@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import tiny_tokenizers as tiny
 
-from tunesmith.data.asked import GoesOn, conversations_to_answer
 from tunesmith.data.render import Renderer
+from tunesmith.data.rows.asked import GoesOn, conversations_to_answer
 from tunesmith.data.types import Document, Message, Origin
 from tunesmith.errors import DataError
 

@@ -9,7 +9,7 @@ import pytest
 import tiny_tokenizers as tiny
 from every_kind import ROWS, TEXT, TOKENIZER, lines
 
-from tunesmith.data import cache_key, kept
+from tunesmith.data.cache import cache_key, kept
 from tunesmith.data.settings import DataSettings
 
 
@@ -113,10 +113,15 @@ def test_our_code_and_the_versions_of_others_are_in_the_name(files, tmp_path, mo
             found = cache_key.versions(cache_key.PACKAGES)
             patched.setattr(cache_key, "versions", lambda _, found=found, package=package: found | {package: "0"})
             names.append(name_of(said))
-    for path in Path(cache_key.__file__).parent.glob("*.py"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(cache_key, "CODE", cache_key.code_of(tmp_path))
-    (tmp_path / "mask.py").write_text("# another mask\n")
+    data = Path(cache_key.__file__).parents[1]
+    for path in data.rglob("*.py"):
+        copy = tmp_path / path.relative_to(data)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    assert cache_key.code_of(tmp_path) == cache_key.CODE
+    mask = tmp_path / "masking" / "mask.py"
+    assert mask.exists()
+    mask.write_text("# another mask\n")
     monkeypatch.setattr(cache_key, "CODE", cache_key.code_of(tmp_path))
     names.append(name_of(said))
     assert len(set(names)) == len(names)

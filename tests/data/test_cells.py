@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tunesmith.data.formats import LEARNABLE, convert
-from tunesmith.data.sources import read
+from tunesmith.data.reading.sources import read
 from tunesmith.data.types import Judged, Message, Origin, Preference, Prompt
 from tunesmith.errors import DataError
 

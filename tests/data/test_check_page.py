@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tiny_tokenizers import CHATML, byte_level
 
-from tunesmith.data.check_page import check_page
+from tunesmith.data.check.check_page import check_page
 from tunesmith.data.prepare import prepare
 from tunesmith.data.settings import DataSettings
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from tunesmith.data import file_digests
-from tunesmith.data.file_digests import FileDigests
-from tunesmith.data.laid import digest_of_file
+from tunesmith.data.cache import file_digests
+from tunesmith.data.cache.file_digests import FileDigests
+from tunesmith.data.cache.laid import digest_of_file
 
 
 @pytest.fixture(autouse=True)

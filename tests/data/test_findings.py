@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tiny_tokenizers import CHATML, LLAMA2, NEVER_ENDS, byte_level
 
-from tunesmith.data import findings as module
-from tunesmith.data.answering import learned_runs
-from tunesmith.data.findings import Finding, findings
+from tunesmith.data.check import findings as module
+from tunesmith.data.check.findings import Finding, findings
+from tunesmith.data.masking.answering import learned_runs
 from tunesmith.data.prepare import digest_of, prepare
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.types import Judged, Preference, Prompt

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.files import INDEX
 from tunesmith.data.formats import FORMATS, LEARNABLE, convert, recognise
+from tunesmith.data.reading.files import INDEX
+from tunesmith.data.reading.sources import read
 from tunesmith.data.settings import TemplateFormat
-from tunesmith.data.sources import read
 from tunesmith.data.types import Conversation, Document, Judged, Message, Origin, Preference, Prompt
 from tunesmith.errors import DataError
 

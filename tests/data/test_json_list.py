@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data import files, json_list
-from tunesmith.data.files import read_file
-from tunesmith.data.json_list import NoList, items
-from tunesmith.data.sources import read
+from tunesmith.data.reading import files, json_list
+from tunesmith.data.reading.files import read_file
+from tunesmith.data.reading.json_list import NoList, items
+from tunesmith.data.reading.sources import read
 from tunesmith.errors import DataError
 
 VALUES = st.recursive(

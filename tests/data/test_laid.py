@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.laid import Table
-from tunesmith.data.laying import Laying
+from tunesmith.data.cache.laid import Table
+from tunesmith.data.cache.laying import Laying
+from tunesmith.data.cache.plain_values import NotFlat, of_plain, plain
 from tunesmith.data.pack import micro_batches
-from tunesmith.data.plain_values import NotFlat, of_plain, plain
 from tunesmith.data.types import Answer, Asked, Classified, Conversation, Example, Message, Origin, Prompt
 
 WORDS = st.text(max_size=4)

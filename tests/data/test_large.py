@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.large import FEW, fewer
+from tunesmith.data.cache.large import FEW, fewer
 
 
 @given(st.lists(st.integers(1, 10**7), min_size=1, max_size=6))
@@ -33,7 +33,7 @@ import sys, threading, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import datasets, tiny_tokenizers as tiny
-from tunesmith.data import kept
+from tunesmith.data.cache import kept
 from tunesmith.data.settings import DataSettings
 def anonymous():
     said = dict(line.split(":", 1) for line in open("/proc/self/status"))

@@ -8,12 +8,12 @@ import tiny_tokenizers as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data import templates
 from tunesmith.data.formats import convert
-from tunesmith.data.mask import Span, with_ends
+from tunesmith.data.masking.mask import Span, with_ends
 from tunesmith.data.prepare import prepare
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings, TemplateFormat
+from tunesmith.data.templating import templates
 from tunesmith.data.types import Conversation, Document, Judged, Labelled, Message, Origin, Preference, Prompt
 from tunesmith.errors import DataError, RecipeError
 

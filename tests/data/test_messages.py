@@ -9,9 +9,9 @@ import tiny_tokenizers as tiny
 
 from tunesmith.answer_file import read_prompts
 from tunesmith.classifier import texts_of
+from tunesmith.data.check.report import summary
 from tunesmith.data.formats import FORMATS, convert
 from tunesmith.data.prepare import prepare
-from tunesmith.data.report import summary
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.types import Conversation, Origin
 from tunesmith.errors import DataError

@@ -13,10 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tunesmith.data.counts import KINDS
+from tunesmith.data.check.counts import KINDS
+from tunesmith.data.check.report import as_json, print_report, summary
 from tunesmith.data.mixture import part_rows, read_parts
 from tunesmith.data.prepare import prepare
-from tunesmith.data.report import as_json, print_report, summary
 from tunesmith.data.settings import DataSettings, HeldOut, SourceSettings, TemplateFormat
 from tunesmith.data.types import Conversation, Judged, Labelled, Preference, Prompt
 from tunesmith.errors import DataError

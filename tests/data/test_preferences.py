@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny_tokenizers import CHATML, byte_level
 
-from tunesmith.data.files import read_file
 from tunesmith.data.formats import LEARNABLE, convert
 from tunesmith.data.prepare import fingerprint, prepare
+from tunesmith.data.reading.files import read_file
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.types import Answer, Conversation, Judged, Message, Origin, Preference
 from tunesmith.errors import DataError

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
-from tunesmith.data.counts import KINDS
+from tunesmith.data.check.counts import KINDS
+from tunesmith.data.check.report import as_json, print_report, seen, summary
 from tunesmith.data.pack import collate, micro_batches
 from tunesmith.data.prepare import fingerprint, prepare
-from tunesmith.data.report import as_json, print_report, seen, summary
 from tunesmith.data.settings import DataSettings, HeldOut, TemplateFormat
 from tunesmith.data.split import split
 from tunesmith.data.types import Example, Labelled, Origin, Preference, Prompt

@@ -17,12 +17,12 @@ from every_kind import PAIRS, ROWS, TAKES, TEXT, TOKENIZER, lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data import kept, large
-from tunesmith.data.findings import findings
-from tunesmith.data.kept import HEADER, prepare_once
-from tunesmith.data.laid import LAID
+from tunesmith.data.cache import kept, large
+from tunesmith.data.cache.kept import HEADER, prepare_once
+from tunesmith.data.cache.laid import LAID
+from tunesmith.data.check.findings import findings
+from tunesmith.data.check.report import as_json
 from tunesmith.data.prepare import Prepared, prepare
-from tunesmith.data.report import as_json
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.types import (
     Answer,
@@ -296,7 +296,7 @@ def test_a_hub_data_set_is_known_by_its_fingerprint(tmp_path, monkeypatch):
             raise ConnectionError("offline")
         return there[name]
 
-    monkeypatch.setattr("tunesmith.data.hub.hub_answers", lambda: True)
+    monkeypatch.setattr("tunesmith.data.reading.hub.hub_answers", lambda: True)
     monkeypatch.setattr("datasets.load_dataset", load)
     for name in there:
         kept_alike(tmp_path, DataSettings(train=name, subset="some", held_out=2))
@@ -317,7 +317,7 @@ def once(root, path, **keys):
 def test_findings_are_looked_for_once(tmp_path, monkeypatch):
     path = lines(tmp_path / "rows.jsonl", ROWS["pairs"] * 2)
     found = findings(once(tmp_path / "cache", path)[0])
-    monkeypatch.setattr("tunesmith.data.findings._Walk.look", lambda *_: pytest.fail("looked for again"))
+    monkeypatch.setattr("tunesmith.data.check.findings._Walk.look", lambda *_: pytest.fail("looked for again"))
     again, heard = once(tmp_path / "cache", path)
     assert heard
     assert found
@@ -414,8 +414,8 @@ def test_old_folders_go(files, tmp_path, monkeypatch):
 
 def test_two_processes_that_make_the_same_folder(files, tmp_path):
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import tiny_tokenizers as tiny\n"
-        "from tunesmith.data import kept; from tunesmith.data.settings import DataSettings; from pathlib import Path\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); import tiny_tokenizers as tiny; from pathlib import Path\n"
+        "from tunesmith.data.cache import kept; from tunesmith.data.settings import DataSettings\n"
         "kept.LEAST_BYTES = 0; tokenizer = tiny.byte_level(tiny.CHATML); print('ready', flush=True); input()\n"
         "said = DataSettings(train=sys.argv[2])\n"
         "made = kept.prepare_once(said, tokenizer, seed=0, root=Path(sys.argv[3]), say=lambda line: None)\n"

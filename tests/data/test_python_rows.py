@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from tunesmith.data.sources import read
+from tunesmith.data.reading.sources import read
 from tunesmith.errors import DataError
 
 TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -61,6 +61,8 @@ def test_what_holds_no_rows_is_named(source, says):
 
 
 def test_neither_package_is_imported_for_dictionaries():
-    script = "import sys; from tunesmith.data.sources import read; read([{'a': 1}]); print('pandas' in sys.modules)"
+    script = (
+        "import sys; from tunesmith.data.reading.sources import read; read([{'a': 1}]); print('pandas' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

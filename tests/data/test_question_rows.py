@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from every_kind import TOKENIZER
 
-from tunesmith.data import large
+from tunesmith.data.cache import large
 from tunesmith.data.formats import LEARNABLE, convert, recognise
 from tunesmith.data.prepare import prepare
-from tunesmith.data.question_rows import QUESTIONS, UNCLEAR, UNKNOWN
+from tunesmith.data.rows.question_rows import QUESTIONS, UNCLEAR, UNKNOWN
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.types import Origin, Preference, Prompt
 from tunesmith.errors import DataError

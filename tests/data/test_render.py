@@ -13,10 +13,10 @@ import tiny_tokenizers as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data import chat as chat_module
-from tunesmith.data import templates
 from tunesmith.data.render import Renderer, Rendering
-from tunesmith.data.sandbox import time_limit
+from tunesmith.data.templating import chat as chat_module
+from tunesmith.data.templating import templates
+from tunesmith.data.templating.sandbox import time_limit
 from tunesmith.data.types import Conversation, Document, Example, Message, Origin
 from tunesmith.errors import DataError, TunesmithError
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.files import INDEX
+from tunesmith.data.reading.files import INDEX
+from tunesmith.data.reading.sources import read, read_held_out
+from tunesmith.data.reading.streamed import ReadWhole, walked
 from tunesmith.data.settings import DataSettings
-from tunesmith.data.sources import read, read_held_out
-from tunesmith.data.streamed import ReadWhole, walked
 from tunesmith.errors import DataError
 
 ROWS = [{"text": "naïve, “quoted”"}, {"text": "two\nlines"}, {"text": "🙂"}]
@@ -258,7 +258,7 @@ def test_a_missing_file_is_told_from_a_hub_id(tmp_path, monkeypatch):
 
 def test_a_hub_that_is_out_of_reach_is_not_waited_for(monkeypatch):
     """Unless the rows were fetched before: then `datasets` has them."""
-    monkeypatch.setattr("tunesmith.data.hub.hub_answers", lambda: False)
+    monkeypatch.setattr("tunesmith.data.reading.hub.hub_answers", lambda: False)
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asked"))
     for limit in (None, 3):
         with pytest.raises(DataError, match="hub cannot be reached"):
@@ -268,7 +268,7 @@ def test_a_hub_that_is_out_of_reach_is_not_waited_for(monkeypatch):
 
 
 def test_what_was_fetched_before_needs_no_hub(tmp_path, monkeypatch):
-    monkeypatch.setattr("tunesmith.data.hub.hub_answers", lambda: False)
+    monkeypatch.setattr("tunesmith.data.reading.hub.hub_answers", lambda: False)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
     (tmp_path / "owner___my_rows").mkdir()
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: ROWS)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import tiny_tokenizers as tiny
 
-from tunesmith.data.findings import findings
+from tunesmith.data.check.findings import findings
+from tunesmith.data.check.report import pieces
 from tunesmith.data.formats import convert
 from tunesmith.data.prepare import prepare
 from tunesmith.data.render import Renderer
-from tunesmith.data.report import pieces
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.types import Conversation, Marked, Origin, Preference
 from tunesmith.errors import DataError

@@ -10,7 +10,7 @@ from test_axolotl_types import ALPACA, prepared
 from their_files import AXOLOTL as BASE
 from their_files import entry_of, file, recipe, refusal
 
-from tunesmith.data.answering import learned_runs
+from tunesmith.data.masking.answering import learned_runs
 from tunesmith.dialects.base import Fate
 from tunesmith.dialects.read import load_any
 

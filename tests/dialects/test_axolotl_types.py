@@ -13,9 +13,9 @@ from test_axolotl import BASE
 from their_files import file
 from tiny_tokenizers import byte_level
 
-from tunesmith.data.answering import learned_runs
+from tunesmith.data.masking.answering import learned_runs
 from tunesmith.data.prepare import Prepared, prepare
-from tunesmith.data.templates import install
+from tunesmith.data.templating.templates import install
 from tunesmith.dialects.axolotl.types import INSTRUCT
 from tunesmith.dialects.read import load_any
 from tunesmith.errors import DataError

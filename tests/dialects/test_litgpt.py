@@ -16,7 +16,7 @@ from tunesmith import run
 from tunesmith.data.formats import convert
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings, TemplateFormat
-from tunesmith.data.templates import install
+from tunesmith.data.templating.templates import install
 from tunesmith.data.types import Origin
 from tunesmith.dialects import litgpt
 from tunesmith.dialects.base import Fate

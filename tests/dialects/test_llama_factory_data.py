@@ -19,7 +19,7 @@ from their_files import factory_settings as settings
 from tiny_tokenizers import byte_level
 
 from tunesmith.data.prepare import Prepared, prepare
-from tunesmith.data.templates import install
+from tunesmith.data.templating.templates import install
 from tunesmith.data.types import Conversation, Origin
 from tunesmith.dialects.llama_factory.templates import WORDED
 from tunesmith.dialects.read import load_any

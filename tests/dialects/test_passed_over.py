@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 from their_files import AXOLOTL, FACTORY, PAIR_COLUMNS, TRL, factory_file, file
 from tiny_tokenizers import byte_level
 
-from tunesmith.data.large import Survey
+from tunesmith.data.cache.large import Survey
 from tunesmith.data.prepare import Task, prepare
-from tunesmith.data.templates import install
+from tunesmith.data.templating.templates import install
 from tunesmith.data.types import Origin
 from tunesmith.dialects.read import load_any
 

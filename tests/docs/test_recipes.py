@@ -93,8 +93,8 @@ def test_squad_beats_always_refusing():
 
 def test_squad_answers():
     """The answer is the first of the list, a text as it is, and the refusal where there is none."""
+    from tunesmith.data.rows.template_rows import template
     from tunesmith.data.settings import TemplateFormat
-    from tunesmith.data.template_rows import template
     from tunesmith.data.types import Origin
     from tunesmith.notation import read
 

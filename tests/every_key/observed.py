@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tunesmith import run
 from tunesmith.assemble import model_of
-from tunesmith.data.plain_values import plain
+from tunesmith.data.cache.plain_values import plain
 from tunesmith.errors import TunesmithError
 from tunesmith.events import Ended, Evaluated, Event, Saved, Started, StepDone
 from tunesmith.machine import cache_folder
@@ -147,7 +147,7 @@ def rows_of_the_hub(home: Home, resolved: Resolved) -> Any:
         return [{"prompt": f"{name} {subset} {number}", "completion": split} for number in range(9)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.data.hub.hub_answers", lambda: True)
+        patch.setattr("tunesmith.data.reading.hub.hub_answers", lambda: True)
         patch.setattr("datasets.load_dataset", load_dataset)
         return rows(home, resolved)
 

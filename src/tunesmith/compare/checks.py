@@ -14,7 +14,7 @@ from tunesmith.atomic import write_file
 from tunesmith.compare.grid import Arm, arms_of, digest, resolve, taken_out
 from tunesmith.compare.measure import Wanted, has_answers, is_classified, shots_of, test_items
 from tunesmith.compare.settings import Study, baseline_of
-from tunesmith.data.sources import read
+from tunesmith.data.reading.sources import read
 from tunesmith.data.split import as_held_out, split
 from tunesmith.errors import DataError, RecipeError, TunesmithError, together
 from tunesmith.evaluate import scorers_named

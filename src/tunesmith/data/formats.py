@@ -3,8 +3,8 @@
 To add a format, write one function that returns a row (or raises `Unreadable`), and one line in `FORMATS`. It is given
 the row's columns, where the row came from, and what the rows call the keys and roles of messages.
 
-`conversation_rows.py` has the plainest ones, `preferences.py` those that hold answers under judgement, and the files
-beside them what other tools write.
+In `rows/`, `conversation_rows.py` has the plainest ones, `preferences.py` those that hold answers under judgement, and
+the files beside them what other tools write.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.data.conversation_rows import alpaca, messages, prompt, prompt_completion, text
-from tunesmith.data.files import INDEX, RawRow
-from tunesmith.data.labels import labelled
-from tunesmith.data.learned import learned
-from tunesmith.data.messages import KNOWN_KEYS, Names, Unreadable, refuse_surrogates
-from tunesmith.data.other_rows import input_output, nectar, nemo, openpipe, verl
-from tunesmith.data.pieces import segments, tokens
-from tunesmith.data.preferences import openai_preference, passed_over, passed_over_of_one, preference, unpaired
+from tunesmith.data.masking.learned import learned
 from tunesmith.data.problems import Problems, listed
-from tunesmith.data.question_rows import (
+from tunesmith.data.reading.files import INDEX, RawRow
+from tunesmith.data.rows.conversation_rows import alpaca, messages, prompt, prompt_completion, text
+from tunesmith.data.rows.labels import labelled
+from tunesmith.data.rows.messages import KNOWN_KEYS, Names, Unreadable, refuse_surrogates
+from tunesmith.data.rows.other_rows import input_output, nectar, nemo, openpipe, verl
+from tunesmith.data.rows.pieces import segments, tokens
+from tunesmith.data.rows.preferences import openai_preference, passed_over, passed_over_of_one, preference, unpaired
+from tunesmith.data.rows.question_rows import (
     CONTEXTS,
     QUESTIONS,
     SYSTEMS,
@@ -32,11 +32,11 @@ from tunesmith.data.question_rows import (
     question_answer,
     unanswerable,
 )
-from tunesmith.data.repeated import spoken_apart
+from tunesmith.data.rows.repeated import spoken_apart
+from tunesmith.data.rows.template_rows import makes, template
+from tunesmith.data.rows.unwanted import refuse_unwanted
 from tunesmith.data.settings import Learn, MessageKey, TemplateFormat
-from tunesmith.data.template_rows import makes, template
 from tunesmith.data.types import Conversation, Document, Judged, Labelled, Origin, Preference, Prompt, Row
-from tunesmith.data.unwanted import refuse_unwanted
 from tunesmith.errors import DataError
 
 RawColumns = Mapping[str, Any]
@@ -279,7 +279,7 @@ def recognise(
     """The one format whose columns most rows have: filled, or else there at all, so that the nulls can be named.
 
     Of those that make something the objective takes, or else something of `or_else`; where there is none, of the
-    others, to be refused by name. `first` and `apart` (repeated.py): the first rows, and the formats beside whose
+    others, to be refused by name. `first` and `apart` (rows/repeated.py): the first rows, and the formats beside whose
     columns `text` says something of its own, where `raw` only stands in for the rows.
     """
     filled = [frozenset(name for name, value in row.items() if value is not None) for _, row in raw]

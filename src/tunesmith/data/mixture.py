@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tunesmith.data.files import RawRow
 from tunesmith.data.formats import LEARNABLE, Reading, convert
 from tunesmith.data.problems import counted, listed
+from tunesmith.data.reading.files import RawRow
+from tunesmith.data.reading.sources import read
 from tunesmith.data.settings import DataSettings, Learn
-from tunesmith.data.sources import read
 from tunesmith.data.split import split
 from tunesmith.data.types import Answer, Example, Row
 from tunesmith.errors import DataError, TunesmithError, together

@@ -8,18 +8,19 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
-from tunesmith.data.answering import Place, answering
-from tunesmith.data.counts import Counts, Finding, OfSource, Tally, by_shape, told, total
-from tunesmith.data.digests import digest_of, fingerprint
-from tunesmith.data.files import RawRow
-from tunesmith.data.fit import fit, measure, whole_pairs
+from tunesmith.data.cache.digests import digest_of, fingerprint
+from tunesmith.data.check.counts import Counts, Finding, OfSource, Tally, by_shape, told, total
 from tunesmith.data.formats import IN_WORDS, LEARNABLE, Reading
+from tunesmith.data.masking.answering import Place, answering
+from tunesmith.data.masking.fit import fit, measure, whole_pairs
+from tunesmith.data.masking.unlearned import asked, classified
 from tunesmith.data.mixture import Part, each, mixed, part_rows, read_parts, refuse_unseen_keys, unseen_roles
 from tunesmith.data.problems import Problems, counted
+from tunesmith.data.reading.files import RawRow
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.split import group_of
-from tunesmith.data.templates import install
+from tunesmith.data.templating.templates import install
 from tunesmith.data.types import (
     CHOSEN,
     Answer,
@@ -35,7 +36,6 @@ from tunesmith.data.types import (
     Row,
     Text,
 )
-from tunesmith.data.unlearned import asked, classified
 from tunesmith.errors import DataError, RecipeError
 
 
@@ -64,7 +64,7 @@ class Prepared:
     shapes: Mapping[str, Mapping[tuple[str, ...], Tally]] = field(default_factory=dict)
     """Of each source whose rows do not all fill the same columns: the rows by those that they fill."""
     found: tuple[Finding, ...] | None = None
-    """What is odd about them (findings.py), where that was looked for before."""
+    """What is odd about them (check/findings.py), where that was looked for before."""
 
 
 @dataclass

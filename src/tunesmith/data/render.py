@@ -1,8 +1,8 @@
 """From what a row means to what the model sees: token ids and the mask. Special tokens and mask are decided here alone.
 
 BOS     exactly once at the start where the tokenizer or its template uses one, whichever of the two writes it.
-Mask    answers and their end token are learned (`mask.py`); in a document, and in a row that is learned whole, every
-        token but the first.
+Mask    answers and their end token are learned (`masking/mask.py`); in a document, and in a row that is learned whole,
+        every token but the first.
 Prompt  `prompt_ids` gives for generation the very ids that training begins with.
 """
 
@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tunesmith.data import call_ids
-from tunesmith.data.chat import ANSWER, USER, ChatTemplate, TemplateFailed, as_turn
-from tunesmith.data.mask import Marks, MaskUnknown, Span, ends_of_others, learned_spans, with_ends
-from tunesmith.data.messages import framed
+from tunesmith.data.masking.mask import Marks, MaskUnknown, Span, ends_of_others, learned_spans, with_ends
 from tunesmith.data.problems import Problems, shown
+from tunesmith.data.rows.messages import framed
 from tunesmith.data.settings import Ends
+from tunesmith.data.templating import call_ids
+from tunesmith.data.templating.chat import ANSWER, USER, ChatTemplate, TemplateFailed, as_turn
 from tunesmith.data.types import Conversation, Document, Example, Marked, Message, Origin, Piece, Pieces, Text
 from tunesmith.errors import DataError, ModelError
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.data.files import RawRow
 from tunesmith.data.problems import Problems, counted, listed
+from tunesmith.data.reading.files import RawRow
+from tunesmith.data.reading.sources import read_held_out
 from tunesmith.data.settings import DataSettings, HeldOut
-from tunesmith.data.sources import read_held_out
 from tunesmith.errors import DataError
 
 KEY_SHARE = 0.1

@@ -29,7 +29,7 @@ from transformers.utils import logging as hf_logging
 
 from tunesmith.adapters.heads import ClassHead, drawn, say_in_config
 from tunesmith.adapters.targets import anatomy
-from tunesmith.data.hub import hub_answers
+from tunesmith.data.reading.hub import hub_answers
 from tunesmith.errors import MachineError, ModelError
 from tunesmith.machine import cache_folder, cpu_flags, cpu_name
 from tunesmith.models import attention, stored

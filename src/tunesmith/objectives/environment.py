@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tunesmith.data.messages import Unreadable, read_messages
 from tunesmith.data.render import Renderer
+from tunesmith.data.rows.messages import Unreadable, read_messages
 from tunesmith.data.types import Asked, Message, Prompt
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.models.generate import Generated

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.data.templates import NAMED
+from tunesmith.data.templating.templates import NAMED
 from tunesmith.dialects.base import Said, left_over, there
 
 _START, _END = NAMED["chatml"].tokens

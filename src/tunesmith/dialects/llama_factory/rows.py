@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunesmith.data.formats import FORMATS
-from tunesmith.data.sources import read
+from tunesmith.data.reading.sources import read
 from tunesmith.dialects.columns import unnamed, unread
 from tunesmith.dialects.llama_factory.info import Entry
 from tunesmith.errors import DataError

@@ -115,7 +115,8 @@ WORDED: dict[str, Words] = {
 }
 """Templates that belong to no model's tokenizer, in LLaMA-Factory's words."""
 NAMED = ("alpaca", "chatml")
-"""Of these, those whose words are in data/templates.py too; its alpaca parts a row's own system turn from the rest."""
+"""Of these, those whose words are in data/templating/templates.py too; its alpaca parts a row's own system turn from
+the rest."""
 FAMILIES = (
     *(
         "bailing",
