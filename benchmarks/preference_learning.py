@@ -30,10 +30,10 @@ from tunesmith.run import Trained, train
 from tunesmith.score.intervals import paired_change, wilson
 
 LOSSES = {
-    "sigmoid": {"nll_weight": 1.0},
-    "kto": {},
+    "sigmoid": {"nll_weight": 5.0},
+    "kto": {"desirable_weight": 4.0},
     "orpo": {"beta": 0.5},
-    "simpo": {"beta": 2.0, "gamma": 1.0, "nll_weight": 1.0},
+    "simpo": {"beta": 2.0, "gamma": 1.0, "nll_weight": 5.0},
 }
 """Each with its own settings; the rest is the same for all."""
 
@@ -136,7 +136,7 @@ def chat(model: Path, folder: Path, options: argparse.Namespace) -> dict[str, An
                     "max_length": 512,
                 },
                 "objective": {"kind": "preference"},
-                "train": {"epochs": 2, "batch_size": 8, "learning_rate": 5e-5, "publish": "last"},
+                "train": {"epochs": 4, "batch_size": 8, "learning_rate": 3e-4, "publish": "last"},
                 "output": {"folder": str(folder / "chat")},
             }
         )
