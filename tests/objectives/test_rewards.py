@@ -7,6 +7,7 @@ import importlib
 import math
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -135,6 +136,24 @@ def test_all_calls_of_one_coroutine_function_share_a_loop():
         judge(mine, completions("a"), 5)
     assert len(set(map(id, loops))) == 1
     assert not loops[0].is_closed()
+
+
+def test_the_thread_of_a_reward_ends_with_its_run_and_another_call_begins_another():
+    threads = []
+
+    def reward(completions, **_):
+        threads.append(threading.current_thread())
+        return [0.0]
+
+    mine = of(reward)
+    for _ in range(2):
+        judge(mine, completions("a"), 5)
+    mine[0].close()
+    threads[0].join(5)
+    assert threads[0] is threads[1]
+    assert not threads[0].is_alive()
+    judge(mine, completions("a"), 5)
+    assert threads[2] is not threads[0]
 
 
 def test_a_number_too_large_for_a_float_is_no_reward():

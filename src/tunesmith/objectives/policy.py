@@ -223,6 +223,8 @@ class PolicyGradient:
     def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
         if self._sampler is not None:
             self._sampler.close()
+        for reward in self.rewards:
+            reward.close()
         return ["no reward applied to any held-out prompt: nothing was measured on them"] if self._untold else []
 
     def held_out_lengths(self) -> list[int]:

@@ -72,6 +72,12 @@ class Reward:
             self._worker = None
             raise
 
+    def close(self) -> None:
+        """The thread ends; another call begins another one."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
 
 @dataclass(frozen=True)
 class Judge:

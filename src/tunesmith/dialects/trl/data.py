@@ -34,13 +34,14 @@ def rows(said: Said, trainer: str) -> None:
     formats = _mixture(said, trainer) if said.has("datasets") else _one(said)
     selected = said.ledger.settings.get(("data", "columns"), ({}, ""))[0]
     columns = {**_passed_over(trainer), **selected}
-    column = said.take("dataset_text_field", str, "text")
+    column, named = said.take("dataset_text_field", str, "text"), list[str]()
     if column != "text":
         columns["text"] = column
+        named = list(there(said, "dataset_text_field"))
     else:
         said.idle("dataset_text_field", "it is the column's name anyway")
     if columns:
-        said.put("data.columns", columns, *there(said, "dataset_text_field") * (column != "text"))
+        said.put("data.columns", columns, *named)
     if trainer not in POLICY:
         said.put("data.message_keys", {"learn": None})
     if trainer == "sft":
