@@ -235,7 +235,7 @@ def test_what_a_gain_does_to_a_row_depends_on_no_other():
 
         def first(rows, y=y, h=h, b=b, gain=gain):
             some = y[:rows].clone()
-            call("low_rank_add", y.dtype, some, h[:rows].contiguous(), b, gain, None, *some.shape, h.shape[1])
+            call("low_rank_add", y.dtype, some, h[:rows].contiguous(), b, gain, None, *some.shape, h.shape[1], 0.0)
             return some
 
         assert all(torch.equal(first(rows), first(37)[:rows]) for rows in (1, 3, 8, 9, 20))
@@ -245,15 +245,20 @@ def test_what_a_gain_does_to_a_row_depends_on_no_other():
 def test_row_norms_without_a_matrix_b_a(dtype):
     from tunesmith.kernels.low_rank import row_norms, row_norms_reference, row_squares
 
-    for out, in_, rank, size in ((5, 3, 2, 1.0), (192, 576, 8, 0.01), (70, 1536, 16, 0.3)):
+    for out, in_, rank, size in ((5, 3, 2, 1.0), (192, 576, 8, 0.01), (70, 1536, 16, 0.3), (33, 2100, 21, 0.3)):
         _, base, A, B, _, _ = case(1, in_, out, rank, dtype)
         weight, B = base.weight(), B * size
-        found = row_norms(weight, row_squares(weight), A, B, 1.7)
+        found, empty = row_norms(weight, row_squares(weight), A, B, 1.7)
+        assert not empty
         wanted = row_norms_reference(weight.double(), A.double(), B.double(), 1.7)
         assert found.dtype == torch.promote_types(dtype, torch.float32)
         torch.testing.assert_close(found.double(), wanted, rtol=1e-12 if dtype == torch.float64 else 3e-6, atol=0)
-        at_rest = row_norms(weight, row_squares(weight), A, torch.zeros_like(B), 1.7)
+        at_rest, _ = row_norms(weight, row_squares(weight), A, torch.zeros_like(B), 1.7)
         assert torch.equal(at_rest, row_squares(weight).sqrt())
+        hollow = weight.clone().index_fill_(0, torch.tensor([1]), 0.0)
+        norms, empty = row_norms(hollow, row_squares(hollow), A, B.index_fill(0, torch.tensor([1]), 0.0), 1.7)
+        assert empty
+        assert (norms == 0).nonzero().tolist() == [[1]]
 
 
 def test_the_input_is_kept_only_where_a_learns():

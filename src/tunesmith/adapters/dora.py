@@ -33,7 +33,7 @@ class DoRA(lora.LoRA):
     def __init__(self, settings: Settings, base: Base, generator: torch.Generator | None) -> None:
         super().__init__(settings, base, generator)
         self._squares = row_squares(base.weight())
-        self._norm: tuple[Any, Tensor] | None = None
+        self._norm: tuple[Any, Tensor, Tensor | None] | None = None
         self.m = nn.Parameter(self._squares.sqrt().float())
 
     def gain(self, base: Base) -> Tensor:
@@ -41,15 +41,15 @@ class DoRA(lora.LoRA):
         now = tuple((tensor._version, tensor.data_ptr()) for tensor in (self.A, self.B))
         if self._norm is None or self._norm[0] != now:
             self._squares = self._squares.to(self.A.device)
-            self._norm = (now, row_norms(base.weight(), self._squares, self.A, self.B, self.scale))
-        return _factor(self.m, self._norm[1])
+            self._norm = (now, *_divisor(*row_norms(base.weight(), self._squares, self.A, self.B, self.scale)))
+        return _factor(self.m, *self._norm[1:])
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         wide = torch.promote_types(weight.dtype, self.A.dtype)
         A, B = self.A.to(wide), self.B.to(wide)
         norm = row_norms_reference(weight.to(wide), A.detach(), B.detach(), self.scale)
         direction = torch.addmm(weight.to(wide), B, A, alpha=self.scale)
-        return (_factor(self.m, norm)[:, None] * direction).to(weight.dtype), bias
+        return (_factor(self.m, *_divisor(norm, True))[:, None] * direction).to(weight.dtype), bias
 
     def factors(self) -> None:
         return None
@@ -58,10 +58,18 @@ class DoRA(lora.LoRA):
         return {**super().stored(), "lora_magnitude_vector": Stored([self.m])}
 
 
-def _factor(m: Tensor, norm: Tensor) -> Tensor:
-    """m / norm [out] in the dtype of `norm`; 1, which m does not change, where the norm is 0."""
+def _divisor(norm: Tensor, some_empty: bool) -> tuple[Tensor, Tensor | None]:
+    """(`norm` [out] with 1 in place of 0; where it is 0, or None where it nowhere is)."""
+    if not some_empty:
+        return norm, None
     empty = norm == 0
-    return (m.to(norm.dtype) / norm.masked_fill(empty, 1.0)).masked_fill(empty, 1.0)
+    return norm.masked_fill(empty, 1.0), empty
+
+
+def _factor(m: Tensor, divisor: Tensor, empty: Tensor | None) -> Tensor:
+    """m / |.| [out] in the divisor's dtype; 1, which m does not change, where the norm is 0."""
+    factor = m.to(divisor.dtype) / divisor
+    return factor if empty is None else factor.masked_fill(empty, 1.0)
 
 
 def build(settings: Settings, base: Base, generator: torch.Generator | None = None) -> DoRA:

@@ -135,44 +135,41 @@ static int omp_get_max_threads(void) { return 1; }
         }                                                                                                       \
     }
 
-/* dz = dy * gain, sums[i] = sum over rows of dy * z: each thread has columns of its own and goes down the rows. */
+/* dz = dy * gain, sums[i] = sum over rows of dy * z, of `BLOCK` rows into parts [blocks, dim] and then of the blocks. */
 #define GAIN_BACK(NAME, T)                                                                                      \
-    void gain_back_##NAME(const T *dy, const T *z, const float *gain, T *dz, float *sums, int64_t rows,         \
-                          int64_t dim) {                                                                        \
-        int64_t threads = rows * dim > 16384 ? omp_get_max_threads() : 1;                                       \
-        int64_t parts = threads * ((dim + threads * STRIP - 1) / (threads * STRIP));                            \
-        int64_t part = ((dim + parts - 1) / parts + 31) / 32 * 32;                                              \
-        _Pragma("omp parallel for schedule(static) if (threads > 1)") for (int64_t from = 0; from < dim; from += part) { \
-            int64_t n = from + part < dim ? part : dim - from;                                                  \
-            float sum[STRIP + 32] = {0}, scale[STRIP + 32];                                                     \
-            memcpy(scale, gain + from, sizeof(float) * n);                                                      \
-            int64_t whole = n / 16 * 16, r = 0;                                                                 \
-            for (; r + 2 <= rows; r += 2) {                                                                     \
-                const T *g0 = dy + r * dim + from, *v0 = z + r * dim + from, *g1 = g0 + dim, *v1 = v0 + dim;    \
-                T *to0 = dz + r * dim + from, *to1 = to0 + dim;                                                 \
-                for (int64_t i = 0; i < whole; i += 16) {                                                       \
-                    v16 d0 = load16_##NAME(g0 + i), d1 = load16_##NAME(g1 + i), by = *(v16 *)(scale + i);       \
-                    v16 total = *(v16 *)(sum + i);                                                              \
-                    total += d0 * load16_##NAME(v0 + i);                                                        \
-                    total += d1 * load16_##NAME(v1 + i);                                                        \
-                    *(v16 *)(sum + i) = total;                                                                  \
-                    store16_##NAME(to0 + i, d0 * by);                                                           \
-                    store16_##NAME(to1 + i, d1 * by);                                                           \
+    void gain_back_##NAME(const T *dy, const T *z, const float *gain, T *dz, float *parts, float *sums,         \
+                          int64_t rows, int64_t dim) {                                                          \
+        int64_t blocks = (rows + BLOCK - 1) / BLOCK, whole = dim / 32 * 32;                                     \
+        _Pragma("omp parallel for schedule(static) if (rows * dim > 16384)") for (int64_t block = 0; block < blocks; block++) { \
+            int64_t from = block * BLOCK, to = from + BLOCK < rows ? from + BLOCK : rows;                       \
+            float *sum = parts + block * dim;                                                                   \
+            memset(sum, 0, sizeof(float) * dim);                                                                \
+            for (int64_t r = from; r < to; r++) {                                                               \
+                const T *g = dy + r * dim, *v = z + r * dim;                                                    \
+                T *out = dz + r * dim;                                                                          \
+                for (int64_t i = 0; i < whole; i += 32) {                                                       \
+                    __builtin_prefetch(g + i + AHEAD);                                                          \
+                    __builtin_prefetch(v + i + AHEAD);                                                          \
+                    __builtin_prefetch(out + i + AHEAD, 1);                                                     \
+                    for (int64_t j = i; j < i + 32; j += 16) {                                                  \
+                        v16 d = load16_##NAME(g + j);                                                           \
+                        *(v16 *)(sum + j) += d * load16_##NAME(v + j);                                          \
+                        store16_##NAME(out + j, d * *(const v16 *)(gain + j));                                  \
+                    }                                                                                           \
                 }                                                                                               \
-            }                                                                                                   \
-            for (int64_t row = 0; row < rows; row++) {                                                          \
-                const T *g = dy + row * dim + from, *v = z + row * dim + from;                                  \
-                T *to = dz + row * dim + from;                                                                  \
-                for (int64_t i = row < r ? whole : 0; i < n; i++) {                                             \
+                for (int64_t i = whole; i < dim; i++) {                                                         \
                     float d = LOAD_##NAME(g[i]);                                                                \
                     sum[i] += d * LOAD_##NAME(v[i]);                                                            \
-                    to[i] = STORE_##NAME(d * scale[i]);                                                         \
+                    out[i] = STORE_##NAME(d * gain[i]);                                                         \
                 }                                                                                               \
             }                                                                                                   \
-            memcpy(sums + from, sum, sizeof(float) * n);                                                        \
         }                                                                                                       \
+        memset(sums, 0, sizeof(float) * dim);                                                                   \
+        for (int64_t block = 0; block < blocks; block++)                                                        \
+            for (int64_t i = 0; i < dim; i++) sums[i] += parts[block * dim + i];                                \
     }
-#define STRIP 512
+#define BLOCK 64   /* rows that are summed before the blocks are: fixed, so that threads change no sum */
+#define AHEAD 1024 /* elements: what lies so far on is asked for */
 
 /* murmur3's finaliser */
 static inline uint32_t mix(uint32_t h) {

@@ -24,15 +24,16 @@ def _pointer(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> int:
     """Run a compiled function: tensors as pointers, None as the null one, integers as int64, floats as float.
 
-    Among tensors without numbers there is nothing to do: what it writes into is there already.
+    Returns what it does, where it returns an int. Among tensors without numbers there is nothing to do, and 1: what it
+    writes into is there already.
     """
     if is_ghost(*arguments):
-        return
+        return 1
     function = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
-    function(
+    return function(  # type: ignore[no-any-return]
         *(
             _pointer(item) if isinstance(item, Tensor)
             else ctypes.c_void_p(None) if item is None

@@ -38,11 +38,12 @@ def gain_back(
 ) -> tuple[Tensor, Tensor]:
     """(gradient of z [N, out]: dy g, gradient of the gain [out]: sum over rows of dy (z - b)).
 
-    `is_output`: what is handed in as z is y, and z - b is reckoned as (y - b) / g; see `can_be_undone`.
+    `is_output`: what is handed in as z is y, and z - b is reckoned as (y - b) / g; see `UNDONE`.
     """
     if gain.dtype == torch.float32 and runs_natively(dy, z):
         dy, z, dz, sums = dy.contiguous(), z.contiguous(), torch.empty(dy.shape, dtype=dy.dtype), torch.empty_like(gain)
-        call("gain_back", dy.dtype, dy, z, gain.contiguous(), dz, sums, *z.shape)
+        parts = gain.new_empty(-(-len(z) // BLOCK), len(gain))
+        call("gain_back", dy.dtype, dy, z, gain.contiguous(), dz, parts, sums, *z.shape)
     else:
         wide = torch.promote_types(dy.dtype, gain.dtype)
         dz, sums = (dy.to(wide) * gain).to(dy.dtype), (dy.to(wide) * z).sum(0).to(gain.dtype)
@@ -50,9 +51,12 @@ def gain_back(
     return dz, sums / gain if is_output else sums
 
 
-def can_be_undone(gain: Tensor) -> bool:
-    """Whether z can be had from y without magnifying what y's rounding has lost."""
-    return bool((gain.abs() >= 0.25).all())
+BLOCK = 64
+"""BLOCK in fused.c."""
+
+
+UNDONE = 0.25
+"""From so large a gain on z can be had from y without magnifying what y's rounding has lost."""
 
 
 class _Gain(torch.autograd.Function):

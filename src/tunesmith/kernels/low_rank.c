@@ -1,6 +1,6 @@
 /* What a low-rank change beside a frozen matrix costs beyond the two thin products: for fp32 and bf16 on a CPU.
  *
- *   low_rank_add   y = gain * (y + h b) + shift, in place and rounded once
+ *   low_rank_add   y = gain * (y + h b) + shift, in place and rounded once; 0 and y left alone where a gain is small
  *   row_squares    |w + s B A|^2 of each row of W, with no wide copy of W and no matrix B A
  *
  * Every number comes out the same whatever the number of threads, and whatever rows stand beside its own.
@@ -9,7 +9,7 @@
 
 #define ROWS 8  /* rows that share what is loaded of b */
 #define RANK 32 /* widest change; a wider one is left to the matrix product */
-#define PART 512
+#define PART 2048
 
 /* y[count][2 * 16] of rows that lie dim apart, h [count][rank], b [rank][2 * 16] whose rows lie dim apart. */
 #define LOW_RANK_ADD(NAME, T)                                                                                   \
@@ -31,8 +31,11 @@
                 store16_##NAME(y + r * dim + 16 * j, out);                                                      \
             }                                                                                                   \
     }                                                                                                           \
-    void low_rank_add_##NAME(T *y, const T *h, const float *b, const float *gain, const float *shift,           \
-                             int64_t rows, int64_t dim, int64_t rank) {                                         \
+    int low_rank_add_##NAME(T *y, const T *h, const float *b, const float *gain, const float *shift,            \
+                            int64_t rows, int64_t dim, int64_t rank, float smallest) {                          \
+        int small = 0;                                                                                          \
+        for (int64_t i = 0; i < dim; i++) small |= !(fabsf(gain[i]) >= smallest);                               \
+        if (small) return 0;                                                                                    \
         _Pragma("omp parallel for schedule(static) if (rows > 16)") for (int64_t row = 0; row < rows; row += ROWS) { \
             int64_t count = rows - row < ROWS ? rows - row : ROWS, i = 0;                                       \
             float wide[ROWS][RANK];                                                                             \
@@ -55,18 +58,34 @@
                     to[r * dim + i] = STORE_##NAME(out);                                                        \
                 }                                                                                               \
         }                                                                                                       \
+        return 1;                                                                                               \
     }
 
-/* out[j] = squares[j] + 2 s b.(A w) + s^2 b.(G b): w [rows, dim], a [rank, dim], gram G = A A^T [rank, rank],
-   b [rows, rank]. Four rows of w are widened a part at a time and meet four of a. */
+static inline float dot(const float *a, const float *b, int64_t n) {
+    v16 lanes = {0};
+    float sum = 0.0f;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) lanes += *(const v16 *)(a + i) * *(const v16 *)(b + i);
+    for (; i < n; i++) sum += a[i] * b[i];
+    for (int j = 0; j < 16; j++) sum += lanes[j];
+    return sum;
+}
+
+/* out[j] = squares[j] + 2 s b.(A w) + s^2 b.(G b): w [rows, dim], a [rank, dim], b [rows, rank]; the Gram matrix
+   G = A A^T goes into gram [rank, 16 * ceil(rank / 16)]. Four rows of w are widened a part at a time and meet four of a;
+   what they give is summed over the sixteen lanes once a row. Nothing comes out below 0; returns whether something is 0. */
 #define ROW_SQUARES(NAME, T)                                                                                    \
-    void row_squares_##NAME(const T *w, const float *squares, const float *a, const float *gram, const float *b,\
-                          float *out, int64_t rows, int64_t dim, int64_t rank, float scale) {                   \
+    int row_squares_##NAME(const T *w, const float *squares, const float *a, float *gram, const float *b,       \
+                           float *out, int64_t rows, int64_t dim, int64_t rank, float scale) {                  \
+        int64_t wide_rank = (rank + 15) / 16 * 16;                                                              \
+        int empty = 0;                                                                                          \
+        _Pragma("omp parallel for schedule(static) if (rank > 16)") for (int64_t k = 0; k < rank; k++)          \
+            for (int64_t l = 0; l < wide_rank; l++) gram[k * wide_rank + l] = l < rank ? dot(a + k * dim, a + l * dim, dim) : 0.0f; \
         _Pragma("omp parallel for schedule(static)") for (int64_t row = 0; row < rows; row += 4) {              \
             int64_t count = rows - row < 4 ? rows - row : 4;                                                    \
             float wide[4][PART] __attribute__((aligned(64)));                                                   \
-            double cross[4] = {0};                                                                              \
-            memset(wide, 0, sizeof(wide));                                                                      \
+            v16 cross[4] = {{0}};                                                                               \
+            if (count < 4) memset(wide, 0, sizeof(wide));                                                       \
             for (int64_t from = 0; from < dim; from += PART) {                                                  \
                 int64_t n = from + PART < dim ? PART : dim - from, whole = n / 16 * 16;                         \
                 for (int64_t r = 0; r < count; r++) {                                                           \
@@ -83,26 +102,31 @@
                             v16 x = *(const v16 *)(ak[j] + i);                                                  \
                             for (int r = 0; r < 4; r++) acc[j][r] += x * *(const v16 *)(wide[r] + i);           \
                         }                                                                                       \
-                    for (int64_t j = 0; j < 4 && k + j < rank; j++)                                             \
-                        for (int64_t r = 0; r < count; r++) {                                                   \
-                            float sum = 0.0f;                                                                   \
-                            for (int64_t i = whole; i < n; i++) sum += ak[j][i] * wide[r][i];                   \
-                            for (int i = 0; i < 16; i++) sum += acc[j][r][i];                                   \
-                            cross[r] += (double)sum * b[(row + r) * rank + k + j];                              \
-                        }                                                                                       \
+                    for (int64_t i = whole; i < n; i++)                                                         \
+                        for (int j = 0; j < 4; j++)                                                             \
+                            for (int r = 0; r < 4; r++) acc[j][r][0] += ak[j][i] * wide[r][i];                  \
+                    for (int j = 0; j < 4; j++)                                                                 \
+                        for (int r = 0; r < 4; r++)                                                             \
+                            cross[r] += acc[j][r] * (k + j < rank && r < count ? b[(row + r) * rank + k + j] : 0.0f); \
                 }                                                                                               \
             }                                                                                                   \
             for (int64_t r = 0; r < count; r++) {                                                               \
                 const float *br = b + (row + r) * rank;                                                         \
-                double own = 0.0;                                                                               \
-                for (int64_t k = 0; k < rank; k++) {                                                            \
-                    float sum = 0.0f;                                                                           \
-                    for (int64_t l = 0; l < rank; l++) sum += gram[k * rank + l] * br[l];                       \
-                    own += (double)sum * br[k];                                                                 \
+                float own = 0.0f, met = 0.0f;                                                                   \
+                for (int64_t l = 0; l < rank; l += 16) {                                                        \
+                    v16 mixed = {0}, some = {0};                                                                \
+                    for (int64_t k = 0; k < rank; k++) mixed += br[k] * *(const v16 *)(gram + k * wide_rank + l); \
+                    for (int64_t i = 0; i < 16 && l + i < rank; i++) some[i] = br[l + i];                       \
+                    some *= mixed;                                                                              \
+                    for (int i = 0; i < 16; i++) own += some[i];                                                \
                 }                                                                                               \
-                out[row + r] = squares[row + r] + 2.0 * scale * cross[r] + (double)scale * scale * own;         \
+                for (int i = 0; i < 16; i++) met += cross[r][i];                                                \
+                double square = squares[row + r] + 2.0 * scale * met + (double)scale * scale * own;             \
+                out[row + r] = square <= 0.0 ? 0.0 : square;                                                    \
             }                                                                                                   \
         }                                                                                                       \
+        for (int64_t row = 0; row < rows; row++) empty |= out[row] == 0.0f;                                     \
+        return empty;                                                                                           \
     }
 
 LOW_RANK_ADD(f32, float)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels.fused import call, runs_natively
-from tunesmith.kernels.gain import can_be_undone, gain_back, gain_forward, gain_reference
+from tunesmith.kernels.gain import UNDONE, gain_back, gain_forward, gain_reference
 
 
 class Frozen(Protocol):
@@ -77,18 +77,14 @@ def _added(y: Tensor, h: Tensor, sb: Tensor, gain: Tensor | None, bias: Tensor |
     """(z, or y where z can be had from it; y), from y [N, out], which may be overwritten, h and s B."""
     if y._is_view() or not y.is_contiguous():  # a view may be of what somebody else holds
         y = y.clone(memory_format=torch.contiguous_format)
-    if gain is not None and _gains_at_once(y, h, gain):
+    if gain is not None and gain.dtype == torch.float32 and h.shape[1] <= WIDEST and runs_natively(y, h):
         shift = None if bias is None else (1 - gain) * bias
-        call("low_rank_add", y.dtype, y, h.contiguous(), sb.T.float().contiguous(), gain, shift, *y.shape, h.shape[1])
-        return y, y
+        sizes = (*y.shape, h.shape[1], UNDONE)
+        across = gain.new_empty(sb.shape[::-1]).copy_(sb.T)
+        if call("low_rank_add", y.dtype, y, h.contiguous(), across, gain, shift, *sizes):
+            return y, y
     z = torch.addmm(y, h, sb.T, out=y)
     return z, (z if gain is None else gain_forward(z, gain, bias))
-
-
-def _gains_at_once(y: Tensor, h: Tensor, gain: Tensor) -> bool:
-    """Whether the compiled form serves, learning or not: its bits are its own."""
-    fits = gain.dtype == torch.float32 and h.shape[1] <= WIDEST and runs_natively(y, h)
-    return fits and can_be_undone(gain)
 
 
 WIDEST = 32
@@ -208,21 +204,23 @@ def row_norms_reference(weight: Tensor, A: Tensor, B: Tensor, scale: float) -> T
 
 
 @torch.no_grad()
-def row_norms(weight: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """Same as `row_norms_reference` without making B A: |w + s b A|^2 = |w|^2 + 2 s b . (A w) + s^2 b (A A^T) b.
+def row_norms(weight: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, bool]:
+    """`row_norms_reference` without making B A: |w + s b A|^2 = |w|^2 + 2 s b . (A w) + s^2 b (A A^T) b; and whether
+    one of them is 0.
 
     `squares` [out]: |w|^2 of each row, as `row_squares` gives it.
     """
-    a, b = A.to(squares.dtype).contiguous(), B.to(squares.dtype).contiguous()
-    gram = a @ a.T
+    a, b, r = A.to(squares.dtype).contiguous(), B.to(squares.dtype).contiguous(), len(A)
     if weight.is_contiguous() and a.dtype == torch.float32 and runs_natively(weight):
-        square = torch.empty_like(squares)
-        call("row_squares", weight.dtype, weight, squares, a, gram, b, square, *weight.shape, a.shape[0], scale)
-    else:
-        rows = max(1, (1 << 22) // weight.shape[1])
-        cross = torch.cat([part.to(a.dtype) @ a.T for part in weight.split(rows)])
-        square = squares + 2 * scale * (cross * b).sum(1) + scale**2 * ((b @ gram) * b).sum(1)
-    return square.clamp_(min=0).sqrt_()
+        square, gram = torch.empty_like(squares), a.new_empty(r, r + -r % 16)
+        empty = call("row_squares", weight.dtype, weight, squares, a, gram, b, square, *weight.shape, r, scale)
+        return square.sqrt_(), bool(empty)
+    gram = a @ a.T
+    rows = max(1, (1 << 22) // weight.shape[1])
+    cross = torch.cat([part.to(a.dtype) @ a.T for part in weight.split(rows)])
+    square = squares + 2 * scale * (cross * b).sum(1) + scale**2 * ((b @ gram) * b).sum(1)
+    norms = square.clamp_(min=0).sqrt_()
+    return norms, bool((norms == 0).any())
 
 
 @torch.no_grad()
