@@ -29,9 +29,11 @@ test: setup lint
 test-all: setup lint
 	@$(VENV)/bin/python scripts/test_all.py
 
-# make bench      our speed and memory beside those of others, each in its own environment
+# make bench      our speed and memory beside those of others, each in its own environment; DoRA's time beside LoRA's
 bench: setup
 	@$(VENV)/bin/python benchmarks/speed.py
+	@$(VENV)/bin/python benchmarks/speed.py --data alpaca --method dora
+	@$(VENV)/bin/python benchmarks/methods.py --methods lora,dora --rounds 20
 
 # make lint       ruff and mypy
 lint: setup

@@ -39,6 +39,8 @@ class Job:
     seed: int
     threads: int
     variant: dict[str, Any] = field(default_factory=dict)
+    method: str = "lora"
+    """lora or dora."""
 
     @classmethod
     def read(cls, path: str | Path) -> Job:

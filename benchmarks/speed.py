@@ -3,6 +3,7 @@
     python benchmarks/speed.py                      everything, about an hour on two cores
     python benchmarks/speed.py --quick              two steps each, to see that it runs
     python benchmarks/speed.py --data alpaca --contenders tunesmith,peft_trl_unpadded --steps 20 --repeats 3
+    python benchmarks/speed.py --data alpaca --method dora
 
 What each number means stands in `benchmarks/README.md`.
 """
@@ -22,7 +23,7 @@ from typing import Any
 
 from contender import Job
 from environments import environment
-from lineup import BEST_OF, CONTENDERS, DEFAULT_CONTENDERS, OURS, TARGETS, Contender
+from lineup import BEST_OF, CONTENDERS, DEFAULT_CONTENDERS, METHODS, OURS, TARGETS, Contender
 from prepare import DATA_SETS, REPOSITORY, describe, make_model, make_rows
 from products import useful_flops
 from result import HERE, Result, load_average, num_cores, warn_if_busy
@@ -152,7 +153,9 @@ def fastest_settings(table: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 def print_table(data: str, table: dict[str, dict[str, Any]], result: Result) -> None:
     reference = result.measures["reference"]
-    print(f"\n{data}: {reference} against each (speed: how many times as fast; memory: {reference}'s share of theirs)")
+    print(
+        f"\n{data}, {result.settings['method']}: {reference} against each (speed: how many times as fast; memory: {reference}'s share of theirs)"
+    )
     head = f"{'contender':32}{'tok/s':>8}{'speed':>8}{'peak GB':>9}{'memory':>8}{'loss':>9}{'apart':>8}"
     print(head + f"{'useful':>8}{'others':>8}")
     for name, row in table.items():
@@ -168,16 +171,16 @@ def print_table(data: str, table: dict[str, dict[str, Any]], result: Result) -> 
             f"{row['others_cpu_share']:8.1%}",
         ]
         print("".join(cells))
-    print_verdicts(data, result)
+    print_verdicts(result)
 
 
-def print_verdicts(data: str, result: Result) -> None:
+def print_verdicts(result: Result) -> None:
     for name, versus in result.measures["against"].items():
         if not versus["losses_equal_within_noise"]:
             print(f"warning: {name} ends at another loss ({versus['final_loss_apart']:.2%} apart): ratio is not valid")
     for best, name in result.measures["best_of"].items():
         if best in result.ratios:
-            target = TARGETS.get(data, {}).get(best)
+            target = result.measures["targets"]["speed"].get(best)
             aim = f" (target {target:.1f}x)" if target else ""
             memory = result.measures["against"][name]["memory_share"]
             print(f"{best}: {result.ratios[best]:.2f}x{aim}, at its fastest: {name}; memory {memory:.2f} of it")
@@ -221,6 +224,7 @@ def benchmark(data: str, model: Path, options: argparse.Namespace) -> bool:
                 rows_per_step=rows_per_step,
                 threads=options.threads,
                 variant=variant,
+                method=options.method,
                 **RECIPE,
             )
             answer = run_once(name, jobs[name])
@@ -271,8 +275,9 @@ def collect(
     ratios |= {best: versus[name]["speed"] for best, name in best_of.items() if name in versus}
     return Result(
         benchmark="speed",
-        subject=data,
+        subject=data if options.method == "lora" else f"{data}-{options.method}",
         settings={
+            "method": options.method,
             "model": NAME if options.model is None else model.name,
             "rows": {key: prepared[key] for key in ("name", "source", "rows_per_step", "dropped")},
             "targets": "all linears of the blocks",
@@ -293,7 +298,7 @@ def collect(
             "reference": reference,
             "against": versus,
             "best_of": best_of,
-            "targets": {"speed": TARGETS.get(data, {}), "memory_share": MEMORY_TARGET},
+            "targets": {"speed": TARGETS.get((data, options.method), {}), "memory_share": MEMORY_TARGET},
             "product_rates": rates,
             "useful_flops": flops,
             "useful_flops_per_token": per_token,
@@ -304,7 +309,8 @@ def collect(
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="alpaca,documents", help=f"of {', '.join(DATA_SETS)}")
-    parser.add_argument("--contenders", default=",".join(DEFAULT_CONTENDERS), help=f"of {', '.join(CONTENDERS)}")
+    parser.add_argument("--method", default="lora", choices=METHODS, help="what everyone trains (lora)")
+    parser.add_argument("--contenders", help=f"of {', '.join(CONTENDERS)}")
     parser.add_argument("--steps", type=int, default=8, help="measured optimizer steps of a run")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them, reported apart")
     parser.add_argument("--repeats", type=int, default=2, help="rounds in which every contender runs once")
@@ -315,6 +321,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.quick:
         options.steps, options.warmup, options.repeats = 2, 1, 1
+    options.contenders = options.contenders or ",".join(DEFAULT_CONTENDERS[options.method])
+    if options.method != "lora" and "litgpt" in options.contenders:
+        parser.error(f"--contenders: LitGPT has no {options.method}")
     for key, known in (("data", DATA_SETS), ("contenders", CONTENDERS)):
         names = [name.strip() for name in getattr(options, key).split(",")]
         unknown = [name for name in names if name not in known]

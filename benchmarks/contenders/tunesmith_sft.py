@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from contender import IGNORED, Job, Meter, begin
 
+from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import AdapterSet, add
 from tunesmith.adapters.attach import Switch
-from tunesmith.adapters.lora import Settings as LoRASettings
 from tunesmith.data.types import Example, Origin
 from tunesmith.events import Event, StepDone
 from tunesmith.models.load import load_model, load_tokenizer
@@ -48,9 +48,8 @@ def model_with_adapter(job: Job) -> tuple[Policy, AdapterSet]:
     settings = ModelSettings(name=job.model, dtype=job.variant.get("dtype", "auto"))
     loaded = load_model(settings, load_tokenizer(settings))
     switch = Switch()
-    adapter_set = add(
-        loaded.model, switch, LoRASettings(r=job.rank, alpha=job.alpha, dropout=0.0), name="trained", seed=job.seed
-    )
+    chosen = METHODS[job.method].Settings(r=job.rank, alpha=job.alpha, dropout=0.0)
+    adapter_set = add(loaded.model, switch, chosen, name="trained", seed=job.seed)
     policy, _ = probe(loaded.model, switch)
     switch.name = "trained"
     train_mode(policy, recompute=False)

@@ -74,6 +74,7 @@ def main(path: str) -> None:
                 r=job.rank,
                 lora_alpha=job.alpha,
                 lora_dropout=0.0,
+                use_dora=job.method == "dora",
                 target_modules="all-linear",
                 task_type="CAUSAL_LM",
             ),
