@@ -153,9 +153,8 @@ def fastest_settings(table: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 def print_table(data: str, table: dict[str, dict[str, Any]], result: Result) -> None:
     reference = result.measures["reference"]
-    print(
-        f"\n{data}, {result.settings['method']}: {reference} against each (speed: how many times as fast; memory: {reference}'s share of theirs)"
-    )
+    print(f"\n{data}, {result.settings['method']}: {reference} against each")
+    print(f"(speed: how many times as fast; memory: {reference}'s share of theirs)")
     head = f"{'contender':32}{'tok/s':>8}{'speed':>8}{'peak GB':>9}{'memory':>8}{'loss':>9}{'apart':>8}"
     print(head + f"{'useful':>8}{'others':>8}")
     for name, row in table.items():
