@@ -201,15 +201,15 @@ def test_small_runs_are_not_looked_at_closer(
 
 
 @pytest.mark.parametrize(
-    "more",
+    ("more", "counted"),
     [
-        {"objective": {"kind": "preference"}},
-        {"objective": {"kind": "preference", "loss": "kto"}},
-        {"objective": {"kind": "reward"}},
-        {"objective": {"kind": "preference", "loss": "orpo"}},
+        ({"objective": {"kind": "preference"}}, "9 pairs; 2 pairs a step"),
+        ({"objective": {"kind": "preference", "loss": "kto"}}, "18 rows; 2 rows a step"),
+        ({"objective": {"kind": "reward"}}, "9 pairs; 2 pairs a step"),
+        ({"objective": {"kind": "preference", "loss": "orpo"}}, "9 pairs; 2 pairs a step"),
     ],
 )
-def test_pairs_too(place: tuple[Path, Path], tmp_path: Path, more: dict[str, Any]) -> None:
+def test_pairs_too(place: tuple[Path, Path], tmp_path: Path, more: dict[str, Any], counted: str) -> None:
     pairs = tmp_path / "pairs.jsonl"
     rows = [{"prompt": "what", "chosen": "yes " * n, "rejected": "no"} for n in range(1, 13)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -218,6 +218,14 @@ def test_pairs_too(place: tuple[Path, Path], tmp_path: Path, more: dict[str, Any
     made = plan_of(from_dict(told), methods=False, remedies=False)
     assert made.need.trial.parts.peak > made.need.trial.parts.lasting
     assert made.pace.factor != 1, "a part of the model was timed"
+    assert counted in "\n".join(lines(made))
+    if made.elsewhere:
+        at_once = 4 if "pairs" in counted else 2
+        assert made.elsewhere_at.startswith(f"bf16, {counted.split('; ')[1].removesuffix(' a step')} at once")
+        shape, longest = planning.plain.shape_of(planner_of(from_dict(told)).bench.bare), made.need.trial.longest
+        asked = {"batch": at_once, "length": longest, "dtype_bytes": 2, "recompute": False}
+        full = planning.plain.forecast(shape, way="full", trained=shape.parameters, **asked)
+        assert made.elsewhere["full, AdamW"] == full
 
 
 def test_classes_and_answers_that_are_sampled(place: tuple[Path, Path], tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ class Foreseen:
     """For a person: what of the run is not in it."""
     is_own: bool = True
     """The rows are the run's; else they stand in for rows that are not known yet."""
+    sides: int = 1
+    """Rows that are counted as one in `train.batch_size`: 2 where they are the sides of pairs."""
 
 
 class Objective(Protocol):

@@ -112,7 +112,7 @@ class PreferenceTuning:
         rows = [answer for unit in self.train for answer in unit]
         if self.kind.has_reference and self.settings.reference != "online":
             made._references = References(defaultdict(float, dict.fromkeys(map(row_digest, rows), 0.0)))
-        return Foreseen(made, rows)
+        return Foreseen(made, rows, sides=1 if self.kind.is_single else 2)
 
     def steps(self, policy: Policy) -> Iterator[Step]:
         for rows, epoch in self._order.steps():

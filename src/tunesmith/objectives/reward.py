@@ -95,7 +95,7 @@ class RewardModelling:
     def foreseen(self, flat: bool) -> Foreseen:
         made = copy.copy(self)
         made.share = flat and self._may_share
-        return Foreseen(made, [answer for pair in self.train for answer in pair])
+        return Foreseen(made, [answer for pair in self.train for answer in pair], sides=2)
 
     def steps(self, policy: Policy) -> Iterator[Step]:
         for rows, epoch in self._order.steps():

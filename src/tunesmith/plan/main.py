@@ -23,6 +23,8 @@ from tunesmith.plan.timing import seen
 from tunesmith.progress import Progress, size
 from tunesmith.recipe import Recipe, Resolved
 
+UNITS = {1: "row", 2: "pair"}
+"""What `train.batch_size` counts, by the rows that make one."""
 ELSEWHERE = {"full": "full, AdamW", "lora": "LoRA", "qlora": "QLoRA"}
 
 
@@ -72,7 +74,7 @@ def plan(
         with progress.stage("every method beside it") as told:
             candidates = side_by_side(planner, storage, told)
     elsewhere, at = _elsewhere(recipe, need, candidates, planner)
-    train = recipe.train
+    train, unit = recipe.train, UNITS[planner.foreseen.sides]
     return Plan(
         resolved.name,
         f"{(config.architectures or [config.model_type])[0]}, {counted(planner.num_blocks, 'block')}, "
@@ -81,8 +83,9 @@ def plan(
         need,
         planner.memory,
         planner.pace,
-        len(prepared.train),
-        f"{train.batch_tokens:,} tokens" if train.batch_tokens else counted(train.batch_size or 1, "row"),
+        len(prepared.train) // planner.foreseen.sides,
+        unit,
+        f"{train.batch_tokens:,} tokens" if train.batch_tokens else counted(train.batch_size or 1, unit),
         found,
         cheapest,
         candidates,
@@ -108,12 +111,14 @@ def _notes(planner: Planner) -> list[str]:
 def _elsewhere(
     recipe: Recipe, need: Need, candidates: Sequence[Candidate], planner: Planner
 ) -> tuple[dict[str, dict[str, int]], str]:
-    """Plain transformers and PEFT on the same rows: a batch of as many rows, padded to the longest."""
+    """Plain transformers and PEFT on the same rows: a batch of as many rows, padded to the longest. Of a pair both sides
+    are in it, as TRL puts them."""
     model = planner.bench.bare
     if model is None or planner.objective.head is not None:
         return {}, ""
     shape = plain.shape_of(model)
-    batch, length = recipe.train.batch_size or max(1, need.trial.rows), need.trial.longest
+    sides, length = planner.foreseen.sides, need.trial.longest
+    batch = recipe.train.batch_size or max(1, need.trial.rows // sides)
     lora = next((one.need for one in candidates if one.method == "lora"), None)
     if planner.recipe.adapter.method == "lora":  # type: ignore[attr-defined]
         lora = need
@@ -127,13 +132,13 @@ def _elsewhere(
             shape,
             way=kind,
             trained=trained,
-            batch=batch,
+            batch=batch * sides,
             length=length,
             dtype_bytes=2,
             recompute=recipe.train.recompute,
             optimizer="adamw",
         )
-    return told, f"bf16, {counted(batch, 'row')} at once, padded to {length:,} tokens"
+    return told, f"bf16, {counted(batch, UNITS[sides])} at once, padded to {length:,} tokens"
 
 
 ROOMY = 20

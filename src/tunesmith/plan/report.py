@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tunesmith.data.problems import counted
 from tunesmith.plan.advice import Change
 from tunesmith.plan.memory import SPREAD, Memory
 from tunesmith.plan.methods import Candidate
@@ -28,6 +29,8 @@ class Plan:
     pace: Pace | None
     """How fast this machine was seen to work."""
     rows: int
+    unit: str
+    """What `rows` counts: rows, or pairs of them."""
     batch: str
     """Of an optimizer step."""
     changes: Sequence[Change] = ()
@@ -68,7 +71,7 @@ def lines(plan: Plan) -> list[str]:
     told = [
         f"model      {plan.model}",
         f"trained    {counts.trained:,} of {counts.total:,} parameters ({counts.share:.2%}) by {plan.method}",
-        f"data       {plan.rows:,} rows; {plan.batch} a step, {need.step_tokens:,.0f} tokens in the mean",
+        f"data       {counted(plan.rows, plan.unit)}; {plan.batch} a step, {need.step_tokens:,.0f} tokens in the mean",
         f"           the largest micro-batch seen: {trial.tokens:,} tokens in {trial.rows}, the longest of "
         f"{trial.longest:,}, {'without padding' if trial.flat else 'padded'}",
         "",
