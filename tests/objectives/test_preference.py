@@ -321,7 +321,8 @@ def test_the_metrics_are_means_over_the_step():
 
 @pytest.mark.parametrize("left_out", [[], [1, 5], [1, 3, 5]])
 def test_kto_tells_how_far_the_means_of_its_sides_lie_apart(left_out):
-    """TRL's KTO: the mean reward of what is wanted less that of what is not; nothing where one side has no rows."""
+    """TRL's KTO: the mean reward of what is wanted less that of what is not; nothing where one side has no rows. And of
+    held-out rows with both sides, how often the chosen one scores higher."""
     policy, _ = policy_of(torch.float64)
     rows = [row for place, row in enumerate(answers()) if place not in left_out]
     objective = objective_of("kto", rows, held_out=rows, batch_size=len(rows))
@@ -335,6 +336,14 @@ def test_kto_tells_how_far_the_means_of_its_sides_lie_apart(left_out):
     if step.denominators["rewards/margins"]:
         mean = sum(part["rewards/margins"].item() for part in parts) / step.denominators["rewards/margins"]
         assert mean == pytest.approx(found["rewards/margins"], rel=1e-5)
+    assert not step.denominators["rewards/accuracies"]
+    whole = [number for number in (1, 2, 3) if {2 * number - 2, 2 * number - 1}.isdisjoint(left_out)]
+    if not whole:
+        assert "rewards/accuracies" not in found
+        return
+    pairs = [row for row in answers() if row.origin.row in whole]
+    wanted = objective_of("sigmoid", pairs, held_out=pairs).evaluate(policy, 10**6)["rewards/accuracies"]
+    assert found["rewards/accuracies"] == pytest.approx(wanted)
 
 
 def test_chosen_answers_that_become_less_likely_are_told(tmp_path):

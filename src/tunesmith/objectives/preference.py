@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tunesmith.data.pack import micro_batches_of
 from tunesmith.data.render import Renderer
-from tunesmith.data.types import CHOSEN, Answer, Batch, Example, Judged, Preference, Row
+from tunesmith.data.types import CHOSEN, REJECTED, Answer, Batch, Example, Judged, Origin, Preference, Row
 from tunesmith.errors import RecipeError
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Foreseen, Loss, Stage, Step
@@ -129,8 +129,10 @@ class PreferenceTuning:
     def loss(self, policy: Policy, batch: Batch) -> Loss:
         found = row_logps(policy, batch)
         scores = self._scores(policy, batch, found)
-        wanted = torch.tensor([answer.side == CHOSEN for answer in _answers(batch)], device=scores.device)
+        answers = _answers(batch)
+        wanted = torch.tensor([answer.side == CHOSEN for answer in answers], device=scores.device)
         chosen, rejected = scores[wanted], scores[~wanted]
+        in_order = chosen > rejected if not self.kind.is_single else _in_order(answers, scores)
         if self.kind.is_single:
             losses = self.kind.function(scores, wanted, self._kl, self.settings)
         else:
@@ -138,7 +140,8 @@ class PreferenceTuning:
         sums = {"loss": losses.sum()}
         if self.nll_weight:
             sums["nll"] = -self.nll_weight * found.sums[wanted].sum()
-        return Loss(sums, self._metrics(chosen.detach(), rejected.detach(), found.sums.detach(), wanted))
+        metrics = self._metrics(chosen.detach(), rejected.detach(), found.sums.detach(), wanted)
+        return Loss(sums, metrics | {"rewards/accuracies": in_order.sum()})
 
     @torch.no_grad()
     def evaluate(self, policy: Policy, max_tokens: int) -> dict[str, float]:
@@ -151,8 +154,12 @@ class PreferenceTuning:
         if self.kind.is_single:
             self._kl = self._mismatched(policy, examples, max_tokens)
         denominators, totals = self._denominators(examples), dict[str, float]()
+        units = self.held_out
+        if self.kind.is_single:
+            units = _by_row(self.held_out)
+            denominators["rewards/accuracies"] = sum(map(_is_pair, units))
         self._counts = denominators
-        for batch in self._cut(self.held_out, max_tokens):
+        for batch in self._cut(units, max_tokens):
             found = self.loss(policy, batch.to(policy.device))
             for name, value in (found.sums | found.metrics).items():
                 if denominators[name]:
@@ -245,11 +252,11 @@ class PreferenceTuning:
             for what in ("rewards", "logps")
             for side, number in (("chosen", num_chosen), ("rejected", num_rejected))
         }
-        whole = dict.fromkeys(("loss", "kl", "rewards/accuracies"), units)
         margins = units if num_chosen and num_rejected else 0
         return {
-            **whole,
+            **dict.fromkeys(("loss", "kl"), units),
             **of_sides,
+            "rewards/accuracies": 0 if self.kind.is_single else units,
             "rewards/margins": margins,
             "nll": float(sum(answer.loss_weights[1:].sum() for answer in chosen)),
         }
@@ -269,15 +276,38 @@ class PreferenceTuning:
                 "kl": torch.full_like(logps, self._kl).sum(),
                 "rewards/margins": beta * self._counts["rewards/margins"] * (apart[0] - apart[1]),
             }
-        return metrics | {
-            "rewards/margins": beta * (chosen - rejected).sum(),
-            "rewards/accuracies": (chosen > rejected).sum(),
-        }
+        return metrics | {"rewards/margins": beta * (chosen - rejected).sum()}
 
 
 def _answers(batch: Batch) -> list[Answer]:
     """The rows of `batch`, in the order of its leaves."""
     return [cast(Answer, batch.examples[leaf]) for leaf in batch.leaves]
+
+
+def _is_pair(unit: Sequence[Answer]) -> bool:
+    return len(unit) == 2
+
+
+def _by_row(units: Sequence[Sequence[Answer]]) -> list[list[Answer]]:
+    """Answers that stand alone, but for two sides of one row, which stand together."""
+    made: list[list[Answer]] = []
+    for (answer,) in units:
+        before = made[-1] if made else []
+        if len(before) == 1 and before[0].origin == answer.origin and before[0].side != answer.side:
+            before.append(answer)
+        else:
+            made.append([answer])
+    return made
+
+
+def _in_order(answers: Sequence[Answer], scores: Tensor) -> Tensor:
+    """Of each row of which both sides are among `answers`, whether the chosen one scores higher: bool [pairs]."""
+    places: dict[Origin, dict[str, int]] = defaultdict(dict)
+    for place, answer in enumerate(answers):
+        places[answer.origin][answer.side] = place
+    pairs = [(sides[CHOSEN], sides[REJECTED]) for sides in places.values() if len(sides) == 2]
+    chosen, rejected = torch.tensor(pairs, dtype=torch.long, device=scores.device).reshape(-1, 2).T
+    return scores[chosen] > scores[rejected]
 
 
 def _swapped(answers: Sequence[Answer], place: int) -> Answer | None:

@@ -111,8 +111,7 @@ def _notes(planner: Planner) -> list[str]:
 def _elsewhere(
     recipe: Recipe, need: Need, candidates: Sequence[Candidate], planner: Planner
 ) -> tuple[dict[str, dict[str, int]], str]:
-    """Plain transformers and PEFT on the same rows: a batch of as many rows, padded to the longest. Of a pair both sides
-    are in it, as TRL puts them."""
+    """Plain transformers and PEFT on the same rows: a batch of as many, of pairs both sides, padded to the longest."""
     model = planner.bench.bare
     if model is None or planner.objective.head is not None:
         return {}, ""
