@@ -102,6 +102,25 @@ def test_groups_share_one_prefill_and_keep_their_order():
     assert ids(split) == ids(groups)
 
 
+def test_a_prompt_that_is_given_several_times_is_computed_once():
+    """As the first turn of a group of episodes; each row has its own draws, its own end, and its place."""
+    model = tiny("llama")
+    a, b, c = prompts_of(4, 3)
+    passes = []
+    handle = model.register_forward_pre_hook(
+        lambda _, __, kwargs: passes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    options = {"eos_ids": [], "temperature": 1.0, "seed": 1}
+    most = [3, 6, 4, 6, 5]
+    found = generate(model, [a, b, a, c, a], max_new_tokens=most, **options)
+    handle.remove()
+    assert passes[0] == (3, max(map(len, (a, b, c))))
+    assert [len(answer.token_ids) for answer in found] == most
+    for place, prompt in enumerate((a, b, a, c, a)):
+        alone = generate(model, [prompt], max_new_tokens=most[place], **options, row_ids=[place])[0]
+        assert alone.token_ids == found[place].token_ids
+
+
 def test_a_shared_prefix_is_computed_once_and_finished_rows_leave():
     model = tiny("llama")
     prompts = prompts_of(5, 6, 2, 9, prefix=30)

@@ -283,7 +283,10 @@ def _groups(
     endings: list[Ending],
     num_beams: int,
 ) -> list[list[Row]]:
-    """The rows of each prompt, shortest prompt first (they are taken from the end); beams of one share its index."""
+    """The rows of each prompt, shortest prompt first (they are taken from the end); beams of one share its index.
+
+    A prompt that is given several times (the first turn of a group's episodes) is computed once.
+    """
 
     def row(i: int, j: int) -> Row:
         u = None
@@ -291,8 +294,11 @@ def _groups(
             u = torch.from_numpy(uniforms(sampling.seed, ids[i] * num_samples + j, endings[i].max_new_tokens))
         return Row(i * num_samples + j, prompts[i], names[i], u, endings[i])
 
-    made = [[row(i, j) for j in range(num_samples) for _ in range(num_beams)] for i in range(len(prompts))]
-    return sorted(made, key=lambda group: len(group[0].prompt))
+    made: dict[Any, list[Row]] = {}
+    for i, prompt in enumerate(prompts):
+        own = i if num_beams > 1 else (names[i], tuple(prompt))
+        made.setdefault(own, []).extend(row(i, j) for j in range(num_samples) for _ in range(num_beams))
+    return sorted(made.values(), key=lambda group: len(group[0].prompt))
 
 
 def _next_groups(
