@@ -11,7 +11,7 @@ graph), on all linear layers and on q and v alone, as PEFT's own comparison has 
     peak_bytes        of ours: most memory resident in the process, libraries and weights included, forward and backward
 
 python benchmarks/lora_fa_memory.py
-python benchmarks/lora_fa_memory.py --lengths 512 --contenders lora,lora-fa --no-write
+python benchmarks/lora_fa_memory.py --lengths 512 --contenders "lora;lora-fa" --dropout 0.05
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Trained:
     trained: int
 
 
-def ours(method: str, folder: Path) -> Trained:
+def ours(method: str, folder: Path, dropout: float) -> Trained:
     from tunesmith.adapters import METHODS
     from tunesmith.adapters.adapter_set import add
     from tunesmith.adapters.attach import Switch
@@ -66,7 +66,8 @@ def ours(method: str, folder: Path) -> Trained:
 
     settings, switch = ModelSettings(name=str(folder), dtype="bfloat16"), Switch()
     loaded = load_model(settings, load_tokenizer(settings))
-    adapter_set = add(loaded.model, switch, METHODS[method].Settings(r=RANK, alpha=ALPHA), name="trained", seed=0)
+    adapter = METHODS[method].Settings(r=RANK, alpha=ALPHA, dropout=dropout)
+    adapter_set = add(loaded.model, switch, adapter, name="trained", seed=0)
     policy, _ = probe(loaded.model, switch)
     switch.name = "trained"
 
@@ -83,13 +84,15 @@ def ours(method: str, folder: Path) -> Trained:
     return Trained(loaded.model, loss, recompute, adapter_set.counts().trained)
 
 
-def pefts(name: str, folder: Path) -> Trained:
+def pefts(name: str, folder: Path, dropout: float) -> Trained:
     import peft
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     targets: Any = ["q_proj", "v_proj"] if "q v" in name else "all-linear"
-    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
     model: Any = peft.get_peft_model(base, config)
     model.config.use_cache = False
     for path, parameter in model.named_parameters():
@@ -147,9 +150,9 @@ def kept(one: Trained, ids: Tensor) -> Counter[str | int]:
     return bytes_at
 
 
-def measure(name: str, folder: Path, recompute: bool, lengths: list[int]) -> dict[str, Any]:
+def measure(name: str, folder: Path, recompute: bool, dropout: float, lengths: list[int]) -> dict[str, Any]:
     """In this process: by length, what is kept and the peak."""
-    one = pefts(name, folder) if name.startswith("peft") else ours(name, folder)
+    one = (pefts if name.startswith("peft") else ours)(name, folder, dropout)
     one.recompute(recompute)
     answer: dict[str, Any] = {"trained": one.trained}
     row = running_text(folder, max(lengths))
@@ -167,8 +170,8 @@ def measure(name: str, folder: Path, recompute: bool, lengths: list[int]) -> dic
     return answer
 
 
-def child(name: str, folder: Path, recompute: bool, lengths: str) -> dict[str, Any]:
-    arguments = ["--child", name, str(folder), str(int(recompute)), "--lengths", lengths]
+def child(name: str, folder: Path, recompute: bool, dropout: float, lengths: str) -> dict[str, Any]:
+    arguments = ["--child", name, str(folder), str(int(recompute)), "--dropout", str(dropout), "--lengths", lengths]
     done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
@@ -189,18 +192,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default="128,512,2048", help="tokens of the one row")
     parser.add_argument("--contenders", default=";".join(CONTENDERS), help="with ; between them")
+    parser.add_argument("--dropout", type=float, default=0.0, help="of the adapters' inputs; with it, print only")
     parser.add_argument("--no-write", action="store_true", help="print only")
     parser.add_argument("--child", nargs=3, metavar=("CONTENDER", "MODEL", "RECOMPUTE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     lengths = [int(word) for word in options.lengths.split(",")]
     if options.child:
         name, folder, recompute = options.child
-        print(json.dumps(measure(name, Path(folder), recompute == "1", lengths)))
+        print(json.dumps(measure(name, Path(folder), recompute == "1", options.dropout, lengths)))
         return 0
     before, model = warn_if_busy(), make_model()
     found: dict[str, dict[str, Any]] = {}
     for name in options.contenders.split(";"):
-        runs = [child(name, model, recompute, options.lengths) for recompute in (False, True)]
+        runs = [child(name, model, recompute, options.dropout, options.lengths) for recompute in (False, True)]
         found[name] = joined(runs[0], runs[1], lengths)
         for length in map(str, lengths):
             for kind, cell in found[name][length].items():
@@ -229,7 +233,7 @@ def main() -> int:
         contenders=found,
         ratios=ratios,
     )
-    if not options.no_write:
+    if not options.no_write and not options.dropout:
         print(f"written: {result.write().relative_to(REPOSITORY)}", file=sys.stderr)
     return 0
 

@@ -16,9 +16,9 @@ from dialects_page import dialects_page
 from memory_section import memory_section
 from methods_page import methods_page
 from page_parts import DOCS, MADE, cell, line_of, read
+from storage_pairs import pairs_section
 
 from tunesmith.adapters import METHODS
-from tunesmith.adapters.adapter_set import refusal
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.adapters.virtual import VirtualSettings
 from tunesmith.compare.settings import ForgetSettings, StudySettings, TestSettings
@@ -171,19 +171,13 @@ def storages_page() -> str:
         f"| `{name}` | {cell(header.partition(chr(10))[0].rstrip('.'))} | {cell(line_of(header, 'Bits'))} |"
         for name, header in headers.items()
     ]
-    storages = ("plain", *QUANTISED)
-    pairs = [f"| method | {' | '.join(storages)} |", "|---" * (len(storages) + 1) + "|"]
-    for name, module in METHODS.items():
-        reasons = [refusal(module.Settings(), storage) for storage in storages]
-        pairs.append(f"| {name} | {' | '.join('yes' if why is None else f'no: {why}' for why in reasons)} |")
     sources = dict.fromkeys(headers.values())
     return "\n".join(
         [
             f"# Storages\n\n{MADE}",
             STORAGES_HEAD,
             "## Which there are\n\n| storage | what it is | bits |\n|---|---|---|\n" + "\n".join(rows) + "\n",
-            "## Which methods go with them\n\nEach yes is a case of `tests/laws/test_storage_laws.py` and a whole run "
-            "in `tests/test_quantised_run.py`; a no is refused before the model loads.\n\n" + "\n".join(pairs) + "\n",
+            pairs_section(),
             measured(),
             STORAGES_TAIL,
             "## As the files say it\n",

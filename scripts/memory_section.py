@@ -63,6 +63,9 @@ and that of the MLP's last matrix. The input of attention's output projection is
 norms, SwiGLU and attention keep no frozen A spares. Beside that, A's gradient and moments go: {learned:,} numbers here,
 {mega(12 * learned)}.
 
+**With dropout the same bytes are kept**, by both methods: a mask is a function of its seed, and the backward pass draws
+it again (`--dropout 0.05` counts it). So LoRA-FA saves as much with dropout as without.
+
 **Two public results against the paper, and each other.** The paper says up to 1.4 times less memory in all. PEFT's
 comparison (Llama-3.2-3B, q and v, {PEFTS_ROWS} rows of at most {PEFTS_TOKENS} tokens) said in June 2025
 {PEFTS_2025[1] / 1e9:.1f} against LoRA's {PEFTS_2025[0] / 1e9:.1f} GB, and in July 2026 22.2 against 22.3 GB: no saving.

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
+from against_lora import BASELINE, BETTER, LITTLE, SAME, UNNOTICED, UNSURE, WORSE, Told, deciding, told
 from page_parts import MADE, cell, grid, line_of, read
+from step_times import AIM, Time, step_times
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import make
 from tunesmith.adapters.targets import choose
 
-BASELINE = "lora"
-AIM = 1.08
-"""Times LoRA's step that a method may take and still count as no dearer."""
 SAME_AS_LORA = "relora"
 """Between restarts it computes what LoRA does: how far its time is from LoRA's is noise."""
 BYTES_LEARNED = 16
 """Of each trained number: itself, its gradient and AdamW's two moments, in fp32."""
+NOT_COMPARED, MIXED = "not compared here", "better in one study, worse in another"
 SMOLLM2_135M = {
     "vocab_size": 49152,
     "hidden_size": 576,
@@ -68,146 +68,111 @@ def facts(name: str) -> Facts:
     )
 
 
-def step_times() -> dict[str, dict[str, float]]:
-    """method -> result file -> its step's time over LoRA's; of the last day on which the method was measured."""
-    found: dict[str, dict[str, float]] = {}
-    for file, result in read(f"*-methods-{BASELINE}*.json").items():
-        for name, ratio in result["ratios"].items():
-            found.setdefault(name, {})[file] = ratio
-    last = {name: max(file[:10] for file in files) for name, files in found.items()}
-    return {
-        name: {file: ratio for file, ratio in files.items() if file.startswith(last[name])}
-        for name, files in found.items()
-    }
+def verdict(ones: Iterable[Told]) -> str:
+    """What the studies say of a method together, by the measure that decides each."""
+    kinds = {one.kind for one in deciding(ones)}
+    if {BETTER, WORSE} <= kinds:
+        return MIXED
+    return next((kind for kind in (BETTER, WORSE, SAME, UNSURE) if kind in kinds), NOT_COMPARED)
 
 
-def noise(times: Mapping[str, Mapping[str, float]]) -> float:
-    return max((abs(ratio - 1) for ratio in times.get(SAME_AS_LORA, {}).values()), default=0.0)
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a study's report says of one arm against its baseline."""
-
-    method: str
-    study: str
-    date: str
-    file: str
-    verdict: str
-    is_better: bool
-
-
-def told_by(file: str, study: Mapping[str, Any]) -> list[Told]:
-    """The verdicts of a study (its results.json) on what it tuned, where that stands against LoRA."""
-    directions = {one["key"]: one["higher_is_better"] for one in study["measures"]}
-    everywhere = study["recipe"].get("adapter", {}).get("method", BASELINE)
-    methods = study["differences"].get("adapter.method", {})
-    found = []
-    for one in study["comparisons"]:
-        method, baseline = (methods.get(one[key], everywhere) for key in ("arm", "baseline"))
-        if baseline == BASELINE and study["arms"][one["arm"]]["tuned"]:
-            better = bool(one["differs"]) and (one["value"] > 0) == directions[one["measure"]]
-            said = f"by {one['measure']}, {one['verdict']}"
-            found.append(Told(method, study["study"], study["made"][:10], file, said, better))
-    return found
-
-
-def price(name: str, ratios: Sequence[float], told: Sequence[Told], unsure: float, numbers: float) -> str:
-    """Whether the method earns what it costs, by what was measured here and nothing else.
-
-    `numbers`: its trained numbers over LoRA's. `unsure`: how far one ratio may be from the truth.
-    """
+def judgement(name: str, time: Time | None, ones: Sequence[Told]) -> str:
+    """Whether the method earns what it costs, by what was measured here and nothing else; where its quality was not,
+    there is none."""
     if name == BASELINE:
-        return "It is what the others are measured against."
-    better = any(one.is_better for one in told)
-    if better:
-        quality = "A study found it better than LoRA."
-    elif told:
-        quality = "No study here found it better than LoRA."
-    else:
-        quality = "Whether it learns more or less than LoRA: not measured here."
-    if not ratios:
-        return f"Time of a step: not measured here. {quality}"
-    low, high, once = min(ratios), max(ratios), len(ratios) == 1
-    cost = (
-        f"A step takes {span(low, high)} of LoRA's time ({'1 measurement' if once else f'{len(ratios)} measurements'})."
-    )
-    if low <= AIM:
-        if high >= 1 - unsure:
-            return f"{cost} That is LoRA's, within the noise. {quality}"
-        return f"{cost} {'One alone proves little. ' if once else 'It is cheaper than LoRA. '}{quality}"
-    if better:
-        return f"{cost} {quality} Whether that is worth the time is yours to say."
-    size = f"; what it buys is size, {numbers:.2f} of LoRA's trained numbers" if numbers < 0.5 else ""
-    by = "By that one measurement" if once else "By what we measured"
-    return f"{cost} {quality} **{by} it does not earn its price**{size}."
-
-
-def span(low: float, high: float) -> str:
-    return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+        return "it is what the others are measured against."
+    said = verdict(ones)
+    if said == SAME:
+        where = " where anything could be told" if UNSURE in {one.kind for one in deciding(ones)} else ""
+        if time is None:
+            return f"**nobody will notice the difference**{where}."
+        if time.is_dearer:
+            return f"**it does not earn its price**: nobody will notice the difference{where}, and a step takes longer."
+        took = "; whether a step takes longer, rounds cannot tell" if time.is_dearer is None else ", in no more time"
+        return f"**nobody will notice the difference**{where}{took}."
+    if said == UNSURE:
+        return "**cannot tell**: the intervals are too wide."
+    if said == BETTER:
+        dearer = time.is_dearer if time is not None else any((one.time or 0) > AIM for one in ones)
+        return f"**better**{', in more time: whether that is worth it is yours to say' if dearer else ''}."
+    return f"**{said}**."
 
 
 def methods_page() -> str:
-    times = step_times()
-    told = [one for file, study in read("*-study-*.json").items() for one in told_by(file, study)]
-    unsure = noise(times)
+    times, studies = step_times(), told()
     rows = []
     for name in METHODS:
-        one, ratios = facts(name), list(times.get(name, {}).values())
-        time = "1" if name == BASELINE else span(min(ratios), max(ratios)) if ratios else "not measured"
+        one, time = facts(name), times.get(name)
+        took = "1" if name == BASELINE else "not measured" if time is None else time.in_short
         starts, merges = ("yes" if held else "no" for held in (one.neutral, one.mergeable))
         share = f"{100 * one.trained / one.total:.2f} %"
-        rows.append([f"[{name}]({name}.md)", f"{one.trained:,}", share, time, starts, merges])
-    head = ["method", "trained", "of the model", "time of a step, LoRA's = 1", "starts as the base", "merges"]
+        said = "" if name == BASELINE else verdict(of(name, studies))
+        rows.append([f"[{name}]({name}.md)", f"{one.trained:,}", share, took, said, starts, merges])
+    head = ["method", "trained", "of the model", "time of a step", "beside LoRA", "starts as the base", "merges"]
     return "\n".join(
         [
             f"# Methods\n\n{MADE}",
             HEAD,
             grid(head, rows),
-            "Trained: numbers that learn in SmolLM2-135M at the method's default settings, counted on its shapes. "
-            f"{how_measured(times, unsure)}\n",
-            *[section(name, module, times, told, unsure) for name, module in METHODS.items()],
+            f"{how_measured(times)}\n",
+            *[section(name, module, times.get(name), studies) for name, module in METHODS.items()],
         ]
     )
 
 
-def how_measured(times: Mapping[str, Mapping[str, float]], unsure: float) -> str:
+def of(name: str, studies: Sequence[Told]) -> list[Told]:
+    """What is told of the method; of LoRA nothing, which is what the others are held against."""
+    return [one for one in studies if one.method == one.what == name]
+
+
+def how_measured(times: Mapping[str, Time]) -> str:
+    trained = "numbers that learn in SmolLM2-135M at the method's default settings, counted on its shapes."
+    beside = (
+        "by studies of `tunesmith compare` in which nothing but the method differs (where learning rates are tried, "
+        "each has its best; where all have one, a difference may be that of whom it suits). A difference is measured "
+        "against what tuning itself gained there, from the base as it was to LoRA: below "
+        f"{100 * UNNOTICED:.0f} % of it nobody will notice, below {100 * LITTLE:.0f} % it is a little. Brackets hold "
+        "the interval in which the difference lies with 95 %; above 0 is better. Of several results of one study the "
+        "newest counts."
+    )
+    both = f"**Trained:** {trained}\n\n**Beside LoRA:** {beside}"
     results = read(f"*-methods-{BASELINE}*.json")
     if not results:
-        return "Time: not measured."
+        return f"{both}\n\n**Time:** not measured."
     machines = sorted({f"{one['machine']['cpu']}, {one['machine']['cores']} cores" for one in results.values()})
     dates = sorted({one["date"][:10] for one in results.values()})
     text = (
-        f"Time: median over rounds of a step on eight Alpaca rows, methods taken in turn (`benchmarks/methods.py`; "
-        f"{', '.join(dates)}; {'; '.join(machines)}; beside other work)."
+        f"{both}\n\n**Time:** of a step on eight Alpaca rows, LoRA's being 1: the median of rounds in which every "
+        "method takes one after the other, and where it lies with 95 %; of the last day on which a method was measured "
+        f"(`benchmarks/methods.py`; {', '.join(dates)}; {'; '.join(machines)}; beside other work)."
     )
-    same = times.get(SAME_AS_LORA, {}).values()
-    if same:
-        text += (
-            f" **How large the noise is:** {SAME_AS_LORA}, which between restarts computes what LoRA does, took "
-            f"{span(min(same), max(same))} of LoRA's time: a single figure is sure to about {100 * unsure:.0f} %."
-        )
+    same = times.get(SAME_AS_LORA)
+    if same is not None:
+        text += f" How large the noise is: {SAME_AS_LORA}, between restarts the same as LoRA, took {same.words}."
     return text
 
 
-def section(
-    name: str, module: ModuleType, times: Mapping[str, Mapping[str, float]], told: Sequence[Told], unsure: float
-) -> str:
+def section(name: str, module: ModuleType, time: Time | None, studies: Sequence[Told]) -> str:
     header = (module.__doc__ or "").strip()
     title, _, what = header.partition("\n")[0].rstrip(".").partition(": ")
-    own, one, taken = [each for each in told if each.method == name], facts(name), times.get(name, {})
-    numbers = one.trained / facts(BASELINE).trained
+    own, one = of(name, studies), facts(name)
+    took = "that by which the others are measured" if name == BASELINE else "not measured here"
     lines = [
         f"## {title}\n",
         f"{what[0].upper()}{what[1:]}. [Formula and settings]({name}.md).\n",
         f"- **When:** {line_of(header, 'When').rstrip('.')}.",
-        f"- **Cost:** {one.trained:,} trained numbers{at_size(module)}, {megabytes(BYTES_LEARNED * one.trained)} with "
-        f"gradients and AdamW's moments.{activations(name)}",
+        f"- **Cost:** {one.trained:,} trained numbers{at_size(module)}{beside_lora(name)}, "
+        f"{megabytes(BYTES_LEARNED * one.trained)} with gradients and AdamW's moments.{activations(name)}",
+        f"- **Time of a step:** {took if time is None else time.words}.",
         f"- **Laws that cannot hold:** {missing_laws(module, one)}.",
-        f"- **Measured:** {price(name, list(taken.values()), own, unsure, numbers)}",
+        f"- **Beside LoRA:** {judgement(name, time, own)}",
+        *(f"    - {cell(each.words)}" for each in own),
     ]
-    lines += [f"    - {each.study}, {each.date}: {cell(each.verdict)}." for each in own]
-    files = sorted({*taken, *(each.file for each in own)})
+    variants = [each for each in studies if name == BASELINE == each.method]
+    if variants:
+        lines.append("- **Other settings of it, beside the same LoRA:**")
+        lines += [f"    - {cell(each.what)}: {cell(each.words)}" for each in variants]
+    files = sorted({*(() if time is None else time.files), *(each.file for each in (*own, *variants))})
     if files:
         lines.append("- **Raw:** " + ", ".join(f"[{file}](../benchmarks/results/{file})" for file in files) + ".")
     return "\n".join(lines) + "\n"
@@ -218,6 +183,15 @@ def at_size(module: ModuleType) -> str:
     if hasattr(settings, "r"):
         return f" at rank {settings.r}"
     return f" for {settings.num_tokens} virtual tokens" if hasattr(settings, "num_tokens") else ""
+
+
+def beside_lora(name: str) -> str:
+    share = facts(name).trained / facts(BASELINE).trained
+    if name == BASELINE:
+        return ""
+    if 0.995 < share < 1.05:
+        return " (as LoRA)"
+    return f" ({share:.2g} of LoRA's)" if share < 1 else f" ({share:.2g} times LoRA's)"
 
 
 def megabytes(size: float) -> str:

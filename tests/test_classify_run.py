@@ -18,6 +18,7 @@ from tunesmith.classifier import Classifier
 from tunesmith.data.types import Message
 from tunesmith.errors import AdapterError, DataError, ModelError, RecipeError
 from tunesmith.events import StepDone
+from tunesmith.machine import cache_folder
 from tunesmith.models.session import Params
 from tunesmith.objectives import rewards, rewards_built_in
 from tunesmith.recipe import from_dict
@@ -77,6 +78,23 @@ def test_a_run_stopped_and_resumed_is_the_unbroken_run(model, texts, tmp_path, w
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
     assert "base_model.model.score.weight" in one
     assert (tmp_path / "a" / "classes.png").stat().st_size > 10_000
+
+
+def test_what_frozen_blocks_give_is_shared_by_heads_of_several_seeds(model, texts, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "kernels").symlink_to(cache_folder() / "kernels")
+    monkeypatch.setenv("TUNESMITH_CACHE", str(cache))
+    heads = []
+    for seed in (1, 2):
+        made = values(
+            model, texts, tmp_path / str(seed), {"way": "head"}, {"last_blocks": 1}, seed=seed, cache_frozen=True
+        )
+        made["data"]["held_out"] = str(write(tmp_path / "held_out.jsonl", [{"text": "win", "label": "spam"}] * 2))
+        train(from_dict(made), quiet=True)
+        heads.append(load_file(tmp_path / str(seed) / "adapter" / "adapter_model.safetensors"))
+    assert not torch.equal(*(head["base_model.model.score.weight"] for head in heads))
+    assert len(list((cache / "frozen").iterdir())) == 1
 
 
 @pytest.mark.parametrize("weights", ["balanced", {"spam": 3.0}])

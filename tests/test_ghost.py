@@ -29,7 +29,7 @@ UNLIKE = ("llama-tied", "gemma2", "gpt2", "bloom", "mixtral", "phi")
 """Of the architectures, those whose blocks have little in common."""
 
 
-def prepared(arch: str, method: str, recompute: bool, meter: Meter | None) -> tuple[Policy, AdapterSet]:
+def prepared(arch: str, method: str, recompute: bool, meter: Meter | None, **values: Any) -> tuple[Policy, AdapterSet]:
     """A tiny model with an adapter, ready to learn; without numbers where there is a `meter`."""
     attention.register()
     model = tiny(arch)
@@ -39,7 +39,7 @@ def prepared(arch: str, method: str, recompute: bool, meter: Meter | None) -> tu
     attention.install(model)
     fuse(model)
     switch = Switch()
-    adapter_set = add(model, switch, METHODS[method].Settings(), name="a", seed=0)
+    adapter_set = add(model, switch, METHODS[method].Settings(**values), name="a", seed=0)
     policy = hollow_policy(model, switch) if meter is not None else probe(model, switch)[0]
     switch.name = "a"
     if recompute:
@@ -56,12 +56,12 @@ def learn(policy: Policy) -> None:
     linear_ce(hidden, head.weight, head.bias, targets, weights, head.scale, head.softcap).backward()
 
 
-def held(arch: str, method: str, recompute: bool, real: bool) -> tuple[int, int, int]:
+def held(arch: str, method: str, recompute: bool, real: bool, **values: Any) -> tuple[int, int, int]:
     """(kept after the forward and backward pass, the most meanwhile beyond the model, parameters that learn)."""
     meter = Meter(CPU)
     counter: Any = Counter() if real else meter
     if real:
-        policy, adapter_set = prepared(arch, method, recompute, None)
+        policy, adapter_set = prepared(arch, method, recompute, None, **values)
         for tensor in (*policy.model.parameters(), *policy.model.buffers(), *adapter_set.state().values()):
             counter.take(tensor.detach())
         with counter:
@@ -69,7 +69,7 @@ def held(arch: str, method: str, recompute: bool, real: bool) -> tuple[int, int,
             learn(policy)
     else:
         with meter.on():
-            policy, adapter_set = prepared(arch, method, recompute, meter)
+            policy, adapter_set = prepared(arch, method, recompute, meter, **values)
             before = meter.reset()
             learn(policy)
     gc.collect()
@@ -88,6 +88,12 @@ def test_ghosts_hold_what_tensors_would_hold(arch: str) -> None:
 def test_whatever_the_method(method: str) -> None:
     real, ghosts = held("llama", method, False, True), held("llama", method, False, False)
     assert ghosts[2] == real[2]
+    assert ghosts[1] == pytest.approx(real[1], rel=0.02)
+
+
+@pytest.mark.parametrize("method", ["lora", "lora-fa", "dora", "vera"])
+def test_dropout_is_counted_too(method: str) -> None:
+    real, ghosts = (held("llama", method, False, is_real, dropout=0.1) for is_real in (True, False))
     assert ghosts[1] == pytest.approx(real[1], rel=0.02)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import islice
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ import tunesmith
 from tunesmith import inference
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.events import StepDone
+from tunesmith.progress import Progress
 from tunesmith.recipe import from_dict
-from tunesmith.run import train
+from tunesmith.run import built, read_rows, train
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,21 @@ def test_the_first_step_is_ln_2_from_a_base_and_from_a_trained_adapter(model, pa
         assert losses(tmp_path / name)[0] == pytest.approx(math.log(2), abs=1e-6)
         assert trained.session.sets.keys() == {"trained"}
     assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "c"), abs=1e-6)
+
+
+def test_a_budget_in_tokens_is_known_to_what_is_computed_beforehand(model, pairs, tmp_path):
+    """The reference is asked for the rows of the run's steps alone, of which there are as many as both sides fill."""
+    events = []
+    resolved = from_dict(values(model, pairs, tmp_path / "a", steps=None, tokens=200))
+    train(resolved, quiet=True, listeners=[events.append])
+    steps = [event for event in events if isinstance(event, StepDone)]
+    with Progress(quiet=True) as progress:
+        objective = built(resolved.recipe, read_rows(resolved.recipe, False, progress)[1])
+    read = [sum(map(len, step.examples)) for step in islice(objective.steps(None), len(steps))]
+    assert sum(read) >= 200 > sum(read[:-1])
+    assert {event.num_steps for event in steps} == {len(steps)}
+    train(from_dict(values(model, pairs, tmp_path / "b", steps=len(steps))), quiet=True)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
 def test_metrics_are_written_and_evaluation_gives_those_of_training(model, pairs, tmp_path, capsys):

@@ -74,6 +74,13 @@ def test_a_batch_in_tokens_takes_the_place_of_one_in_rows():
     assert from_dict({**SMALLEST, "train": {"batch_size": None}}).recipe.train.batch_size == 8
 
 
+def test_a_budget_in_tokens_is_a_budget_of_its_own():
+    loaded = from_dict({**SMALLEST, "train": {"epochs": 2}}, ["train.tokens=2_000_000", "train.epochs="])
+    assert (loaded.recipe.train.tokens, loaded.recipe.train.epochs) == (2_000_000, None)
+    assert from_dict(loaded.plain).recipe.train == loaded.recipe.train
+    assert from_dict({**SMALLEST, "train": {"tokens": None}}).recipe.train.epochs == 3
+
+
 def test_all_problems_at_once_and_each_once(tmp_path):
     file = tmp_path / "r.yaml"
     file.write_text(

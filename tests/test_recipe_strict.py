@@ -101,6 +101,8 @@ WRONG = [
     ("train.steps", True, "a whole number above 0, or null"),
     ("train.steps", 1.5, "a whole number above 0, or null"),
     ("train.steps", 0, "a whole number above 0, or null"),
+    ("train.tokens", 0, "a whole number above 0, or null"),
+    ("train.tokens", "2M", "a whole number above 0, or null"),
     ("train.learning_rate", "1e-4", "a number above 0"),
     ("train.learning_rate", 0, "a number above 0"),
     ("train.learning_rate", float("nan"), "a number above 0"),
@@ -146,6 +148,16 @@ def test_a_value_of_the_wrong_kind_is_refused_with_what_would_do(key, value, exp
     [
         ({"train": {"steps": 5, "epochs": 1}}, "train.epochs stands beside steps"),
         ({"train": {"minutes": 5, "epochs": 1}}, "train.minutes stands beside epochs"),
+        ({"train": {"tokens": 5, "steps": 1}}, "train.tokens stands beside steps"),
+        ({"train": {"tokens": 5, "minutes": 1}}, "is given once, in steps, epochs, tokens or minutes"),
+        (
+            {"train": {"tokens": 5}, "objective": {"kind": "policy", "rewards": ["length:3"]}},
+            "train.tokens counts rows",
+        ),
+        (
+            {"train": {"tokens": 5}, "objective": {"kind": "distill", "teacher": "a/b", "answers": "sampled"}},
+            "train.tokens counts rows that are there before the first step",
+        ),
         ({"train": {"warmup": 1.5}}, "train.warmup from 1 on counts whole steps"),
         ({"train": {"min_learning_rate": 1}}, "train.min_learning_rate is above learning_rate"),
         ({"adapter": {"targets": "re:(("}}, "adapter.targets holds a broken regular expression"),
@@ -213,6 +225,7 @@ def test_there_is_no_place_for_a_secret(key):
         ("train.steps=ten", "a whole number above 0"),
         ("train.steps=1.5", "a whole number above 0"),
         ("train.steps=1e3", "write 1000"),
+        ("train.tokens=1e6", "write 1000000"),
         ("train.learning_rate=2,5", "write 2.5"),
         ("train.learning_rate=1e-4x", "a number above 0"),
         ("adapter.r=eight", "a whole number above 0"),

@@ -323,6 +323,17 @@ def test_the_model_card(tmp_path):
     assert (folder / "adapter" / "README.md").read_text() == text == (folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [("tokens=2_500_000", "2,500,000 tokens"), ("epochs=1.5", "1.5 epochs"), ("minutes=0.25", "0.25 minutes")],
+)
+def test_the_card_says_the_budget_in_its_own_unit(tmp_path, budget, said):
+    with Run.create(tmp_path, recipe(tmp_path, "train.steps=", f"train.{budget}")) as run:
+        work(run, 0, 20)
+        run(Ended(20, "the budget is spent", 10.0, 0.4, 2000, 20, {"loss": 0.155}))
+    assert f"| budget | {said}; 20 steps done" in card(tmp_path)
+
+
 def test_the_card_tells_strangers_no_paths(tmp_path):
     rows = tmp_path / "private" / "rows.jsonl"
     rows.parent.mkdir()

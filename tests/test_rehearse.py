@@ -100,6 +100,14 @@ def test_the_rows_of_a_rehearsal_are_those_of_the_run(place: tuple[Path, Path], 
     assert rehearsal.shortened(resolved, tmp_path / "short").recipe.data == resolved.recipe.data
 
 
+def test_a_rehearsal_takes_its_few_steps_whatever_the_budget(place: tuple[Path, Path], tmp_path: Path) -> None:
+    for budget in ({"epochs": 2}, {"steps": 500}, {"minutes": 3}, {"tokens": 10**6}):
+        made = values(place, tmp_path)
+        made["train"] = {name: value for name, value in made["train"].items() if name != "epochs"} | budget
+        short = rehearsal.shortened(from_dict(made), tmp_path / "short").recipe.train
+        assert (short.steps, short.epochs, short.tokens, short.minutes) == (rehearsal.STEPS, None, None, None)
+
+
 WHOLE = {
     "relora": {"adapter": {"method": "relora", "r": 2}},
     "bfloat16": {"model": {"dtype": "bfloat16"}},

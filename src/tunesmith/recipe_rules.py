@@ -90,6 +90,18 @@ def whole_rows(recipe: Sections) -> None:
         )
 
 
+def known_rows(recipe: Sections) -> None:
+    """A budget in tokens needs rows that are all there before the first step."""
+    objective = recipe.objective
+    sampled = isinstance(objective, DistillSettings) and objective.answers == "sampled"
+    if recipe.train.tokens is not None and (sampled or isinstance(objective, PolicySettings)):
+        raise Contradiction(
+            "train.tokens",
+            "counts rows that are there before the first step, and these are written while training",
+            "give train.steps, train.epochs or train.minutes",
+        )
+
+
 def one_policy(recipe: Sections) -> None:
     if not isinstance(recipe.objective, PolicySettings):
         return
@@ -197,6 +209,7 @@ RULES: tuple[Callable[[Sections], None], ...] = (
     something_held_out,
     pairs_or_groups,
     whole_rows,
+    known_rows,
     one_policy,
     a_sampler,
     a_student,

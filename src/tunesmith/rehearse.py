@@ -44,6 +44,7 @@ from tunesmith.recipe import Change, Resolved, from_dict
 from tunesmith.session import Session, open_session
 from tunesmith.train.budget import Budget
 from tunesmith.train.memory import is_out_of_memory
+from tunesmith.train.settings import BUDGETS
 
 STEPS, SAVED_AT, DIES_AT = 4, 2, 3
 KILLED = 137
@@ -247,7 +248,7 @@ class _Scene:
     def _forecast(self) -> list[str]:
         """What the whole run will take, by the rate of its longest rows."""
         recipe, last = self.resolved.recipe, self.steps[-1]
-        budget = Budget(recipe.train, run.built(recipe, self.prepared).steps_per_epoch)
+        budget = Budget.of(recipe.train, run.built(recipe, self.prepared))
         memory = size(max(event.memory_bytes for event in self.steps))
         lines = [f"at its longest rows: {last.tokens_per_second:,.0f} tokens a second, {memory} of memory"]
         if budget.num_steps is None:
@@ -339,7 +340,7 @@ def _is_rounded(session: Session) -> bool:
 def shortened(resolved: Resolved, folder: Path) -> Resolved:
     """The recipe of the rehearsal: a few steps with all that comes between steps, in a folder of its own."""
     recipe = resolved.recipe
-    changes: dict[str, Any] = {"train.epochs": None, "train.minutes": None, "train.steps": STEPS}
+    changes: dict[str, Any] = {**dict.fromkeys((f"train.{name}" for name in BUDGETS), None), "train.steps": STEPS}
     changes |= {"train.save_every": SAVED_AT, "train.stop_after_no_gain": None, "train.warmup": 0}
     changes |= {"train.evaluate_every": None if recipe.data.held_out is None else SAVED_AT}
     changes |= {"output.folder": str(folder), "output.report_to": [], "train.publish": "last"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -113,7 +114,7 @@ def train(
             progress.say(line)
         prepared = prepared if choose is None else choose(prepared)
         objective = built(recipe, prepared)
-        budget = Budget(recipe.train, objective.steps_per_epoch)  # what is wrong shows before any weight is loaded
+        budget = Budget.of(recipe.train, objective)  # what is wrong shows before any weight is loaded
         if budget.note is not None:
             progress.say(budget.note)
         refuse_unknown_targets(recipe, trust_remote_code, objective.head)
@@ -123,13 +124,17 @@ def train(
             fits = what_fits(recipe, tokenizer, prepared, objective, progress, trust_remote_code=trust_remote_code)
             recipe = recipe if fits is None else changed(recipe, {"train.micro_batch_tokens": fits})
         loaded, policy, adapter_set = model_of(recipe, tokenizer, trust_remote_code, saved, progress, objective.head)
-        before = None if saved is None else bool(saved.state.get("frozen"))
-        store_frozen(policy, adapter_set, prepared, recipe.train, budget, cache_folder() / "frozen", before, progress)
+        before, begun = None if saved is None else bool(saved.state.get("frozen")), time.perf_counter()
+        root = cache_folder() / "frozen"
+        kept = store_frozen(policy, adapter_set, prepared, recipe.train, budget, root, before, progress)
+        preparing = time.perf_counter() - begun + kept
         base = identity.identify(loaded.model, recipe.model.name, recipe.model.revision)
         is_own = has_own_words(recipe, trust_remote_code)
         write = policy.write = writer(adapter_set, tokenizer if is_own else None, base)
+        begun = time.perf_counter()
         for line in _begin(objective, policy, budget, recipe.train.micro_batch_tokens, progress):
             progress.say(line)
+        preparing += time.perf_counter() - begun + getattr(objective, "kept_seconds", 0.0)
         everyone: list[Listener] = [progress, run, *sinks, *listeners]
         loop = _loop(recipe, policy, adapter_set, write, objective, prepared, base, run, signals, everyone)
         if saved is not None:
@@ -140,7 +145,7 @@ def train(
                     "sums may differ in their last bits"
                 )
             loop.restore(saved)
-        run.describe(**_facts(recipe, base, prepared, adapter_set))
+        run.describe(**_facts(recipe, base, prepared, adapter_set), preparing_seconds=preparing)
         ended = loop.run()
         take(adapter_set, run.folder / "checkpoints", ended, published_step(ended, recipe.train.publish))
         for line in objective.conclude(policy, loop.at.micro_tokens, run.folder):
@@ -407,7 +412,7 @@ def plan(
     with Progress(quiet=as_json) as progress, _said_where(resolved):
         tokenizer, prepared = read_rows(recipe, trust_remote_code, progress)
         objective = built(recipe, prepared)
-        budget = Budget(recipe.train, objective.steps_per_epoch)
+        budget = Budget.of(recipe.train, objective)
         check_optimizer(recipe.train)
         refuse_unknown_targets(recipe, trust_remote_code, objective.head)
         if recipe.model.adapter is None:

@@ -174,7 +174,8 @@ def test_without_our_side_file_it_is_a_lora_of_twice_the_rank(tmp_path):
     assert loaded.settings.method == "lora"
     assert loaded.settings.r == 4
     wanted = model(IDS).logits
-    torch.testing.assert_close(again(IDS).logits, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+    close = 5e-5  # of one LoRA both products are reckoned, and then subtracted
+    torch.testing.assert_close(again(IDS).logits, wanted, rtol=close, atol=close * wanted.abs().max().item())
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["lora_alpha"] == 2 * 2.5 * 16
 
 

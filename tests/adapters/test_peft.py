@@ -126,7 +126,12 @@ def test_what_peft_would_leave_out_is_told(settings, tmp_path):
     assert same == (not left_out_by_peft(adapter_set))
 
 
-@pytest.mark.parametrize("choice", ["ia3", "ia3, attention fed forward", "delta-lora", "relora, some multiplied out"])
+MERGED = ("all-linear", "rank-stabilised, attention, last block", "embeddings and head", "dora", "pissa", "vera")
+MERGED += ("olora, rank-stabilised", "lora-fa", "ia3", "ia3, attention fed forward", "delta-lora")
+MERGED += ("relora, some multiplied out",)
+
+
+@pytest.mark.parametrize("choice", MERGED)
 @pytest.mark.parametrize("arch", ["llama-tied", "gpt2", "falcon", "opt", "mixtral"])
 def test_peft_merges_our_folder_into_the_same_weights(arch, choice, tmp_path):
     model, adapter_set = ours(arch, *CHOICES[choice])

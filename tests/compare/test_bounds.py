@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tunesmith.compare.pairing import Measured
 from tunesmith.compare.results import _difference, _figures
 from tunesmith.compare.verdict import Measure
 
@@ -13,11 +14,11 @@ LOW = {0: dict.fromkeys(range(40), 0.0), 1: dict.fromkeys(range(40), 0.3)}
 
 
 def test_a_difference_of_two_shares_lies_between_minus_one_and_one():
-    found = _difference({"a": {"label": HIGH}, "b": {"label": LOW}}, "a", "b", SHARE)
+    found = _difference({"a": Measured({"label": HIGH}), "b": Measured({"label": LOW})}, "a", "b", SHARE)
     assert found.value == pytest.approx(0.75)
     assert found.low >= -1.0
     assert found.high == 1.0
-    loss = _difference({"a": {"loss": HIGH}, "b": {"loss": LOW}}, "a", "b", LOSS)
+    loss = _difference({"a": Measured({"loss": HIGH}), "b": Measured({"loss": LOW})}, "a", "b", LOSS)
     assert loss.high > 1.0
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import studies
 
 import tunesmith
+from tunesmith.compare import settings
 from tunesmith.compare.process import Outcome
+from tunesmith.compare.study import run_cells
 from tunesmith.compare.table import escaped, markdown
 from tunesmith.errors import MachineError, RecipeError
+from tunesmith.progress import Progress
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>\n{% endfor %}"
 
@@ -86,3 +90,33 @@ def test_a_name_neither_ends_a_cell_of_the_table_nor_begins_a_tag(folder):
     first = columns[:4]  # head, rule, two arms
     assert len(set(first)) == 1
     assert len(set(columns[4:])) == 1
+
+
+def test_each_model_that_answers_in_words_has_a_row_of_its_own(folder):
+    shutil.copytree(folder / "model", folder / "other")
+    held = bytearray((folder / "other" / "model.safetensors").read_bytes())
+    held[-2:] = b"\0\0"
+    (folder / "other" / "model.safetensors").write_bytes(bytes(held))
+    shutil.copytree(folder / "model", folder / "copy")
+    arms = {"first": {}, "second": {"model.name": str(folder / "other")}, "third": {"model.name": str(folder / "copy")}}
+    values = studies.values(folder, arms=arms, prompting=[0], seeds=[0], forget=None, baseline="second")
+    done = []
+
+    def runner(order, tell, stop):
+        done.append((order.name, order.recipe["model"]["name"]))
+        return studies.here(order, tell, stop)
+
+    found = tunesmith.compare(values, runner=runner, quiet=True).results["arms"]
+    assert list(found) == [*arms, *(f"no tuning, zero-shot, {name}" for name in ("other", "model"))]
+    asked = [model for name, model in done if name.startswith("base-")]
+    assert asked == [str(folder / name) for name in ("other", "model")]
+    figures = [found[f"no tuning, zero-shot, {name}"]["figures"]["loss"]["value"] for name in ("other", "model")]
+    assert figures[0] != figures[1]
+    alone = tunesmith.compare({**values, "arms": {"a": {}, "third": arms["third"]}, "baseline": "a"}, runner=runner)
+    assert list(alone.results["arms"])[2:] == ["no tuning, zero-shot"]
+
+
+def test_the_base_s_record_says_which_model_it_is_of(folder):
+    values = studies.values(folder, prompting=[0], seeds=[0], folder=str(folder / "of"))
+    ran = run_cells(settings.from_dict(values), runner=lambda *_: Outcome(failed="no"), progress=Progress(quiet=True))
+    assert [done.model for done in ran.done] == ["model", None, None]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from tunesmith.compare.pictures import pareto
 from tunesmith.compare.stats import difference
-from tunesmith.compare.verdict import LOSS, best, score, verdict
+from tunesmith.compare.verdict import HELD_OUT, LOSS, best, score, verdict
 
 EXACT = score("exact")
 
@@ -59,7 +61,42 @@ def test_too_few_rows_are_named():
 
 def test_the_same_on_every_seed():
     one = difference(np.ones((3, 9)), np.ones((3, 9)))
-    assert "gave the same on every seed" in said(one)
+    assert said(one).endswith("; the two gave the same on every seed")
+
+
+@pytest.mark.parametrize(
+    "d",
+    [
+        np.repeat([[0.1], [-0.1]], 9, axis=1),  # one seed better, one worse by as much
+        np.repeat([[0.1, -0.1]], 4, axis=0),  # one row better, one worse, on every seed
+        np.array([[1.0, -1.0, 0.0], [0.0, 1.0, -1.0]]),  # each seed's mean is the same, its rows are not
+        np.array([0.3, -0.1, -0.2]),  # whole runs
+    ],
+)
+def test_equal_means_are_not_the_same_everywhere(d):
+    told = said(difference(d, np.zeros_like(d)), LOSS)
+    assert told.endswith("; their means are the same: each is better where the other is worse")
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_a_loss_that_is_no_number_gives_no_verdict(wrong, seeds):
+    d = np.ones((seeds, 5))
+    d[0, 0] = wrong
+    told = said(difference(d, np.zeros_like(d)), LOSS)
+    assert told == "cannot tell dora from lora: a test loss that is not a finite number can be compared with none"
+
+
+def test_one_row_asks_for_more_rows():
+    told = said(difference(np.ones((5, 1)), np.zeros((5, 1))))
+    assert told.startswith("cannot tell dora from lora: +100.0 points [unknown]")
+    assert told.endswith("the test has one row, which says nothing of others")
+
+
+def test_of_whole_runs_no_rows_are_asked_for():
+    one = difference(np.array([0.001, -0.2, 0.2]), np.zeros(3))
+    assert "rows" not in said(one, HELD_OUT)
+    assert "more seeds would be needed" in said(one, HELD_OUT)
 
 
 @pytest.mark.parametrize(

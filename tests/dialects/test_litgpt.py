@@ -55,6 +55,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.lr_warmup_steps": (10, {}),
     "train.epochs": (1, {}),
     "train.max_steps": (200, {}),
+    "train.max_tokens": (100_000, {}),
     "train.max_time": (600, {}),
     "train.max_seq_length": (512, {}),
     "train.max_norm": (1.0, {}),
@@ -336,8 +337,17 @@ def test_a_run_has_one_budget(tmp_path: Path) -> None:
     steps = made(tmp_path, {**BASE, "train": {"max_steps": 20, "epochs": 3, "lr_warmup_steps": 5}}).train
     assert (steps.steps, steps.epochs, steps.warmup) == (20, None, 5)
     assert made(tmp_path, {**BASE, "train": {"max_time": 90}}).train.minutes == 1.5
-    with pytest.raises(TunesmithError, match="max_time stands beside"):
-        load_any(file(tmp_path, {**BASE, "train": {"max_time": 90, "epochs": 3}}))
+    tokens = load_any(file(tmp_path, {**BASE, "train": {"max_tokens": 100_000}}))
+    assert (tokens.resolved.recipe.train.tokens, tokens.resolved.recipe.train.epochs) == (100_000, None)
+    assert "ends with the step that reaches it" in tokens.translation.notes[-1]
+    for own, others in (
+        ("max_time", ["epochs"]),
+        ("max_tokens", ["epochs"]),
+        ("max_tokens", ["max_steps", "max_time"]),
+    ):
+        with pytest.raises(TunesmithError, match=f"{own} stands beside") as caught:
+            load_any(file(tmp_path, {**BASE, "train": {own: 200, **dict.fromkeys(others, 200)}}))
+        assert " ".join(f"train.{key}=" for key in others) in str(caught.value)
     with pytest.raises(TunesmithError, match=r"set train\.lr_warmup_steps=2"):
         load_any(file(tmp_path, {**BASE, "train": {"max_steps": 20}}))
 

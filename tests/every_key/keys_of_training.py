@@ -21,6 +21,7 @@ LAST = {"adapter.last_blocks": 1, "train.cache_frozen": False}
 CASES = {
     "train.steps": Case(3, planned),
     "train.epochs": Case(2.0, planned, BY_PASSES),
+    "train.tokens": Case(2000, planned, {"train.steps": None, "train.tokens": 60}),
     "train.minutes": Case(2.0, planned, {"train.steps": None, "train.minutes": 1.0}),
     "train.batch_size": Case(3, order),
     "train.batch_tokens": Case(200, order, {"train.batch_size": None, "train.batch_tokens": 60}),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tunesmith.kernels.dropout import KeepMask
 from tunesmith.kernels.low_rank import low_rank, low_rank_reference
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -30,6 +31,19 @@ class Linear:
         return self._weight
 
 
+class Given(KeepMask):
+    """A mask that is known beforehand, in whatever dtype it is asked for."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        object.__setattr__(self, "mask", mask)
+
+    def like(self, x):
+        return self.mask.to(x.dtype).view(x.shape)
+
+    def on(self, x):
+        return x * self.like(x)
+
+
 def case(rows, in_, out, rank, dtype, *, bias=True, keep=False, seed=0, adapter_dtype=None):
     g = torch.Generator().manual_seed(seed)
 
@@ -39,7 +53,7 @@ def case(rows, in_, out, rank, dtype, *, bias=True, keep=False, seed=0, adapter_
     x, weight, b = draw(rows, in_), draw(out, in_) / in_**0.5, draw(out) if bias else None
     wide = adapter_dtype or torch.promote_types(dtype, torch.float32)
     A, B = (draw(rank, in_) / in_**0.5).to(wide), draw(out, rank).to(wide)
-    mask = (torch.rand(rows, in_, generator=g) < 0.7).to(dtype) / 0.7 if keep else None
+    mask = Given((torch.rand(rows, in_, generator=g) < 0.7).to(dtype) / 0.7) if keep else None
     base = Linear(weight.to(dtype), None if b is None else b.to(dtype))
     return x.to(dtype), base, A, B, mask, draw(rows, out).to(dtype)
 
@@ -81,8 +95,8 @@ def test_equals_the_reference_in_value_and_gradient(rows, in_, out, rank, dtype,
 def summands(x, base, A, B, keep, dy):
     """The largest sum of absolute summands, of y and of each gradient: rounding is a share of these."""
     plain = Linear(base.weight().abs().double(), None if base.bias is None else base.bias.abs().double())
-    wide = [None if t is None else t.abs().double() for t in (x, A, B, keep, dy)]
-    y, grads = run(low_rank_reference, wide[0], plain, *wide[1:])
+    wide = [t.abs().double() for t in (x, A, B, dy)]
+    y, grads = run(low_rank_reference, wide[0], plain, *wide[1:3], keep, wide[3])
     return y.max().item(), [grad.max().item() for grad in grads]
 
 
@@ -116,7 +130,7 @@ def test_without_autograd_the_mask_still_counts(keep):
 def test_leading_dimensions_and_strides_do_not_matter(shape):
     _, base, A, B, _, _ = case(1, 7, 5, 3, torch.float64)
     x = torch.randn(*shape[:-2], shape[-1], shape[-2], dtype=torch.float64).transpose(-1, -2)  # not contiguous
-    keep = torch.rand(shape, dtype=torch.float64)
+    keep = Given(torch.rand(shape, dtype=torch.float64))
     dy = torch.ones((), dtype=torch.float64).expand(*shape[:-1], 5)  # a gradient with strides of zero
     fast, plain = run(low_rank, x, base, A, B, keep, dy), run(low_rank_reference, x, base, A, B, keep, dy)
     close(fast[0], plain[0], torch.float64)
@@ -194,13 +208,14 @@ def run_gained(function, x, base, A, B, keep, dy, gain):
     return y.detach(), [leaf.grad for leaf in leaves]
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("gains", GAINS)
-def test_a_gain_equals_the_reference_in_value_and_gradient(gains, dtype, bias):
+def test_a_gain_equals_the_reference_in_value_and_gradient(gains, dtype, bias, keep):
     low, high = GAINS[gains]
     for rows, in_, out in ((1, 3, 5), (40, 13, 70), (300, 64, 33)):
-        parts = case(rows, in_, out, 4, dtype, bias=bias)
+        parts = case(rows, in_, out, 4, dtype, bias=bias, keep=keep)
         gain = torch.linspace(low, high, out, dtype=torch.promote_types(dtype, torch.float32))
         fast = run_gained(low_rank, *parts, gain)
         plain = run_gained(low_rank_reference, *parts, gain)
@@ -208,8 +223,8 @@ def test_a_gain_equals_the_reference_in_value_and_gradient(gains, dtype, bias):
         for mine, wanted in zip(fast[1], plain[1], strict=True):
             close(mine, wanted, dtype)
         with torch.no_grad():
-            x, base, A, B, keep, _ = parts
-            close(low_rank(x, base, A, B, 1.7, keep, gain), plain[0], dtype)
+            x, base, A, B, mask, _ = parts
+            close(low_rank(x, base, A, B, 1.7, mask, gain), plain[0], dtype)
 
 
 def test_a_gain_of_one_changes_no_bit_of_the_base():
@@ -262,13 +277,30 @@ def test_row_norms_without_a_matrix_b_a(dtype):
 
 
 def test_the_input_is_kept_only_where_a_learns():
-    """What LoRA-FA is about: a backward pass that needs A x alone."""
-    for learns in (True, False):
-        x, base, A, B, _, _ = case(30, 24, 40, 4, torch.float32)
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.shape) or t, lambda t: t):
-            low_rank(x.requires_grad_(), base, A.requires_grad_(learns), B.requires_grad_(), 2.0)
-        assert (x.shape in kept) == learns
+    """What LoRA-FA is about: a backward pass that needs A x alone. Of a mask nothing is kept in any case."""
+    for learns, dtype, p in itertools.product((True, False), TOLERANCE, (0.0, 0.3)):
+        x, base, A, B, _, _ = case(30, 24, 40, 4, dtype)
+        kept, keep = [], KeepMask.fresh(p) if p else None
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            low_rank(x.requires_grad_(), base, A.requires_grad_(learns), B.requires_grad_(), 2.0, keep)
+        assert [t.data_ptr() for t in kept if t.shape == x.shape] == [x.data_ptr()] * learns
+        sizes = [x.numel()] * learns + [30 * 4, 4 * 24, 40 * 4]  # x, A x, and A and s B in x's dtype
+        assert sorted(t.numel() for t in kept) == sorted(sizes)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_mask_is_drawn_again_in_the_backward_pass(dtype):
+    """With a mask from torch's generator, not a given one; other draws in between change nothing."""
+    x, base, A, B, _, dy = case(40, 24, 16, 4, dtype)
+    keep = KeepMask.fresh(0.3)
+    plain = run(low_rank_reference, x, base, A, B, Given(keep.like(x)), dy)
+    leaves = [t.clone().requires_grad_() for t in (x, A, B)]
+    y = low_rank(leaves[0], base, *leaves[1:], 1.7, keep)
+    KeepMask.fresh(0.3).like(x)
+    y.backward(dy)
+    close(y.detach(), plain[0], dtype)
+    for leaf, wanted in zip(leaves, plain[1], strict=True):
+        close(leaf.grad, wanted, dtype)
 
 
 @pytest.mark.parametrize("keep", [False, True])

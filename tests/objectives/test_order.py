@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith.data.types import CHOSEN, REJECTED, Answer, Asked, Classified, Example, Message, Origin, Prompt
+from tunesmith.objectives.classify import Classification, ClassifySettings
+from tunesmith.objectives.distill import Distillation, DistillSettings
 from tunesmith.objectives.order import Order, even_cuts, steps_per_epoch
+from tunesmith.objectives.policy import PolicyGradient
+from tunesmith.objectives.policy_losses import PolicySettings
+from tunesmith.objectives.preference import PreferenceTuning
+from tunesmith.objectives.preference_losses import PreferenceSettings
+from tunesmith.objectives.reward import RewardModelling, RewardSettings
+from tunesmith.objectives.sft import SFT
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 
@@ -84,6 +93,77 @@ def test_groups_stay_one_after_the_other():
 def test_the_rows_of_the_first_steps(lengths, batch_tokens, num_steps):
     order = order_of(lengths, batch_tokens)
     assert order.first(num_steps).tolist() == sorted(set(itertools.chain(*steps_of(order, num_steps))))
+
+
+@given(
+    lengths=LENGTHS,
+    batch=st.one_of(st.tuples(st.integers(1, 9), st.none()), st.tuples(st.none(), st.integers(1, 300))),
+    tokens=st.integers(1, 4000),
+    shuffle=st.booleans(),
+    data=st.data(),
+)
+def test_the_step_by_which_so_many_tokens_were_visited(lengths, batch, tokens, shuffle, data):
+    """Known beforehand and wherever the cursor stands: the first step, as counted one by one."""
+    groups = data.draw(st.lists(st.sampled_from([None, "a", "b"]), min_size=len(lengths), max_size=len(lengths)))
+    order = Order(groups, batch_size=batch[0], batch_tokens=batch[1], seed=3, shuffle=shuffle, lengths=lengths)
+    order.done = data.draw(st.integers(0, 5))
+    found, order.done = order.steps_until(tokens), 0
+    visited = list(itertools.accumulate(sum(lengths[row] for row in step) for step in steps_of(order, found)))
+    assert visited[-1] >= tokens
+    assert found == 1 or visited[-2] < tokens
+
+
+def test_a_number_of_steps_is_known_at_once_however_large():
+    order = Order([None] * 7, batch_size=2, seed=0, shuffle=True, lengths=[5] * 7)
+    assert order.steps_until(35 * 10**15) == 4 * 10**15
+    assert order.steps_until(35 * 10**15 + 1) == 4 * 10**15 + 1
+
+
+def one(kind, number, length, **more):
+    ids, weights = np.arange(length, dtype=np.int64), np.ones(length, np.float32)
+    return kind(ids, weights, Origin("rows", number), **more)
+
+
+GIVEN = [3 + 5 * number % 17 for number in range(13)]
+PLAIN = [one(Example, number, length) for number, length in enumerate(GIVEN)]
+SIDES = [
+    one(Answer, number, length + (side == CHOSEN), side=side)
+    for number, length in enumerate(GIVEN)
+    for side in (CHOSEN, REJECTED)
+]
+TEXTS = [one(Classified, number, length, labels=("ab"[number % 2],)) for number, length in enumerate(GIVEN)]
+KNOWN = {
+    "sft": lambda **batch: SFT(PLAIN, [], **batch),
+    "distill": lambda **batch: Distillation(PLAIN, [], DistillSettings(teacher="x"), **batch),
+    "preference": lambda **batch: PreferenceTuning(SIDES, [], PreferenceSettings(reference="online"), **batch),
+    "orpo": lambda **batch: PreferenceTuning(SIDES, [], PreferenceSettings(loss="orpo"), **batch),
+    "reward": lambda **batch: RewardModelling(SIDES, [], RewardSettings(), **batch),
+    "classify": lambda **batch: Classification(TEXTS, [], ClassifySettings(), **batch),
+}
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 151, 500])
+@pytest.mark.parametrize("kind", KNOWN)
+def test_an_objective_knows_after_which_step_so_many_tokens_were_read(kind, tokens):
+    """Of pairs both sides count."""
+    made = KNOWN[kind](batch_size=3, seed=1)
+    found = made.steps_until(tokens)
+    read = [sum(map(len, step.examples)) for step in itertools.islice(made.steps(None), found)]
+    assert sum(read) >= tokens > sum(read[:-1])
+    assert made.steps_until(tokens) == found, "it does not matter where the steps stand"
+
+
+def test_an_objective_whose_rows_are_written_while_training_does_not():
+    asked = [
+        Asked(
+            row.token_ids, 0 * row.loss_weights, row.origin, prompt=Prompt((Message("user", "?"),), "?", {}, row.origin)
+        )
+        for row in PLAIN
+    ]
+    sampled = DistillSettings(teacher="x", answers="sampled")
+    assert Distillation(asked, [], sampled, batch_size=2, seed=0).steps_until(10) is None
+    policy = PolicySettings(rewards=("length:3",))
+    assert PolicyGradient(asked, [], policy, batch_size=2, seed=0).steps_until(10) is None
 
 
 @pytest.mark.parametrize("both", [{"batch_size": None}, {"batch_size": 2, "batch_tokens": 8}])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,20 @@ def test_a_deep_model_is_known_from_two_shallow_ones(place: tuple[Path, Path], t
         for name in vars(whole.parts):
             assert getattr(quick.parts, name) == pytest.approx(getattr(whole.parts, name), rel=0.02, abs=200), name
         assert quick.work.flops == pytest.approx(whole.work.flops, rel=0.02)
+
+
+def test_a_budget_in_tokens_is_forecast_in_steps(place: tuple[Path, Path], tmp_path: Path) -> None:
+    told = values(place, tmp_path)
+    del told["train"]["epochs"]
+    resolved = from_dict(told, ["train.tokens=1500"])
+    made = plan_of(resolved, methods=False, remedies=False)
+    with Progress(quiet=True) as progress:
+        objective = run.built(resolved.recipe, run.read_rows(resolved.recipe, False, progress)[1])
+    read = [sum(map(len, step.examples)) for step in islice(objective.steps(None), made.need.num_steps)]
+    assert sum(read) >= 1500 > sum(read[:-1])
+    assert made.need.num_steps > objective.steps_per_epoch, "rows come again"
+    assert f"{made.need.num_steps} steps: " in "\n".join(lines(made))
+    assert "the clock" not in "\n".join(lines(made))
 
 
 @pytest.mark.slow
@@ -251,12 +267,40 @@ def test_classes_and_answers_that_are_sampled(place: tuple[Path, Path], tmp_path
     assert made.pace.factor != 1, "a part of the model was timed"
 
 
-def test_a_student_is_planned_without_its_teacher(place: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_student_is_planned_with_its_teacher(place: tuple[Path, Path], tmp_path: Path) -> None:
     told = values(place, tmp_path, objective={"kind": "distill", "teacher": str(place[0])}, adapter={"dropout": 0.0})
     told["train"].pop("learning_rate")
     made = plan_of(from_dict(told), methods=False, remedies=False)
-    assert any("the teacher is not counted" in note for note in made.notes)
+    need, parts = made.need, made.need.trial.parts
+    assert need.teacher >= parts.weights, "student and teacher are one model"
+    bare = needed(parts, "cpu", made.memory.held)
+    assert need.memory == bare + need.teacher
+    assert any("the teacher, and what it holds" in line for line in lines(made))
     assert made.pace.factor != 1, "a part of the model was timed"
+    quick = {**told, "objective": {**told["objective"], "answers": "sampled", "max_completion_length": 30}}
+    quick["train"] = {**told["train"], "batch_size": 2}
+    sampled = plan_of(from_dict(quick), methods=False, remedies=False)
+    assert sampled.need.teacher >= parts.weights
+    assert sampled.need.trial.parts.written > 0
+
+
+def test_answers_that_are_written_count_where_they_hold_the_most(place: tuple[Path, Path], tmp_path: Path) -> None:
+    """Keys and values of all completions of a step, at most what generation lets them take."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"what is {n}", "answer": "4"}) + "\n" for n in range(20)))
+    policy = {"kind": "policy", "rewards": ["exact"], "num_generations": 16, "max_completion_length": 60}
+    told = values((place[0], prompts), tmp_path, objective=policy, adapter={"dropout": 0.0})
+    told["train"] |= {"batch_size": 4}
+    told["train"].pop("learning_rate")
+    here = planner_of(from_dict(told))
+    config = here.bench.bare.config
+    each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    parts = here.need(here.recipe).trial.parts
+    assert parts.written == 64 * here.longest * each
+    elsewhere = {**told, "objective": {**policy, "sampler": "http://localhost:8000"}}
+    assert planner_of(from_dict(elsewhere)).need(here.recipe).trial.parts.written == 0
+    huge = replace(parts, written=10 * parts.peak)
+    assert huge.passing == 10 * parts.peak - parts.gradients
 
 
 def test_an_own_memory_and_the_exit_code(

@@ -74,11 +74,12 @@ def test_the_better_half_goes_on_and_the_best_is_found(whole):
 
 
 def test_a_trial_that_was_left_and_gone_on_with_is_the_unbroken_run(whole, home):
-    """The best trial's run, to its end, has bit for bit the losses of the recipe that the search wrote."""
+    """The best trial's run, to its end, has bit for bit the losses of the recipe that the search wrote, on its rows."""
     found, _ = whole
     again = tunesmith.train(tunesmith.load(str(found.run)), resume=True, quiet=True)
     assert reached(found.run) == STEPS
-    straight = tunesmith.load(str(found.files["best"]), [f"output.folder={home / 'straight'}"])
+    own_rows = f"data.train={tunesmith.load(str(found.run)).recipe.data.train}"
+    straight = tunesmith.load(str(found.files["best"]), [own_rows, f"output.folder={home / 'straight'}"])
     tunesmith.train(straight, quiet=True)
 
     def losses(folder):
@@ -102,7 +103,7 @@ def test_what_is_done_is_never_done_again(home):
     assert third.results["steps"] == 2 * 8 + 2 * 16
 
 
-def test_the_report(whole):
+def test_the_report(whole, home):
     found, _ = whole
     assert found.files["picture"].read_bytes()[:4] == b"\x89PNG"
     text = found.files["markdown"].read_text()
@@ -115,7 +116,9 @@ def test_the_report(whole):
         assert "the recipe's own, learning_rate 0.01" in words
     saved = json.loads(found.files["json"].read_text())
     assert saved["best"] == found.best
-    assert tunesmith.load(str(found.files["best"])).recipe.train.learning_rate == found.best["train.learning_rate"]
+    best = tunesmith.load(str(found.files["best"])).recipe
+    assert best.train.learning_rate == found.best["train.learning_rate"]
+    assert best.data.train == str(home / "rows.jsonl")  # all rows, those too that no trial saw
 
 
 def test_what_is_found_can_be_confirmed(home):
@@ -193,6 +196,7 @@ def test_a_trial_that_fails_is_shown_and_the_search_goes_on(home):
         ({"space": {"adapter.r": [4]}}, "space holds no choice"),
         ({"space": {"adapter.r": [4, 4]}}, "names a value twice"),
         ({"space": {"train.steps": [4, 8]}}, "is the budget by which trials are measured"),
+        ({"space": {"train.tokens": [400, 800]}}, "is the budget by which trials are measured"),
         ({"space": {"train.seed": [4, 8]}}, "is nothing to search"),
         ({"space": {"adapter.r": {"low": 1, "hgih": 3}}}, "hgih"),
         ({"budget": 0.1}, "has none for some of the 4 trials"),
@@ -228,9 +232,19 @@ def test_a_fit_at_once_has_no_steps_to_search(home, tmp_path):
     assert runner.orders == []
 
 
+def test_a_budget_in_tokens_is_counted_in_steps(home):
+    from tunesmith.search import checks, settings
+
+    given = values(home, "tokens", budget=4)
+    given["recipe"]["train"] = {"tokens": 10**4, "batch_size": 4, "learning_rate": 0.01, "evaluate_every": 4}
+    many = checks.plan(settings.from_dict(given)).num_steps
+    given["recipe"]["train"]["tokens"] = 5 * 10**3
+    assert many - 4 <= 2 * checks.plan(settings.from_dict(given)).num_steps <= many + 4
+
+
 @pytest.mark.parametrize(("batch", "steps", "first"), [("batch_size=9", 4, 2), ("batch_tokens=100000", 1, 1)])
 def test_a_search_knows_when_shares_of_a_pass_are_evaluated_first(home, batch, steps, first):
-    """Of 34 rows."""
+    """Of 30 rows: four are kept to confirm what is found."""
     from tunesmith.search import checks, settings
 
     given = values(home, "passes", budget=4)

@@ -62,6 +62,7 @@ def test_what_is_no_number_of_passes_is_refused(text):
 
 
 BUDGETS = {"steps": {"steps": 7}, "epochs": {"epochs": 2.3}, "minutes": {"minutes": 0.35}}
+BUDGETS |= {"tokens": {"tokens": 2 * sum(map(len, rows(10))) + 1}}
 
 
 @pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)

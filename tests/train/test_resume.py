@@ -106,6 +106,14 @@ def test_steps_that_are_counted_in_tokens_go_on_bit_for_bit(tmp_path, cut):
     assert [event.loss for event in again.kinds(StepDone)] == losses[cut:]
 
 
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_a_budget_in_tokens_goes_on_to_the_same_step_bit_for_bit(tmp_path, cut):
+    whole, again = whole_and_resumed(tmp_path, cut, train=rows(11), tokens=400, dropout=0.3, schedule="linear")
+    assert whole.loop.at.num_tokens == again.loop.at.num_tokens >= 400
+    assert cut < whole.loop.at.step == again.loop.at.step
+    assert rates(again) == rates(whole)[cut:]
+
+
 @pytest.mark.parametrize("what", STATES)
 def test_every_part_of_the_state_matters(tmp_path, what):
     """A checkpoint with one part put wrong does not continue the run: nothing that is saved is idle."""

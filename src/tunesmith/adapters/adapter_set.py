@@ -166,6 +166,15 @@ def check(settings: AdapterSettings, num_steps: int | None, optimizer: str) -> N
         hook(settings, num_steps, optimizer)
 
 
+def for_share(settings: AdapterSettings, share: float) -> AdapterSettings:
+    """The settings of a run with `share` of the budget: the same, unless the method counts steps of its own."""
+    hook = getattr(METHODS[settings.method], "for_share", None)  # type: ignore[attr-defined]
+    if hook is None:
+        return settings
+    own: AdapterSettings = hook(settings, share)
+    return own
+
+
 def by_layer(settings: AdapterSettings, body: Anatomy, paths: Sequence[str]) -> dict[str, AdapterSettings]:
     """Each layer's own settings: the same for all, unless the method says otherwise."""
     hook = getattr(METHODS[settings.method], "for_layers", None)  # type: ignore[attr-defined]

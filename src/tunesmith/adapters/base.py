@@ -17,6 +17,7 @@ and, where a method needs them:
     peft_layers(layer_settings) -> fields of adapter_config.json that name layers
     check(settings, num_steps, optimizer)    refuses a run that the method cannot serve, before any weight is loaded;
                                         `num_steps` is None for a budget in minutes
+    for_share(settings, share) -> settings    of a run with a share of the budget, where a setting counts steps
     PLAIN_ONLY    why it cannot stand beside a base of few bits, in a sentence: the pair is refused
     on_step(adapters, step, num_steps) -> requests    called within every optimizer step, when `step` updates are done.
                                         It may change tensors of `adapters` (by path), and draws from torch's own

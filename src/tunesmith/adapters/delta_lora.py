@@ -25,7 +25,6 @@ from torch import Tensor
 from tunesmith.adapters import lora
 from tunesmith.adapters.base import Adapter, Base, Request
 from tunesmith.errors import AdapterError
-from tunesmith.kernels.low_rank import low_rank
 
 
 class Settings(lora.FactorSettings):
@@ -61,15 +60,6 @@ class DeltaLoRA(lora.LoRA):
         share = 1 / (1 + self.update_ratio)
         return scaled_back(self.A, share), scaled_back(self.B, share)
 
-    def forward(self, x: Tensor, base: Base, *more: Any, **named: Any) -> Tensor:
-        if base.is_embedding:
-            return super().forward(x, base)
-        return low_rank(x, base, *self._learned(), self.scale, beside=(self.A1, self.B1))
-
-    def _factors(self) -> tuple[Tensor, Tensor, float]:
-        A, B = self._learned()
-        return torch.cat([A, self.A1]), torch.cat([B, self.B1], dim=1), self.scale
-
 
 class _ScaledBack(torch.autograd.Function):
     @staticmethod
@@ -98,6 +88,11 @@ def check(settings: Settings, num_steps: int | None, optimizer: str) -> None:
             found=f"a budget of {num_steps} steps",
             fix="a smaller adapter.start_step, a longer budget, or adapter.method=lora",
         )
+
+
+def for_share(settings: Settings, share: float) -> Settings:
+    """W begins to move after the same share of the run."""
+    return settings.model_copy(update={"start_step": int(share * settings.start_step)})
 
 
 def on_step(adapters: Mapping[str, Adapter], step: int, num_steps: int | None) -> Sequence[Request]:

@@ -13,7 +13,9 @@ Init    A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0: the first forward equals the base
 Merge   W' = W + s (B A - B0 A0);  b' = b
 Departs A and B are held in fp32 and cast to the activations' dtype, never the other way round. PiSSA and OLoRA take
         their start off the frozen weight; here it is one more term of rank r, so that the base never changes. On a
-        base of 4 bits that forgoes what PiSSA gains by quantising the rest alone. Files hold a plain LoRA of rank 2 r
+        base of 4 bits that forgoes what PiSSA gains by quantising the rest alone. Files hold a plain LoRA of rank 2 r.
+        It is reckoned as (B - B0) A + B0 (A - A0), with the differences taken before anything is rounded to bf16: a
+        small step is as exact as LoRA's, and at the start both are 0
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from torch import Tensor, nn
 from tunesmith.adapters.base import Adapter, Base, Stored
 from tunesmith.adapters.settings import AdapterSettings
 from tunesmith.errors import AdapterError
-from tunesmith.kernels.dropout import keep_mask
+from tunesmith.kernels.dropout import KeepMask
 from tunesmith.kernels.gain import gained
 from tunesmith.kernels.low_rank import low_rank
 from tunesmith.settings import Contradiction
@@ -117,23 +119,23 @@ class LoRA(Adapter):
         self.A1, self.B1 = self.A.detach().clone(), -self.B.detach()
 
     def forward(self, x: Tensor, base: Base, *more: Any, **named: Any) -> Tensor:
-        A, B, scale = self._factors()
         gain = self.gain(base)
         if base.is_embedding:
-            h = F.embedding(x, A.T, padding_idx=base.layer.padding_idx)  # type: ignore[arg-type]
             y = base.output(x)
+            A, B, scale = self._factors(y.dtype)
+            h = F.embedding(x, A.T, padding_idx=base.layer.padding_idx)  # type: ignore[arg-type]
             wide = torch.promote_types(y.dtype, h.dtype)
             change = (h.to(wide) @ B.to(wide).T * scale).to(y.dtype)
             if base.output_scale is not None:
                 change = change * base.output_scale.to(y.dtype)
             return y + change if gain is None else gained(y + change, gain)
-        return low_rank(x, base, A, B, scale, self.keep(x), gain)
+        return low_rank(x, base, *self._factors(x.dtype), self.keep(), gain)
 
-    def keep(self, x: Tensor) -> Tensor | None:
-        """A mask for x: 0 where it is dropped out, 1 / (1 - dropout) elsewhere; None where nothing is."""
+    def keep(self) -> KeepMask | None:
+        """A fresh mask for the adapter's input; None where nothing is dropped out."""
         if not self.training or self.dropout == 0:
             return None
-        return keep_mask(x, self.dropout)
+        return KeepMask.fresh(self.dropout)
 
     def gain(self, base: Base) -> Tensor | None:
         """A factor [out] on the whole product; LoRA has none."""
@@ -141,16 +143,28 @@ class LoRA(Adapter):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         wide = torch.promote_types(weight.dtype, self.A.dtype)
-        A, B, scale = self._factors()
+        A, B, scale = self._factors(wide)
         return torch.addmm(weight.to(wide), B.to(wide), A.to(wide), alpha=scale).to(weight.dtype), bias
 
-    def _factors(self) -> tuple[Tensor, Tensor, float]:
+    def _learned(self) -> tuple[Tensor, Tensor]:
+        """A and B as the graph sees them."""
+        return self.A, self.B
+
+    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, float]:
+        """(A [R, in], B [out, R], scale) of the whole change, to be rounded to `dtype`.
+
+        B A + B1 A1 nearly cancel; (B + B1) A - B1 (A - A1) is the same, its differences taken in the factors' own dtype
+        or a wider one. Of the gradients of A, the two parts' sum is that of B A.
+        """
+        A, B = self._learned()
         if self.A1 is None or self.B1 is None:
-            return self.A, self.B, self.scale
-        return torch.cat([self.A, self.A1]), torch.cat([self.B, self.B1], dim=1), self.scale
+            return A, B, self.scale
+        wide = torch.promote_types(dtype, A.dtype)
+        A, A1, B, B1 = (tensor.to(wide) for tensor in (A, self.A1, B, self.B1))
+        return torch.cat([A, A - A1]), torch.cat([B + B1, -B1], dim=1), self.scale
 
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
-        return self._factors()
+        return self._factors(self.A.dtype)
 
     def groups(self) -> dict[str, float]:
         if self.is_embedding:

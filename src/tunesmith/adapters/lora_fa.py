@@ -6,7 +6,8 @@ Maths   y = W x + b + s B (A drop(x))      s = alpha / r, or alpha / sqrt(r) if 
 Shapes  x [..., in]   W [out, in]   A [r, in]   B [out, r]
 Init    A ~ U(-1/sqrt(in), 1/sqrt(in)) and never changed, B = 0; beside an embedding A ~ N(0, 1) (a zero would stay)
 Merge   W' = W + s B A;  b' = b
-Departs nothing. The backward pass needs A x [..., r] and not x: the layer does not keep its input
+Departs nothing. The backward pass needs A x [..., r] and not x: the layer does not keep its input, nor a dropout mask,
+        which the backward pass draws again from its seed
 """
 
 from __future__ import annotations

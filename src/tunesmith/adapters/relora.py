@@ -65,7 +65,11 @@ class ReLoRA(lora.LoRA):
         if base.is_embedding:
             return super().forward(x, base)
         beside = (self.A1, self.B1) if len(self.A1) else None
-        return low_rank(x, base, self.A, self.B, self.scale, self.keep(x), beside=beside)
+        return low_rank(x, base, self.A, self.B, self.scale, self.keep(), beside=beside)
+
+    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, float]:
+        """Nothing is taken off: the products are summed as they are."""
+        return torch.cat([self.A, self.A1]), torch.cat([self.B, self.B1], dim=1), self.scale
 
     @torch.no_grad()
     def restart(self) -> None:
@@ -103,6 +107,13 @@ def check(settings: Settings, num_steps: int | None, optimizer: str) -> None:
         raise AdapterError(
             "the 8-bit optimizer's moments cannot be pruned", fix="adapter.moments_kept=0, or train.optimizer=adamw"
         )
+
+
+def for_share(settings: Settings, share: float) -> Settings:
+    """As many restarts, each with the same share of its steps spent on the renewed warm-up."""
+    restart_every = max(1, int(share * settings.restart_every))
+    rewarm = min(round(share * settings.rewarm), restart_every - 1)
+    return settings.model_copy(update={"restart_every": restart_every, "rewarm": rewarm})
 
 
 def on_step(adapters: Mapping[str, Adapter], step: int, num_steps: int | None) -> Sequence[Request]:

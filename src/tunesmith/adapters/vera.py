@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tunesmith.adapters.base import Adapter, Base, Stored
 from tunesmith.adapters.settings import AdapterSettings
-from tunesmith.kernels.dropout import keep_mask
+from tunesmith.kernels.dropout import KeepMask, dropped
 from tunesmith.kernels.gain import gained
 
 
@@ -59,7 +59,7 @@ class VeRA(Adapter):
             change = gained(gained(F.embedding(x, A.T), self.d) @ B.T, self.b)
             return y + (change if base.output_scale is None else change * base.output_scale.to(y.dtype))
         if self.training and self.dropout > 0:
-            x = x * keep_mask(x, self.dropout)
+            x = dropped(x, KeepMask.fresh(self.dropout))
         return y + gained(gained(x @ A.T, self.d) @ B.T, self.b)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -8,22 +8,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tunesmith.adapters.heads import ClassHead
+from tunesmith.adapters.adapter_set import check as check_method
 from tunesmith.assemble import refuse_unknown_targets
 from tunesmith.atomic import write_file
-from tunesmith.compare.grid import Arm, arms_of, digest, resolve, taken_out
+from tunesmith.compare.contents import digest
+from tunesmith.compare.disk import Sizes, refuse_full, sizes
+from tunesmith.compare.grid import Arm, arms_of, resolve, shorter, taken_out
+from tunesmith.compare.halving import rounds
 from tunesmith.compare.measure import Wanted, has_answers, is_classified, shots_of, test_items
 from tunesmith.compare.settings import Study, baseline_of
+from tunesmith.data.prepare import Prepared
 from tunesmith.data.reading.sources import read
 from tunesmith.data.split import as_held_out, split
 from tunesmith.errors import DataError, RecipeError, TunesmithError, together
 from tunesmith.evaluate import scorers_named
-from tunesmith.objectives.order import steps_per_epoch
+from tunesmith.objectives.base import Objective
 from tunesmith.progress import Progress
 from tunesmith.recipe import Change, Resolved
 from tunesmith.recipe_paths import DATA_SUFFIXES
-from tunesmith.run import read_rows
+from tunesmith.run import built, read_rows
 from tunesmith.train.budget import Budget
+from tunesmith.train.optim import check_optimizer
 
 Say = Callable[[str], object]
 
@@ -69,7 +74,9 @@ def plan(study: Study, *, trust_remote_code: bool = False, say: Say = lambda tex
     own: list[Change] = [] if train_rows is None else taken_out(study, train_rows)
     own.append(("train.seed", settings.seeds[0], f"{study.source}, seeds"))
     ready = {arm.name: resolve(study, arm, own) for arm in arms}
-    _read_all(ready, wanted, max(settings.prompting, default=0), trust_remote_code)
+    objectives = _read_all(ready, wanted, max(settings.prompting, default=0), trust_remote_code)
+    _refuse_methods(study, arms, own, objectives)
+    _refuse_full_disk(study, arms, ready, objectives, trust_remote_code)
     if not has_answers(resolved[0].recipe, wanted):
         if not wanted.scores:
             raise RecipeError(
@@ -200,18 +207,21 @@ def _test_rows(study: Study, arms: Sequence[Arm], resolved: Sequence[Resolved]) 
     return files[0], files[1]
 
 
-def _read_all(resolved: Mapping[str, Resolved], wanted: Wanted, shots: int, trust_remote_code: bool) -> None:
-    """Reads training and test rows once for each way in which arms read them, and tries the scores on them."""
-    lengths: dict[str, list[int]] = {}
+def _read_all(
+    resolved: Mapping[str, Resolved], wanted: Wanted, shots: int, trust_remote_code: bool
+) -> dict[str, Objective]:
+    """Reads training and test rows once for each way in which arms read them, and tries the scores on them. Returns
+    each arm's objective."""
+    known: dict[str, Prepared] = {}
     shapes: set[str] = set()
+    objectives: dict[str, Objective] = {}
     for name, one in resolved.items():
         recipe = one.recipe
         read_as = [recipe.model.model_dump(mode="json"), recipe.data.model_dump(mode="json"), is_classified(recipe)]
         key = digest(read_as)
-        if key not in lengths:
+        if key not in known:
             with Progress(quiet=True) as quiet:
-                _, prepared = read_rows(recipe, trust_remote_code, quiet)
-            lengths[key] = [len(example) for example in prepared.train]
+                _, known[key] = read_rows(recipe, trust_remote_code, quiet)
             if wanted.scores:
                 try:
                     test_items(recipe, wanted, lambda text: None)
@@ -219,12 +229,63 @@ def _read_all(resolved: Mapping[str, Resolved], wanted: Wanted, shots: int, trus
                     raise error.noted("arm", name) from None
             if not is_classified(recipe):
                 shots_of(recipe, shots)
-        Budget(recipe.train, steps_per_epoch(lengths[key], recipe.train.batch_size, recipe.train.batch_tokens))
+        try:
+            objectives[name] = built(recipe, known[key])
+            check_optimizer(recipe.train)
+        except TunesmithError as error:
+            raise error.noted("arm", name) from None
         shape = digest([recipe.model.model_dump(mode="json"), recipe.adapter.model_dump(mode="json")])
         if shape not in shapes:
             shapes.add(shape)
-            head = ClassHead("one", ("a", "b")) if is_classified(recipe) else None
             try:
-                refuse_unknown_targets(recipe, trust_remote_code, head)
+                refuse_unknown_targets(recipe, trust_remote_code, objectives[name].head)
             except TunesmithError as error:
                 raise error.noted("arm", name) from None
+    return objectives
+
+
+def _refuse_full_disk(
+    study: Study,
+    arms: Sequence[Arm],
+    resolved: Mapping[str, Resolved],
+    objectives: Mapping[str, Objective],
+    trust_remote_code: bool,
+) -> None:
+    known: dict[str, Sizes | None] = {}
+    found: dict[str, Sizes] = {}
+    for arm in arms:
+        recipe, head = resolved[arm.name].recipe, objectives[arm.name].head
+        sections = [one.model_dump(mode="json") for one in (recipe.model, recipe.adapter)]
+        key = digest([sections, recipe.train.keep_checkpoints, None if head is None else head.num_outputs])
+        if key not in known:
+            known[key] = sizes(recipe, head, trust_remote_code=trust_remote_code)
+        if (made := known[key]) is not None:
+            found[arm.slug] = made
+    refuse_full(study.folder, found, study.settings.seeds, has_trials=study.settings.learning_rates != "fixed")
+
+
+def _refuse_methods(
+    study: Study, arms: Sequence[Arm], own: Sequence[Change], objectives: Mapping[str, Objective]
+) -> None:
+    """What no run of an arm could do in its steps: whole, with every learning rate, and in every round of trials."""
+    rates = [] if study.settings.learning_rates == "fixed" else sorted(set(study.settings.learning_rates))
+    shares = [1.0, *(share for _, share in rounds(len(rates)))] if rates else [1.0]
+    errors = list[TunesmithError]()
+    for arm in arms:
+        share = 1.0
+        try:
+            for share in shares:
+                less = shorter(resolve(study, arm).recipe, share, study.source) if share < 1.0 else []
+                for rate in rates:
+                    said = study.where("learning_rates")
+                    resolve(study, arm, [*own, *less, ("train.learning_rate", rate, said)])
+                recipe = resolve(study, arm, [*own, *less]).recipe
+                num_steps = Budget.of(recipe.train, objectives[arm.name]).num_steps
+                if recipe.model.adapter is None:
+                    check_method(recipe.adapter, num_steps, recipe.train.optimizer)
+        except TunesmithError as error:
+            errors.append(error.noted("arm", arm.name))
+            if share < 1.0:
+                error.noted("in", f"a trial of a learning rate, which has {share:g} of a run's budget")
+    if errors:
+        raise together(errors)

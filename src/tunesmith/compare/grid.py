@@ -1,29 +1,28 @@
 """A study's grid: arms, each with its own resolved recipe, and cells, each one run.
 
-A cell is known again by a fingerprint of what decides its weights: the resolved recipe, the bytes of its data and of
-other files that it names, and the files of its model. What is finished under a fingerprint is never done again.
+A cell is known again by a fingerprint of what decides its weights: the resolved recipe, and the bytes of all files and
+folders that it names, data and model too, wherever they lie. What is finished under a fingerprint is never done again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path as FilePath
 from typing import Any
 
+from tunesmith.adapters.adapter_set import for_share
+from tunesmith.compare.contents import digest, placeless
 from tunesmith.compare.settings import Planned, Study
-from tunesmith.data.settings import HeldOut
 from tunesmith.dialects.read import load
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.notation import write_inline
-from tunesmith.recipe import Change, Resolved, from_dict
+from tunesmith.recipe import Change, Recipe, Resolved, from_dict
 from tunesmith.record import FREE_TO_CHANGE
+from tunesmith.train.settings import BUDGETS
 
 LEFT_TO_THE_STUDY = {
     "train.seed": "seeds",
@@ -91,7 +90,7 @@ def arms_of(study: Study) -> list[Arm]:
     slugs: dict[str, str] = {}
     untuned = {prompted(shots) for shots in settings.prompting}
     for arm in arms:
-        if arm.name in untuned:
+        if any(arm.name == name or arm.name.startswith(f"{name}, ") for name in untuned):
             raise RecipeError(
                 f"an arm cannot be called {arm.name!r}: so is the row of the base",
                 where=study.where("arms", arm.name),
@@ -180,8 +179,8 @@ def cell(
     if learning_rate is not None:
         changes.append(("train.learning_rate", learning_rate, f"{study.source}, learning_rates"))
     if share < 1.0:
-        train = resolve(study, arm).recipe.train
-        changes.append(_shorter(train, share, f"{study.source}, round {(rung or 0) + 1} of the learning rates"))
+        said = f"{study.source}, round {(rung or 0) + 1} of the learning rates"
+        changes += shorter(resolve(study, arm).recipe, share, said)
     known = resolve(study, arm, changes)
     mark = fingerprint(known)
     trial = "" if rung is None else f"trial-{learning_rate:g}-round{rung + 1}-"
@@ -200,68 +199,38 @@ def taken_out(study: Planned[Any], train_rows: str) -> list[Change]:
     return [("data.train", train_rows, said), ("data.subset", None, said), ("data.split", "train", said)]
 
 
-def _shorter(train: Any, share: float, source: str) -> Change:
-    """A share of the budget, whatever its unit."""
-    if train.steps is not None:
-        return ("train.steps", max(1, round(share * train.steps)), source)
-    if train.minutes is not None:
-        return ("train.minutes", share * train.minutes, source)
-    return ("train.epochs", share * train.epochs, source)
+def shorter(recipe: Recipe, share: float, source: str) -> list[Change]:
+    """The changes that make of a recipe one with a share of its budget, whatever its unit: a whole run, only shorter.
+
+    What counts steps beside the budget shrinks with it: the warm-up, and steps of the adapter's method.
+    """
+    train, made = recipe.train, list[Change]()
+    for name in BUDGETS:
+        value = getattr(train, name)
+        if value is not None:
+            value = max(1, round(share * value)) if isinstance(value, int) else share * value
+            made.append((f"train.{name}", value, source))
+    if train.warmup >= 1:
+        made.append(("train.warmup", max(1, round(share * train.warmup)), source))
+    if recipe.model.adapter is None:  # else its settings are those of the adapter that it goes on from
+        own = for_share(recipe.adapter, share).model_dump(mode="json")
+        before = recipe.adapter.model_dump(mode="json")
+        made += [(f"adapter.{key}", value, source) for key, value in own.items() if value != before[key]]
+    return made
 
 
 def fingerprint(resolved: Resolved) -> str:
     """Of what decides a run's weights."""
-    plain: dict[str, Any] = {
+    return digest(placeless(deciding(resolved.plain)))
+
+
+def deciding(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of a resolved recipe the settings that a weight depends on."""
+    return {
         section: {key: value for key, value in settings.items() if f"{section}.{key}" not in FREE_TO_CHANGE}
-        for section, settings in resolved.plain.items()
+        for section, settings in plain.items()
         if section not in FREE_TO_CHANGE
     }
-    held_out = resolved.recipe.data.held_out
-    file = held_out if isinstance(held_out, str) else held_out.file if isinstance(held_out, HeldOut) else None
-    paths = [source.named for source in resolved.recipe.data.sources]
-    files = [content(name) for name in (*paths, file) if name is not None]
-    model = [stamp(name) for name in (resolved.recipe.model.name, resolved.recipe.model.adapter) if name is not None]
-    return digest([plain, files, model, files_named(plain)])
-
-
-def files_named(plain: Any) -> dict[str, str]:
-    """Name -> digest of every file that a value of a recipe names, at any depth: templates, rewards, rows."""
-    if isinstance(plain, Mapping):
-        plain = list(plain.values())
-    if isinstance(plain, list | tuple):
-        return {name: found for value in plain for name, found in files_named(value).items()}
-    if not isinstance(plain, str):
-        return {}
-    tried = (plain, plain.rpartition(":")[0])  # file.py:function
-    return {name: content(name) for name in tried if os.path.isfile(name)}  # Path raises where a text is no path
-
-
-def digest(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def content(name: str) -> str:
-    """Digest of a file's bytes, or of all files of a folder; of a hub id, the id."""
-    path = FilePath(name)
-    if not path.exists():
-        return name
-    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
-    return digest([[str(file.relative_to(path)), _bytes_of(str(file), file.stat().st_mtime_ns)] for file in files])
-
-
-@lru_cache(maxsize=256)
-def _bytes_of(file: str, _: int) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "blake2b").hexdigest()
-
-
-def stamp(name: str) -> str:
-    """Names, sizes and times of a model's files: its bytes may be many."""
-    path = FilePath(name)
-    if not path.exists():
-        return name
-    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
-    return digest([[item.name, item.stat().st_size, item.stat().st_mtime_ns] for item in files])
 
 
 def differing(plain: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from tunesmith.compare import settings
 from tunesmith.compare.process import Runner, in_process
 from tunesmith.compare.report import show, write_report
 from tunesmith.compare.results import results
-from tunesmith.compare.study import run_cells
+from tunesmith.compare.study import Ran, run_cells
 from tunesmith.errors import MachineError
 from tunesmith.progress import Progress
 
@@ -60,12 +60,24 @@ def compare(
     files = write_report(found, loaded.folder)
     if not quiet:
         show(found, files, Console(highlight=False))
-    failed = [done for done in ran.done if done.failed is not None]
-    if len(failed) == len(ran.done):
-        raise MachineError(
-            "every cell of the study failed",
-            where=str(loaded.folder),
-            found=(failed[0].failed or "").splitlines()[0],
-            fix=f"read {loaded.folder / 'logs'}",
-        )
+    _refuse_all_failed(ran)
     return Comparison(loaded.folder, found, files)
+
+
+def _refuse_all_failed(ran: Ran) -> None:
+    """No arm has a finished seed: that is an error, also where the base was measured."""
+    arms = {arm.name for arm in ran.plan.arms}
+    if any(done.failed is None for done in ran.done if done.arm in arms):
+        return
+    arms_by_reason: dict[str, list[str]] = {}
+    for done in ran.done:
+        if done.arm in arms:
+            named = arms_by_reason.setdefault((done.failed or "").splitlines()[0], [])
+            named += [done.arm] if done.arm not in named else []
+    is_all = all(done.failed is not None for done in ran.done)
+    raise MachineError(
+        "every cell of the study failed" if is_all else "every cell of every arm failed: only the base was measured",
+        where=str(ran.study.folder),
+        found="; ".join(f"{', '.join(names)}: {why}" for why, names in arms_by_reason.items()),
+        fix=f"read {ran.study.folder / 'logs'}",
+    )

@@ -7,6 +7,7 @@ is measured is what anyone would load.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 
 from tunesmith.atomic import write_json
-from tunesmith.compare.grid import content, digest, stamp
+from tunesmith.compare.contents import digest, placeless
 from tunesmith.data.mixture import part_rows, read_parts
 from tunesmith.data.prepare import prepare
 from tunesmith.data.settings import DataSettings
-from tunesmith.data.types import Conversation, Example, Message
-from tunesmith.errors import DataError
+from tunesmith.data.types import Conversation, Example, Message, Origin
+from tunesmith.errors import DataError, NonFiniteError
 from tunesmith.evaluate import Item, evaluate, scorers_named, write_answers
 from tunesmith.models.policy import Policy, probe
 from tunesmith.models.session import Params
@@ -55,8 +56,7 @@ class Wanted:
 
     @property
     def fingerprint(self) -> str:
-        files = [content(name) for name in (self.test, self.forget) if name is not None]
-        return digest([vars(self), files])
+        return digest(placeless(vars(self)))
 
 
 def is_classified(recipe: Recipe) -> bool:
@@ -119,7 +119,7 @@ def measure(
         say("loss on the test rows")
         prepared = prepare(test_data(recipe, wanted), session.tokenizer, seed=recipe.train.seed, most_tokens=most)
         begun = time.perf_counter()
-        found["loss"] = loss_by_row(session, policy, prepared.train, session.adapter)
+        found["loss"] = loss_by_row(session, policy, prepared.train, session.adapter, "test row")
         found["left_out"] = prepared.counts.read - prepared.counts.kept
         found["seconds"]["loss"] = time.perf_counter() - begun
     if shots == 0 and wanted.forget is not None:
@@ -162,6 +162,8 @@ def classified(session: Session, policy: Policy, recipe: Recipe, wanted: Wanted,
     with session.switch.set_to(session.adapter), policy.answering():
         rows, outputs = part.outputs(policy, prepared.train, default_micro_batch_tokens(policy.device))
     losses, right = part.by_row(outputs, rows, session.head)
+    for row, loss in zip(rows, losses, strict=True):
+        _refuse_no_number(loss, "test row", row.origin)
     places = {row.origin.row: index for index, row in enumerate(rows)}
     numbers = sorted(places)
     every = [origin.row for part in read_parts(data) for origin, _ in part.raw]
@@ -181,9 +183,12 @@ def classified(session: Session, policy: Policy, recipe: Recipe, wanted: Wanted,
 
 @torch.no_grad()
 def loss_by_row(
-    session: Session, policy: Policy, examples: Sequence[Example], adapter: str | None
+    session: Session, policy: Policy, examples: Sequence[Example], adapter: str | None, called: str
 ) -> dict[str, list[float]]:
-    """{"rows": number in the file, "sum": loss over the row's learned tokens, "weight": how many those are}."""
+    """{"rows": number in the file, "sum": loss over the row's learned tokens, "weight": how many those are}.
+
+    A loss that is not finite is an error that names the row, `called` "test row".
+    """
     most = default_micro_batch_tokens(policy.device)
     totals: dict[int, list[float]] = {}
     with session.switch.set_to(adapter):
@@ -193,6 +198,7 @@ def loss_by_row(
                 continue
             part = SFT([example], [example], batch_size=1, seed=0)
             loss = part.evaluate(policy, max(most, len(example)))["loss"]
+            _refuse_no_number(loss, called, example.origin)
             row = totals.setdefault(example.origin.row, [0.0, 0.0])
             row[0] += loss * weight
             row[1] += weight
@@ -202,6 +208,17 @@ def loss_by_row(
         "sum": [totals[row][0] for row in rows],
         "weight": [totals[row][1] for row in rows],
     }
+
+
+def _refuse_no_number(loss: float, called: str, origin: Origin) -> None:
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"the loss of {called} {origin.row} is not finite",
+            where=str(origin),
+            found=f"{loss:g}",
+            expected="a finite number",
+            fix="train with a lower train.learning_rate, or with model.dtype: float32 where a smaller type overflows",
+        )
 
 
 def forgetting(session: Session, policy: Policy, recipe: Recipe, wanted: Wanted, shared: Path) -> dict[str, Any]:
@@ -217,16 +234,16 @@ def forgetting(session: Session, policy: Policy, recipe: Recipe, wanted: Wanted,
     most = session.positions(session.adapter)
     examples = prepare(data, session.tokenizer, seed=0, most_tokens=most).train
     model = recipe.model.model_dump(mode="json")
-    key = digest([model, stamp(recipe.model.name), data.model_dump(mode="json"), content(wanted.forget)])
+    key = digest(placeless([model, data.model_dump(mode="json")]))
     kept = shared / f"{key}.json"
-    if kept.is_file():
-        before = json.loads(kept.read_text())
-    else:
-        before = loss_by_row(session, policy, examples, None)
+    before = json.loads(kept.read_text()) if kept.is_file() else None
+    if before is None or None in before["sum"]:
+        before = loss_by_row(session, policy, examples, None, "general text")
         shared.mkdir(parents=True, exist_ok=True)
         write_json(kept, before)
-    after = before if session.adapter is None else loss_by_row(session, policy, examples, session.adapter)
-    return {"before": before, "after": after}
+    if session.adapter is None:
+        return {"before": before, "after": before}
+    return {"before": before, "after": loss_by_row(session, policy, examples, session.adapter, "general text")}
 
 
 def shots_of(recipe: Recipe, count: int) -> list[Message]:

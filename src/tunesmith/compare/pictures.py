@@ -156,7 +156,8 @@ def _mean_curve(lines: Sequence[tuple[list[int], list[float]]]) -> tuple[list[in
 def _cost(found: Mapping[str, Any]) -> bytes | None:
     """Quality against seconds of training and against peak memory; the Pareto front ringed and joined."""
     measure, own = primary(found), colours(found)
-    rows = {n: r for n, r in found["arms"].items() if r["tuned"] and measure.key in r["figures"]}
+    apart = found["apart"].get(measure.key, [])  # their figures are in another unit
+    rows = {n: r for n, r in found["arms"].items() if r["tuned"] and measure.key in r["figures"] and n not in apart}
     if not rows:
         return None
     figure, panels = _panels(2, 11, 4.4)

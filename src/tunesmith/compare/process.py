@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,12 +19,14 @@ from typing import Any, Protocol
 from tunesmith import events
 from tunesmith.atomic import write_json
 from tunesmith.compare.worker import Order
-from tunesmith.errors import Interrupted
+from tunesmith.errors import CheckpointError, Interrupted
 from tunesmith.progress import Progress
 from tunesmith.record import locked
 from tunesmith.train.signals import Signals, watched
 
 Tell = Callable[[dict[str, Any]], None]
+LETS_GO_SECONDS = 30.0
+"""Within them a process whose study is gone has saved and ended, unless a step of its takes longer."""
 
 
 @contextmanager
@@ -35,6 +38,27 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def let_go(folder: Path, say: Callable[[str], object], stop: Callable[[], int | None]) -> bool:
+    """Waits a while for a process that still works in a run's folder: one whose study was killed saves its last step
+    before it ends. One that is there for longer is found by the run itself. False: a signal came meanwhile."""
+    until = time.monotonic() + LETS_GO_SECONDS
+    is_said = False
+    while (folder / "lock").is_file():
+        try:
+            os.close(locked(folder))
+            break
+        except CheckpointError as error:
+            if stop() is not None:
+                return False
+            if time.monotonic() > until:
+                break
+            if not is_said:
+                say(f"{error.found} is still at work in {folder}: waiting up to {LETS_GO_SECONDS:.0f} s for it to end")
+                is_said = True
+            time.sleep(0.2)
+    return True
 
 
 @contextmanager
@@ -75,6 +99,8 @@ def shown(order: Order, runner: Runner, progress: Progress, stop: Callable[[], i
 def in_process(order: Order, tell: Tell, stop: Callable[[], int | None]) -> Outcome:
     """A `Runner`: the worker as a child. `stop` gives the number of a signal that this process was sent; the child,
     which is in a group of its own, is sent it too, so that it saves its last whole step."""
+    if not let_go(Path(order.folder), lambda text: tell({"say": text}), stop):
+        return Outcome(stopped=True)
     path = Path(order.shared).parent / "orders" / f"{order.name}.json"
     for folder in (path.parent, order.log.parent):
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import statistics
@@ -17,30 +16,28 @@ import numpy as np
 
 from tunesmith import machine
 from tunesmith.card import public
-from tunesmith.compare.grid import differing, prompted
-from tunesmith.compare.stats import Difference, difference, estimate, holm
+from tunesmith.compare.grid import differing
+from tunesmith.compare.pairing import Items, Measured, is_loss, measured_of, read, side_by_side
+from tunesmith.compare.stats import Difference, Estimate, difference, estimate, holm
 from tunesmith.compare.study import Done, Ran
 from tunesmith.compare.verdict import HELD_OUT, LEVEL, LOSS, Measure, best, score, verdict
 from tunesmith.score.intervals import wilson
 
-Items = Mapping[int, float]
-"""A cell's score by item; one item 0 for a figure of the whole run."""
 COSTS = ("train_seconds", "tokens_per_second", "peak_memory_bytes", "trained_parameters", "step", "num_tokens")
-ONCE = -1
-"""Stands for the seed of what no seed changes."""
 
 
 def results(ran: Ran) -> dict[str, Any]:
     """Everything that the report shows."""
     study, settings = ran.study, ran.study.settings
-    tables = {done.arm: _tables(done_of(ran, done.arm)) for done in ran.done}
-    order = [arm.name for arm in ran.plan.arms] + [prompted(shots) for shots in settings.prompting]
+    tables = {done.arm: measured_of(done_of(ran, done.arm), ran.recipes.get(done.arm, {})) for done in ran.done}
+    order = list(dict.fromkeys([*(arm.name for arm in ran.plan.arms), *(done.arm for done in ran.done)]))
     kinds = {recipe.get("objective", {}).get("kind") for recipe in ran.recipes.values()}
     losses = [LOSS, HELD_OUT] if len(kinds) < 2 else []  # of words and of classes: not the same thing
     measures = [*map(score, settings.test.scores), *losses]
     rows = {name: _row(ran, name, tables[name], measures) for name in order if name in tables}
     comparisons = [c for measure in measures for c in _against_baseline(ran.plan.baseline, tables, order, measure)]
     primary = measures[0]
+    apart = _apart(ran.plan.baseline, {name: tables[name] for name in rows}, measures)
     return {
         "study": study.name,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -51,8 +48,9 @@ def results(ran: Ran) -> dict[str, Any]:
         "baseline": ran.plan.baseline,
         "arms": rows,
         "comparisons": comparisons,
+        "apart": apart,
         "best": _best([arm.name for arm in ran.plan.arms], tables, primary),
-        "notes": _notes(ran, rows),
+        "notes": [*_uncompared(ran.plan.baseline, rows), *_units(ran.plan.baseline, apart), *_notes(ran, rows)],
         "differences": _public(differing(ran.recipes)) if len(ran.recipes) > 1 else {},
         "recipe": _public(ran.recipes.get(ran.plan.baseline, {})),
         "machine": machine.describe(),
@@ -72,67 +70,30 @@ def done_of(ran: Ran, arm: str) -> list[Done]:
     return [done for done in ran.done if done.arm == arm]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
-
-
-def _tables(cells: Sequence[Done]) -> dict[str, dict[int, Items]]:
-    """measure -> seed -> item -> score, of the cells that did not fail."""
-    found: dict[str, dict[int, Items]] = {}
-    for done in cells:
-        if done.failed is not None:
-            continue
-        seed = ONCE if done.seed is None else done.seed
-        measures, summary = _read(done.folder / "measures.json"), _read(done.folder / "summary.json")
-        if "loss" in measures:
-            loss = measures["loss"]
-            mean = sum(loss["weight"]) / len(loss["weight"])
-            values = {int(row): value / mean for row, value in zip(loss["rows"], loss["sum"], strict=True)}
-            found.setdefault(LOSS.key, {})[seed] = values
-        for name, values in measures.get("scores", {}).items():
-            found.setdefault(name, {})[seed] = dict(enumerate(values))
-        held_out = (summary.get("best_metrics") or {}).get("loss")
-        if held_out is not None:
-            found.setdefault(HELD_OUT.key, {})[seed] = {0: held_out}
-    return found
-
-
-def paired(ours: Mapping[int, Items], theirs: Mapping[int, Items]) -> tuple[np.ndarray, np.ndarray, list[int]] | None:
-    """Two arrays [seeds, items] of the seeds and items that both have, and the items; None where there are none.
-
-    What no seed changes stands beside every seed of the other.
-    """
-    if ONCE in ours and ONCE in theirs:
-        seeds = [(ONCE, ONCE)]
-    elif ONCE in ours:
-        seeds = [(ONCE, seed) for seed in theirs]
-    elif ONCE in theirs:
-        seeds = [(seed, ONCE) for seed in ours]
-    else:
-        seeds = [(seed, seed) for seed in ours if seed in theirs]
-    if not seeds:
-        return None
-    common = set.intersection(*(set(ours[a]) & set(theirs[b]) for a, b in seeds))
-    items = sorted(common)
-    if not items:
-        return None
-    left = np.array([[ours[a][item] for item in items] for a, _ in seeds])
-    right = np.array([[theirs[b][item] for item in items] for _, b in seeds])
-    return left, right, items
-
-
-def _difference(tables: Mapping[str, Any], ours: str, theirs: str, measure: Measure) -> Difference | None:
-    found = paired(tables[ours].get(measure.key, {}), tables[theirs].get(measure.key, {}))
+def _difference(tables: Mapping[str, Measured], ours: str, theirs: str, measure: Measure) -> Difference | None:
+    found = side_by_side(tables[ours], tables[theirs], measure)
     if found is None:
         return None
-    told = difference(found[0], found[1])
+    left, right, _ = found
+    told = difference(left[:, 0], right[:, 0]) if measure.of_runs else difference(left, right)
     if not measure.points:
         return told
     return replace(told, low=max(-1.0, told.low), high=min(1.0, told.high))  # of two shares; NaN stays one
 
 
+def _apart(baseline: str, tables: Mapping[str, Measured], measures: Sequence[Measure]) -> dict[str, list[str]]:
+    """measure -> arms whose loss is in another unit than the baseline's; of measures of which there are such."""
+    own = tables[baseline]
+    odd = {
+        measure.key: [name for name, one in tables.items() if measure.key in one.scores and not own.is_like(one)]
+        for measure in measures
+        if is_loss(measure) and measure.key in own.scores
+    }
+    return {key: names for key, names in odd.items() if names}
+
+
 def _against_baseline(
-    baseline: str, tables: Mapping[str, Any], order: Sequence[str], measure: Measure
+    baseline: str, tables: Mapping[str, Measured], order: Sequence[str], measure: Measure
 ) -> list[dict[str, Any]]:
     pairs = [(name, _difference(tables, name, baseline, measure)) for name in order if name != baseline]
     known = [(name, found) for name, found in pairs if found is not None]
@@ -148,9 +109,9 @@ def _against_baseline(
     return told
 
 
-def _wins(tables: Mapping[str, Any], ours: str, theirs: str, measure: Measure) -> dict[str, Any]:
+def _wins(tables: Mapping[str, Measured], ours: str, theirs: str, measure: Measure) -> dict[str, Any]:
     """Rows on which the mean over the seeds is better, worse, the same."""
-    found = paired(tables[ours].get(measure.key, {}), tables[theirs].get(measure.key, {}))
+    found = side_by_side(tables[ours], tables[theirs], measure)
     if found is None:
         return {}
     change = (found[0] - found[1]).mean(axis=0) * (1 if measure.higher_is_better else -1)
@@ -162,9 +123,11 @@ def _wins(tables: Mapping[str, Any], ours: str, theirs: str, measure: Measure) -
     }
 
 
-def _best(names: Sequence[str], tables: Mapping[str, Any], measure: Measure) -> str:
+def _best(names: Sequence[str], tables: Mapping[str, Measured], measure: Measure) -> str:
     """Over tuned arms; all pairs are corrected together."""
-    there = [name for name in names if tables.get(name, {}).get(measure.key)]
+    there = [name for name in names if name in tables and measure.key in tables[name].scores]
+    if is_loss(measure) and any(not tables[a].is_like(tables[b]) for a, b in itertools.combinations(there, 2)):
+        return f"No winner by {measure.title}: that of some arms is in another unit."
     pairs = [(a, b, _difference(tables, a, b, measure)) for a, b in itertools.combinations(there, 2)]
     known = [(a, b, found) for a, b, found in pairs if found is not None]
     adjusted = holm([found.p_value for _, _, found in known])
@@ -173,21 +136,23 @@ def _best(names: Sequence[str], tables: Mapping[str, Any], measure: Measure) -> 
         if p_value <= LEVEL and found.seeds > 1:
             first = (found.value > 0) == measure.higher_is_better
             beats[(a, b) if first else (b, a)] = True
-    means = [_estimate(tables[name][measure.key]).value for name in there]
+    means = [_estimate(tables[name].by_seed(measure), measure).value for name in there]
     return best(there, means, beats, measure)
 
 
-def _estimate(by_seed: Mapping[int, Items]) -> Any:
+def _estimate(by_seed: Mapping[int, Items], measure: Measure) -> Estimate:
     items = sorted(set.intersection(*(set(values) for values in by_seed.values())))
+    if measure.of_runs:
+        return estimate([values[0] for values in by_seed.values()])
     return estimate([[values[item] for item in items] for values in by_seed.values()])
 
 
 def _figures(by_seed: Mapping[int, Items], measure: Measure) -> dict[str, Any]:
     """The estimate, and the mean of each seed. Shares stay between 0 and 1; where every row is right, or none, there is
     no noise to see, and Wilson's interval over the rows stands in."""
-    found = _estimate(by_seed)
+    found = _estimate(by_seed, measure)
     low, high = found.low, found.high
-    if measure.points and low == high and found.value in (0.0, 1.0):
+    if measure.points and low == high and found.value in (0.0, 1.0) and found.items is not None:
         share = wilson(round(found.value * found.items), found.items)
         low, high = share.low, share.high
     elif math.isfinite(low):  # a share lies between 0 and 1, and no loss is negative
@@ -196,18 +161,18 @@ def _figures(by_seed: Mapping[int, Items], measure: Measure) -> dict[str, Any]:
     return asdict(found) | {"low": low, "high": high, "by_seed": means}
 
 
-def _row(ran: Ran, name: str, tables: Mapping[str, Any], measures: Sequence[Measure]) -> dict[str, Any]:
+def _row(ran: Ran, name: str, own: Measured, measures: Sequence[Measure]) -> dict[str, Any]:
     """One row of the table: figures with intervals, costs as means over the seeds."""
     cells = done_of(ran, name)
-    summaries = [_read(done.folder / "summary.json") for done in cells if done.failed is None]
-    measured = [_read(done.folder / "measures.json") for done in cells if done.failed is None]
+    summaries = [_charged(read(done.folder / "summary.json")) for done in cells if done.failed is None]
+    measured = [read(done.folder / "measures.json") for done in cells if done.failed is None]
     chosen = ran.chosen.get(name)
     row: dict[str, Any] = {
         "tuned": name in {arm.name for arm in ran.plan.arms},
         "seeds": [done.seed for done in cells if done.failed is None],
         "failed": {str(done.seed): done.failed for done in cells if done.failed is not None},
         "folders": {str(done.seed): os.path.relpath(done.folder, ran.study.folder) for done in cells},
-        "figures": {m.key: _figures(tables[m.key], m) for m in measures if tables.get(m.key)},
+        "figures": {m.key: _figures(own.by_seed(m), m) for m in measures if m.key in own.scores},
         "learning_rate": ran.recipes.get(name, {}).get("train", {}).get("learning_rate"),
         "trials": [] if chosen is None else [asdict(trial) for trial in chosen.trials],
         "evaluation_seconds": _mean([_evaluation(s, m) for s, m in zip(summaries, measured, strict=True)]),
@@ -218,6 +183,7 @@ def _row(ran: Ran, name: str, tables: Mapping[str, Any], measures: Sequence[Meas
             key: _mean([summary.get(key) for summary in summaries])
             for key in (
                 "train_seconds",
+                "preparing_seconds",
                 "tokens_per_second",
                 "peak_memory_bytes",
                 "trained_parameters",
@@ -234,6 +200,13 @@ def _row(ran: Ran, name: str, tables: Mapping[str, Any], measures: Sequence[Meas
 def _mean(values: Sequence[Any]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
+
+
+def _charged(summary: dict[str, Any]) -> dict[str, Any]:
+    """A cell's summary with what was computed before the first step (stored states, features and their fit) counted
+    among the seconds of training."""
+    seconds = summary.get("train_seconds")
+    return summary if seconds is None else {**summary, "train_seconds": seconds + summary.get("preparing_seconds", 0.0)}
 
 
 def _evaluation(summary: Mapping[str, Any], measures: Mapping[str, Any]) -> float:
@@ -270,6 +243,30 @@ def _price(ran: Ran, chosen: Any, train_seconds: float | None) -> dict[str, Any]
     return price
 
 
+def _uncompared(baseline: str, rows: Mapping[str, Any]) -> list[str]:
+    """Why an arm that should stand beside the baseline does not."""
+    own = rows[baseline]
+    if not own["seeds"]:
+        why = next(iter(own["failed"].values())).splitlines()[0]
+        return [f"Nothing was compared with {baseline}, the baseline: it failed on every seed ({why})."]
+    alone = [
+        name
+        for name, row in rows.items()
+        if row["tuned"] and row["seeds"] and not set(row["seeds"]) & set(own["seeds"])
+    ]
+    return [f"{name} was not compared with {baseline}, the baseline: no seed was finished of both." for name in alone]
+
+
+def _units(baseline: str, apart: Mapping[str, Sequence[str]]) -> list[str]:
+    titles = {LOSS.key: LOSS.title, HELD_OUT.key: HELD_OUT.title}
+    return [
+        f"No verdict by {titles[key]} between {baseline} and {', '.join(names)}: the same rows do not become as many "
+        "learned tokens, or are not known to (another tokenizer, template or format), and a loss per token is then in "
+        "another unit. A score (test.score) compares them."
+        for key, names in apart.items()
+    ]
+
+
 def _notes(ran: Ran, rows: Mapping[str, Any]) -> list[str]:
     """What the reader of the table must know besides."""
     notes = []
@@ -282,7 +279,7 @@ def _notes(ran: Ran, rows: Mapping[str, Any]) -> list[str]:
         for name in tuned:
             done = next((d for d in done_of(ran, name) if d.seed == seed and d.failed is None), None)
             if done is not None:
-                summary = _read(done.folder / "summary.json")
+                summary = read(done.folder / "summary.json")
                 seen[name] = (summary.get("data_digest"), summary.get("step"), summary.get("num_tokens"))
         unlike |= {name: values for name, values in seen.items() if values != next(iter(seen.values()))}
     if unlike:
@@ -306,6 +303,6 @@ def _notes(ran: Ran, rows: Mapping[str, Any]) -> list[str]:
     if cut:
         notes.append(f"Answers that met the limit of tokens (test.max_new_tokens): {'; '.join(cut)}.")
     folders = [ran.study.folder / folder for row in rows.values() if row["tuned"] for folder in row["folders"].values()]
-    if len({_read(folder / "environment.json").get("commit") for folder in folders} - {None}) > 1:
+    if len({read(folder / "environment.json").get("commit") for folder in folders} - {None}) > 1:
         notes.append("Cells were made by different versions of Tunesmith; a fresh folder makes them all anew.")
     return notes

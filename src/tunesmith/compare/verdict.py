@@ -20,6 +20,8 @@ class Measure:
     higher_is_better: bool
     points: bool
     """Shares of 1, told in points of a hundred; else as they are."""
+    of_runs: bool = False
+    """One figure for a whole run, and not one for each row of the test."""
 
     def told(self, value: float) -> str:
         return f"{100 * value:.1f} %" if self.points else f"{value:.4g}"
@@ -37,7 +39,7 @@ class Measure:
 
 
 LOSS = Measure("loss", "test loss", higher_is_better=False, points=False)
-HELD_OUT = Measure("held_out_loss", "held-out loss", higher_is_better=False, points=False)
+HELD_OUT = Measure("held_out_loss", "held-out loss", higher_is_better=False, points=False, of_runs=True)
 
 
 def score(name: str) -> Measure:
@@ -46,6 +48,8 @@ def score(name: str) -> Measure:
 
 def verdict(ours: str, theirs: str, measure: Measure, found: Difference, adjusted: float, comparisons: int) -> str:
     """`ours` against `theirs`; `adjusted` is the p-value after Holm's correction for `comparisons`."""
+    if not found.is_finite:
+        return f"cannot tell {ours} from {theirs}: {what_it_takes(found, measure, comparisons)}"
     said = measure.change(found.value)
     if found.seeds < 2:
         rows = measure.interval(found.items_low, found.items_high, signed=True)
@@ -64,17 +68,27 @@ def verdict(ours: str, theirs: str, measure: Measure, found: Difference, adjuste
 
 def what_it_takes(found: Difference, measure: Measure, comparisons: int) -> str:
     """More seeds, more rows, or the word that there is hardly anything to be found."""
-    if found.value == 0:
+    if not found.is_finite:
+        return f"a {measure.title} that is not a finite number can be compared with none"
+    if found.is_nothing:
         return "the two gave the same on every seed"
+    if found.items == 1:
+        return "more seeds would not tell: the test has one row, which says nothing of others"
+    if found.value == 0:
+        return "their means are the same: each is better where the other is worse"
     seeds = seeds_needed(found, comparisons)
     if seeds is not None:
         more = seeds - found.seeds
         return f"if that were the difference, it would take about {more} more seed{'s' if more != 1 else ''}"
-    reach = quantile(max(found.items - 1, 1), LEVEL / comparisons) + quantile(10_000, 0.4)
-    rows = math.ceil(found.items * found.item_variance * (reach / found.value) ** 2)
-    if rows > found.items:
+    if found.items is not None and (rows := _rows_needed(found, found.items, comparisons)) > found.items:
         return f"more seeds alone would not tell: the test has {found.items} rows, and it would take {rows:,} or more"
     return f"more than {MOST_SEEDS} more seeds would be needed: a difference that small hardly matters"
+
+
+def _rows_needed(found: Difference, items: int, comparisons: int) -> int:
+    """Rows with which the difference found would be told apart if seeds added nothing."""
+    reach = quantile(items - 1, LEVEL / comparisons) + quantile(10_000, 0.4)
+    return math.ceil(items * (reach * math.sqrt(found.item_variance) / found.value) ** 2)
 
 
 def best(names: Sequence[str], means: Sequence[float], beats: dict[tuple[str, str], bool], measure: Measure) -> str:

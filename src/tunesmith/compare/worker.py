@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -68,13 +68,22 @@ def reached(folder: Path) -> int:
 
 
 def measured(folder: Path, fingerprint: str | None) -> bool:
-    """Whether `folder` holds measures of this fingerprint (None: none are wanted)."""
+    """Whether `folder` holds measures of this fingerprint (None: none are wanted), and a number for each row of them:
+    those that earlier versions wrote may hold null for a loss that was not finite."""
     if fingerprint is None:
         return True
     try:
-        return bool(json.loads((folder / "measures.json").read_text())["fingerprint"] == fingerprint)
+        found = json.loads((folder / "measures.json").read_text())
+        return bool(found["fingerprint"] == fingerprint) and None not in _by_row(found)
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _by_row(measures: Mapping[str, Any]) -> list[float | None]:
+    """Every loss and score."""
+    losses = [measures.get("loss"), *(measures.get("forget") or {}).values()]
+    values = [loss["sum"] for loss in losses if loss] + list(measures.get("scores", {}).values())
+    return [value for own in values for value in own]
 
 
 def work(order: Order, tell: Tell) -> None:
@@ -115,6 +124,7 @@ def work(order: Order, tell: Tell) -> None:
             recipe.model.name,
             device=recipe.model.device,
             dtype=recipe.model.dtype,
+            storage=recipe.model.storage,
             template=recipe.model.template,
             system_turn=recipe.data.system_turn,
             trust_remote_code=order.trust_remote_code,

@@ -6,6 +6,7 @@ Two methods, two seeds, few steps: it shows what a comparison looks like and tel
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from tunesmith.atomic import write_file
 from tunesmith.compare import settings
 from tunesmith.compare.main import Comparison, compare
+from tunesmith.compare.process import Runner, in_process
 from tunesmith.demo.small_model import small_model_folder
 from tunesmith.demo.task import Task, conversation, make_task, test_row
 from tunesmith.notation import write
@@ -35,7 +37,9 @@ STUDY: dict[str, Any] = {
 }
 
 
-def compare_quickly(overrides: Sequence[str] = (), *, quiet: bool = False, folder: Path = FOLDER) -> Comparison:
+def compare_quickly(
+    overrides: Sequence[str] = (), *, quiet: bool = False, folder: Path = FOLDER, runner: Runner = in_process
+) -> Comparison:
     """Writes the study (study.yaml, to be changed and run again) and runs it, or what is missing of it."""
     with Progress(quiet=quiet) as progress:
         with progress.stage("preparing the small model"):
@@ -49,7 +53,8 @@ def compare_quickly(overrides: Sequence[str] = (), *, quiet: bool = False, folde
     values = {**STUDY, "folder": str(folder.absolute())}
     values["recipe"] = {**values["recipe"], "model": {"name": str(model)}}
     write_file(folder / "study.yaml", write(values))
-    return compare(settings.load(folder / "study.yaml", overrides), quiet=quiet, command="tunesmith compare --quick")
+    command = shlex.join(["tunesmith", "compare", "--quick", *overrides])
+    return compare(settings.load(folder / "study.yaml", overrides), quiet=quiet, runner=runner, command=command)
 
 
 def write_rows(task: Task, folder: Path) -> None:

@@ -21,6 +21,7 @@ from tunesmith.dialects.base import Dialect, Entry, Fate, Said
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.notation import Path, dotted, read_scalar
 from tunesmith.recipe import CHOICES, SECTIONS, Change, Resolved, from_dict, load_lined, read_file
+from tunesmith.train.settings import BUDGETS
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def translated(
     return Read(replace(resolved, notes=tuple(translation.summary)), translation)
 
 
-_ONE_OF = (("train.steps", "train.epochs", "train.minutes"), ("train.batch_size", "train.batch_tokens"))
+_ONE_OF = (tuple(f"train.{name}" for name in BUDGETS), ("train.batch_size", "train.batch_tokens"))
 """Settings of which a recipe has one."""
 
 

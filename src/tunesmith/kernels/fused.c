@@ -187,6 +187,31 @@ static inline uint32_t mix(uint32_t h) {
             mask[i] = mix(mix((uint32_t)i + low) ^ high) < below ? kept : (T)0;                                 \
     }
 
+static inline u32x16 mix16(u32x16 h) {
+    h = (h ^ (h >> 16)) * 0x85ebca6bu;
+    h = (h ^ (h >> 13)) * 0xc2b2ae35u;
+    return h ^ (h >> 16);
+}
+
+/* y = x times that mask, in one pass */
+#define DROP(NAME, T)                                                                                           \
+    void drop_##NAME(const T *x, T *y, int64_t n, int64_t seed, int64_t threshold, float value) {               \
+        uint32_t low = (uint32_t)seed, high = (uint32_t)((uint64_t)seed >> 32), below = (uint32_t)threshold;    \
+        const u32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};                            \
+        float kept = LOAD_##NAME(STORE_##NAME(value));                                                          \
+        uint32_t bits;                                                                                          \
+        memcpy(&bits, &kept, 4);                                                                                \
+        int64_t whole = n / 16 * 16;                                                                            \
+        _Pragma("omp parallel for schedule(static) if (n > 16384)") for (int64_t i = 0; i < whole; i += 16) {   \
+            u32x16 keep = (u32x16)(mix16(mix16(lanes + ((uint32_t)i + low)) ^ high) < below) & bits;            \
+            v16 factor;                                                                                         \
+            memcpy(&factor, &keep, sizeof(factor));                                                             \
+            store16_##NAME(y + i, load16_##NAME(x + i) * factor);                                               \
+        }                                                                                                       \
+        for (int64_t i = whole; i < n; i++)                                                                     \
+            y[i] = STORE_##NAME(LOAD_##NAME(x[i]) * (mix(mix((uint32_t)i + low) ^ high) < below ? kept : 0.0f));\
+    }
+
 RMS_NORM(f32, float)
 RMS_NORM(b16, bf16)
 SWIGLU(f32, float)
@@ -201,3 +226,5 @@ GAIN_BACK(f32, float)
 GAIN_BACK(b16, bf16)
 KEEP_MASK(f32, float)
 KEEP_MASK(b16, bf16)
+DROP(f32, float)
+DROP(b16, bf16)

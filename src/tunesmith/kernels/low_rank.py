@@ -9,9 +9,9 @@ dropped out.
 `low_rank_reference` is the plain form that autograd differentiates. `low_rank` computes the same with a backward
 written by hand: it keeps the [N, r] product, x only where A learns, and z only where the gain does (y where z can be
 had from it); it asks the frozen weight for its numbers again, and skips the input's gradient where nobody below learns.
-Of the second pair it keeps nothing and reckons no gradient. The compiled form adds the change to the frozen product
-where it lies and takes the gain in the same pass. A and B are cast to x's dtype, never x to theirs; the gain acts in
-fp32 or wider.
+Of the second pair it keeps nothing and reckons no gradient; of a dropout mask it keeps the seed. The compiled form adds
+the change to the frozen product where it lies and takes the gain in the same pass. A and B are cast to x's dtype, never
+x to theirs; the gain acts in fp32 or wider.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tunesmith.kernels.dropout import KeepMask, dropped_reference
 from tunesmith.kernels.fused import call, runs_natively
 from tunesmith.kernels.gain import UNDONE, gain_back, gain_forward, gain_reference
 
@@ -46,12 +47,12 @@ def low_rank_reference(
     A: Tensor,
     B: Tensor,
     scale: float,
-    keep: Tensor | None,
+    keep: KeepMask | None,
     gain: Tensor | None = None,
     beside: Pair | None = None,
 ) -> Tensor:
-    """The plain form. `keep` is a dropout mask of x's shape, already divided by the keep probability."""
-    x_in = x if keep is None else x * keep
+    """The plain form. `keep`: the dropout mask, drawn for x."""
+    x_in = x if keep is None else dropped_reference(x, keep)
     h = x_in @ A.to(x.dtype).T
     z = base.output(x) + (h @ B.to(x.dtype).T) * scale
     if beside is not None:
@@ -117,14 +118,14 @@ class _LowRank(torch.autograd.Function):
         A: Tensor,
         B: Tensor,
         scale: float,
-        keep: Tensor | None,
+        keep: KeepMask | None,
         gain: Tensor | None,
         beside: Pair | None,
     ) -> Tensor:
         a = A.to(x.dtype)
         sb = _scaled(B, scale, x.dtype)
         y = base.output(x)
-        h = (x if keep is None else x * keep) @ a.T
+        h = (x if keep is None else keep.on(x)) @ a.T
         z, y = _added(y, *_joined(x, h, sb, scale, beside), gain, base.bias)
         want_a, want_b, want_gain = ctx.needs_input_grad[2], ctx.needs_input_grad[3], ctx.needs_input_grad[6]
         ctx.z_is_output = z is y
@@ -134,15 +135,16 @@ class _LowRank(torch.autograd.Function):
                 z = y.clone()
         ctx.is_copy = z is not y
         kept = x if want_a else None, h if want_b else None, z if want_gain else None
-        ctx.save_for_backward(*kept, a, sb, keep, gain)
-        ctx.base, ctx.scale, ctx.beside = base, scale, beside
+        ctx.save_for_backward(*kept, a, sb, gain)
+        ctx.base, ctx.scale, ctx.keep, ctx.beside = base, scale, keep, beside
         ctx.dtypes = (A.dtype, B.dtype)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
-        x, h, z, a, sb, keep, gain = ctx.saved_tensors
+        x, h, z, a, sb, gain = ctx.saved_tensors
+        keep = ctx.keep
         want_x, want_a, want_b = ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]
         dx = da = db = dgain = None
         if z is not None:
@@ -156,14 +158,14 @@ class _LowRank(torch.autograd.Function):
         if want_b:
             db = (dy.T @ h).to(ctx.dtypes[1]).mul_(ctx.scale)
         if want_a:
-            da = (dh.T @ (x if keep is None else x * keep)).to(ctx.dtypes[0])
+            da = (dh.T @ (x if keep is None else keep.on(x))).to(ctx.dtypes[0])
         if want_x:
             weight = ctx.base.weight()
             dx = dy @ weight
             if keep is None:
                 dx.addmm_(dh, a)
             else:
-                dx += (dh @ a) * keep
+                dx += keep.on(dh @ a)
             if ctx.beside is not None:
                 A1, B1 = ctx.beside
                 dx.addmm_(dy @ _scaled(B1, ctx.scale, dy.dtype), A1.to(dy.dtype))
@@ -176,14 +178,12 @@ def low_rank(
     A: Tensor,
     B: Tensor,
     scale: float,
-    keep: Tensor | None = None,
+    keep: KeepMask | None = None,
     gain: Tensor | None = None,
     beside: Pair | None = None,
 ) -> Tensor:
     """y [..., out] for x [..., in]; same value and gradients as `low_rank_reference`."""
     flat = x.reshape(-1, x.shape[-1])
-    if keep is not None:
-        keep = keep.reshape(flat.shape)
     learns = flat.requires_grad or A.requires_grad or B.requires_grad or (gain is not None and gain.requires_grad)
     if torch.is_grad_enabled() and learns:
         y = _LowRank.apply(flat, base, A, B, scale, keep, gain, beside)
@@ -191,7 +191,7 @@ def low_rank(
         y = base.output(flat)
         if y.requires_grad:  # the frozen matrix is not frozen
             return low_rank_reference(flat, base, A, B, scale, keep, gain, beside).reshape(*x.shape[:-1], y.shape[-1])
-        h = (flat if keep is None else flat * keep) @ A.to(flat.dtype).T
+        h = (flat if keep is None else keep.on(flat)) @ A.to(flat.dtype).T
         joined = _joined(flat, h, _scaled(B, scale, flat.dtype), scale, beside)
         _, y = _added(y, *joined, gain, base.bias)
     return y.reshape(*x.shape[:-1], y.shape[-1])

@@ -1,7 +1,7 @@
 """Stored hidden states on disk: a folder for each (model, dtype, blocks, rows), found by whoever needs the same.
 
     frozen/<key>/states.bin     [N, d] in the model's dtype, row after row; memory-mapped
-    frozen/<key>/facts.json     shape, dtype, sha256 of the states
+    frozen/<key>/facts.json     shape, dtype, sha256 of the states, and the seconds that they took
 
 A folder is made under another name, flushed, and renamed: it is there whole or not at all. One whose sha256 is not what
 was written is made again.
@@ -37,8 +37,8 @@ ABANDONED = 3600.0
 def key(blocks: Blocks, rows: Iterable[bytes], max_tokens: int) -> str:
     """40 hex digits of all that the states depend on, `rows` by their digests, and of how they are computed.
 
-    Every number of the embeddings and the frozen blocks counts, not a sample. `max_tokens`, since the sums of a product
-    may round otherwise in a batch of another size.
+    Every number of the embeddings and the frozen blocks counts, not a sample; a classification head, which each seed
+    draws anew, does not. `max_tokens`, since the sums of a product may round otherwise in a batch of another size.
     """
     model, digest = blocks.policy.model, hashlib.sha256()
     config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
@@ -54,7 +54,7 @@ def key(blocks: Blocks, rows: Iterable[bytes], max_tokens: int) -> str:
     ]
     digest.update(json.dumps(how, sort_keys=True, default=str).encode())
     body = anatomy(model)
-    above = tuple(f"{path}." for path in body.blocks[blocks.frozen :])
+    above = tuple(f"{path}." for path in (*body.blocks[blocks.frozen :], *body.scorer))
     for name, parameter in base_parameters(model).items():
         if not name.startswith(above):
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
@@ -78,9 +78,18 @@ class Folder:
         """Whether every byte is as it was written."""
         try:
             written = json.loads((self.path / FACTS).read_text())
-            return bool(written == self.facts(_sha256(self.path / STATES)))
-        except (OSError, ValueError):
+            facts = self.facts(_sha256(self.path / STATES))
+            return bool({key: written.get(key) for key in facts} == facts)
+        except (OSError, ValueError, AttributeError):
             return False
+
+    @property
+    def seconds(self) -> float:
+        """What it took to make it; 0 where nobody wrote that down."""
+        try:
+            return float(json.loads((self.path / FACTS).read_text())["seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0.0
 
     def table(self) -> Tensor:
         """[N, d], mapped, not read."""
@@ -105,7 +114,7 @@ class Folder:
     @contextmanager
     def making(self) -> Iterator[Callable[[int, Tensor], None]]:
         """`write(start, states [n, d])` inside; at the end the folder stands under its name, or nothing does."""
-        made = self.path.with_name(f".making-{self.path.name}-{os.getpid()}")
+        made, begun = self.path.with_name(f".making-{self.path.name}-{os.getpid()}"), time.perf_counter()
         try:
             with guarded(self.path):
                 made.mkdir(parents=True, exist_ok=True)
@@ -114,7 +123,8 @@ class Folder:
                     yield lambda start, states: self._write(file, start, states)
                     file.flush()
                     os.fsync(file.fileno())
-                (made / FACTS).write_text(json.dumps(self.facts(_sha256(made / STATES))))
+                facts = self.facts(_sha256(made / STATES)) | {"seconds": time.perf_counter() - begun}
+                (made / FACTS).write_text(json.dumps(facts))
                 if not self.is_whole():  # another process may have made it meanwhile
                     shutil.rmtree(self.path, ignore_errors=True)
                     made.replace(self.path)

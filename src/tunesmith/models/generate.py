@@ -31,6 +31,10 @@ from tunesmith.models.sampling import Sampling, choose, uniforms
 
 Decode = Callable[[list[int]], str]
 
+MAX_ROWS = 128
+"""Rows at a time, unless told otherwise."""
+CACHE_BYTES = 2 << 30
+"""Most that their cache takes, unless told otherwise or one row needs more."""
 SHORTEST_PREFIX = 16
 """A shorter common beginning is not worth a pass of its own."""
 
@@ -122,9 +126,9 @@ def generate(
     cancelled: Callable[[], bool] | None = None,
     memory: Memory | None = None,
     row_ids: Sequence[int] | None = None,
-    max_rows: int = 128,
+    max_rows: int = MAX_ROWS,
     prefill_tokens: int = 4096,
-    cache_bytes: int = 2 << 30,
+    cache_bytes: int = CACHE_BYTES,
 ) -> list[Generated]:
     """Answers to `prompts`, `num_samples` for each, in the callers' order (prompt 0's samples first).
 

@@ -63,6 +63,10 @@ class Foreseen:
     """For a person: what of the run is not in it."""
     is_own: bool = True
     """The rows are the run's; else they stand in for rows that are not known yet."""
+    teacher: tuple[str, str] | None = None
+    """Name and storage of a model that lies beside the one that learns, and reads each batch too."""
+    written: int = 0
+    """Answers that the model writes at a time, of the rows' length."""
     sides: int = 1
     """Rows that are counted as one in `train.batch_size`: 2 where they are the sides of pairs."""
 
@@ -88,7 +92,14 @@ class Objective(Protocol):
         max_tokens of a batch that needs no gradient
         cache      a folder for what another run may use again
         stage      shows a piece of work
+
+        An objective that finds something there has `kept_seconds` afterwards: what that took when it was computed.
         """
+        ...
+
+    def steps_until(self, tokens: int) -> int | None:
+        """Steps after which at least so many tokens were read from the first step on, whole rows counted each time
+        they come; None where rows are written while training. Says the same wherever `steps` stands."""
         ...
 
     def foreseen(self, flat: bool) -> Foreseen:

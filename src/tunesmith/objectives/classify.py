@@ -80,16 +80,23 @@ class Classification:
         self.weights = self._weights()
         weights = () if settings.class_weights is None else tuple(self.weights.tolist())
         self.head = ClassHead(settings.classes, self.labels, has_turns=has_turns, weights=weights)
-        self._order = Order([None] * len(train), batch_size=batch_size, seed=seed, shuffle=shuffle)
+        self._order = Order(
+            [None] * len(train),
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            lengths=[len(row) for row in train],
+        )
         self.steps_per_epoch = 0 if settings.way == "features" else self._order.steps_per_epoch
         self._seed = seed
+        self.kept_seconds = 0.0
 
     def begin(self, policy: Policy, *, num_steps: int | None, max_tokens: int, cache: Path, stage: Stage) -> list[str]:
         """Of way features: the whole fit."""
         if self.settings.way != "features" or not self.train:
             return []
         with stage(f"what the frozen model says of {len(self.train):,} texts") as told:
-            features, was_there = features_of(
+            features, seconds = features_of(
                 policy, self.train, max_tokens=max_tokens, root=cache / "features", told=told
             )
         with stage(f"fitting the head ({self.settings.fit})"):
@@ -104,11 +111,15 @@ class Classification:
                 seed=self._seed,
             )
         take_over(policy, found)
-        kept = ["the features were in the cache"] if was_there else []
+        self.kept_seconds = seconds or 0.0
+        kept = ["the features were in the cache"] if seconds is not None else []
         fit = "the head was fitted at once: what the train section says of steps and their size has no effect"
         before = anatomy(policy.model).scorer[:-1]
         stays = [f"before the fitted matrix stand {', '.join(before)}, as they were loaded or drawn"] if before else []
         return [*kept, *found.notes, *stays, fit]
+
+    def steps_until(self, tokens: int) -> int:
+        return self._order.steps_until(tokens)
 
     def foreseen(self, flat: bool) -> Foreseen:
         return Foreseen(self, self.train)

@@ -31,7 +31,7 @@ from tunesmith.models.policy import Policy, probe
 from tunesmith.models.settings import ModelSettings
 from tunesmith.objectives.base import Foreseen, Loss, Stage, Step
 from tunesmith.objectives.divergences import Divergence, weighed
-from tunesmith.objectives.foreseen import WRITTEN, written
+from tunesmith.objectives.foreseen import written
 from tunesmith.objectives.logprobs import targets_of
 from tunesmith.objectives.order import Order
 from tunesmith.objectives.samplers import Drawing, InProcess, told_of
@@ -149,15 +149,18 @@ class Distillation:
         told = told_of(None, policy) if self.settings.answers == "sampled" else []
         return [*told, f"{what}; {self.settings.compared} on {self.settings.answers} answers"]
 
+    def steps_until(self, tokens: int) -> int | None:
+        return self._order.steps_until(tokens) if self.settings.answers == "given" else None
+
     def foreseen(self, flat: bool) -> Foreseen:
-        """The student alone, on rows as long as they can become."""
-        note = "the teacher is not counted: its weights, and what it holds of a batch, come on top"
+        """The student on rows as long as they can become, the teacher beside it."""
+        teacher = (self.settings.teacher, self.settings.teacher_storage)
         batch_size, batch_tokens = self._size
         if self.settings.answers == "sampled" and batch_size is not None:
             stand_in = written(self.train, self._written_behind(), num_each=1, batch_size=batch_size, seed=self.seed)
-            return replace(stand_in, note=f"{WRITTEN}; {note}")
+            return replace(stand_in, teacher=teacher)
         student = SFT(self.train, [], batch_size=batch_size, batch_tokens=batch_tokens, seed=self.seed)
-        return Foreseen(student, self.train, note)
+        return Foreseen(student, self.train, teacher=teacher)
 
     def _settings_of(self, policy: Policy) -> ModelSettings:
         dtype = str(policy.model.dtype).removeprefix("torch.")

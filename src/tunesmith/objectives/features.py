@@ -6,6 +6,7 @@ it found becomes the head, as if it had been trained: saved, merged and served l
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,19 +40,20 @@ def features_of(
     max_tokens: int,
     root: Path,
     told: Callable[[float], None] = lambda share: None,
-) -> tuple[np.ndarray, bool]:
-    """What the last matrix of the head is given for each of `examples` [n, d] fp32, and whether it was kept already."""
+) -> tuple[np.ndarray, float | None]:
+    """What the last matrix of the head is given for each of `examples` [n, d] fp32; where it was kept already, also the
+    seconds that it took then, else None."""
     rows = {row_digest(example): example for example in examples}
     names = sorted(rows)
     path = root / f"{weights_key(policy, names, max_tokens, share=False)}.safetensors"
-    table = _read(path, len(names))
-    was_there = table is not None
+    table, kept = _read(path, len(names))
     if table is None:
+        begun = time.perf_counter()
         table = _computed(policy, [rows[name] for name in names], names, max_tokens, told)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, save({"features": table}))
+        write_file(path, save({"features": table, "seconds": np.array([time.perf_counter() - begun])}))
     place = {name: index for index, name in enumerate(names)}
-    return table[[place[row_digest(example)] for example in examples]], was_there
+    return table[[place[row_digest(example)] for example in examples]], kept
 
 
 def _computed(
@@ -75,12 +77,16 @@ def _computed(
     return np.stack([made[index] for index in range(len(names))])
 
 
-def _read(path: Path, count: int) -> np.ndarray | None:
+def _read(path: Path, count: int) -> tuple[np.ndarray | None, float | None]:
+    """The table of a file that is whole, and the seconds that it took (0 where nobody wrote them down); else None."""
     try:
-        table: np.ndarray = load(path.read_bytes())["features"]
+        held = load(path.read_bytes())
+        table: np.ndarray = held["features"]
     except (OSError, KeyError, ValueError, SafetensorError):
-        return None
-    return table if len(table) == count and np.isfinite(table).all() else None
+        return None, None
+    if len(table) != count or not np.isfinite(table).all():
+        return None, None
+    return table, float(held["seconds"][0]) if "seconds" in held else 0.0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ from tunesmith.data.types import Example
 from tunesmith.objectives.base import Foreseen
 from tunesmith.objectives.sft import SFT
 
-WRITTEN = "answers are written while training: rows are taken to be as long as they can become with them"
+WRITTEN = (
+    "answers are written while training: rows are taken to be as long as they can become with them, and the time of "
+    "writing them comes on top"
+)
 LOOKED_AT = 500
 """Most prompts that stand for all: of every length, the longest among them."""
 
@@ -26,7 +29,9 @@ def written(
     by_length = sorted(prompts, key=len, reverse=True)
     chosen = by_length[:: -(-len(by_length) // LOOKED_AT) or 1]
     rows = [_answered(prompt, most, number, str(at)) for at, prompt in enumerate(chosen) for number in range(num_each)]
-    return Foreseen(SFT(rows, [], batch_size=batch_size * num_each, seed=seed, share=share), rows, WRITTEN, False)
+    at_once = batch_size * num_each
+    stand_in = SFT(rows, [], batch_size=at_once, seed=seed, share=share)
+    return Foreseen(stand_in, rows, WRITTEN, is_own=False, written=at_once)
 
 
 def _answered(prompt: Example, most: int, number: int, group: str) -> Example:

@@ -87,6 +87,13 @@ class Order:
                 self.done += 1
                 yield order[cuts[index] : cuts[index + 1]], self.done / self.steps_per_epoch
 
+    def steps_until(self, tokens: int) -> int:
+        """Steps after which at least so many tokens of whole rows were visited, each row as often as it came."""
+        whole_epochs, before = divmod(tokens - 1, int(self.lengths.sum()))  # of its pass, before the last token
+        order = self.of(whole_epochs)
+        visited = np.concatenate([[0], np.cumsum(self.lengths[order])])[self._cuts(order)]
+        return whole_epochs * self.steps_per_epoch + int(np.searchsorted(visited, before + 1))
+
     def first(self, num_steps: int) -> np.ndarray:
         """All rows that the first `num_steps` steps visit."""
         epochs = range(math.ceil(num_steps / self.steps_per_epoch))

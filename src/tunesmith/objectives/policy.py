@@ -148,9 +148,13 @@ class PolicyGradient:
         told = told_of(self.settings.sampler, policy)
         return [*told, f"{self.settings.preset}: {self.batch_size} prompts x {n} completions a step, judged by {names}"]
 
+    def steps_until(self, tokens: int) -> None:
+        return None
+
     def foreseen(self, flat: bool) -> Foreseen:
         n, most = self.settings.num_generations, self.settings.answer_tokens
-        return written(self.train, most, num_each=n, batch_size=self.batch_size, seed=self.seed, share=flat)
+        made = written(self.train, most, num_each=n, batch_size=self.batch_size, seed=self.seed, share=flat)
+        return made if self.settings.sampler is None else replace(made, written=0)
 
     def steps(self, policy: Policy) -> Iterator[Step]:
         drawn = self._order.steps()

@@ -70,10 +70,17 @@ class PreferenceTuning:
             )
         self.share, self._may_share = bool(share), share is not False
         self.nll_weight = self.kind.nll_weight if settings.nll_weight is None else settings.nll_weight
-        self._order = Order([None] * len(self.train), batch_size=batch_size, seed=seed, shuffle=shuffle)
+        self._order = Order(
+            [None] * len(self.train),
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            lengths=[sum(map(len, unit)) for unit in self.train],
+        )
         self.steps_per_epoch = self._order.steps_per_epoch
         self._max_tokens = max(map(len, (*train, *held_out)), default=1)
         self._references: References | None = None
+        self.kept_seconds = 0.0
         self._kl, self._evaluations = 0.0, 0
         self._counts: dict[str, float] = defaultdict(float)
         """What the sums of the step, or of the evaluation, under way are divided by."""
@@ -100,10 +107,14 @@ class PreferenceTuning:
             return [*notes, "the reference's log-probabilities are computed as rows come, since the clock ends the run"]
         units = [*(self.train[row] for row in self._order.first(num_steps)), *self.held_out]
         with stage(f"the reference's log-probabilities of {sum(map(len, units)):,} answers") as told:
-            self._references, was_there = precompute(
+            self._references, before = precompute(
                 policy, units, max_tokens=max_tokens, share=self.share, root=cache / "reference", told=told
             )
-        return [*notes, "they were in the cache"] if was_there else notes
+        self.kept_seconds = before or 0.0
+        return notes if before is None else [*notes, "they were in the cache"]
+
+    def steps_until(self, tokens: int) -> int:
+        return self._order.steps_until(tokens)
 
     def foreseen(self, flat: bool) -> Foreseen:
         """As if the reference's numbers were there already, where `begin` looks them up: each is 0."""

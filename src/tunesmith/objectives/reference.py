@@ -6,6 +6,7 @@ of each row's tokens and mask; the file's name is a digest of every weight of th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +46,9 @@ def precompute(
     share: bool,
     root: Path,
     told: Callable[[float], None],
-) -> tuple[References, bool]:
-    """The reference's sums for all rows of `units`, and whether they were there already.
+) -> tuple[References, float | None]:
+    """The reference's sums for all rows of `units`; where they were there already, also the seconds that they took
+    then, else None.
 
     Rows of one unit stand together in a batch, as they will in training; at most `max_tokens` at a time.
     """
@@ -54,13 +56,15 @@ def precompute(
     path = root / f"{weights_key(policy, wanted, max_tokens, share, policy.reference_digest)}.safetensors"
     known = _read(path, wanted)
     if known is not None:
-        return References(known), True
+        return References(known[0]), known[1]
     sums: dict[bytes, float] = {}
+    begun = time.perf_counter()
     fill(sums, policy, units, max_tokens=max_tokens, share=share, told=told)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = np.frombuffer(b"".join(wanted), dtype=np.uint8).reshape(-1, 16)
-    write_file(path, save({"rows": names, "sums": np.array([sums[name] for name in wanted])}))
-    return References(sums), False
+    took = np.array([time.perf_counter() - begun])
+    write_file(path, save({"rows": names, "sums": np.array([sums[name] for name in wanted]), "seconds": took}))
+    return References(sums), None
 
 
 def fill(
@@ -84,11 +88,14 @@ def fill(
         told(done / total)
 
 
-def _read(path: Path, wanted: Sequence[bytes]) -> dict[bytes, float] | None:
-    """The numbers of a file that is whole and holds these rows, or None."""
+def _read(path: Path, wanted: Sequence[bytes]) -> tuple[dict[bytes, float], float] | None:
+    """The numbers of a file that is whole and holds these rows, and the seconds that they took (0 where nobody wrote
+    them down), or None."""
     try:
         held = load(path.read_bytes())
         names, sums = [bytes(row) for row in held["rows"]], held["sums"].tolist()
     except (OSError, KeyError, ValueError, SafetensorError):
         return None
-    return dict(zip(names, sums, strict=True)) if names == list(wanted) and np.isfinite(sums).all() else None
+    if names != list(wanted) or not np.isfinite(sums).all():
+        return None
+    return dict(zip(names, sums, strict=True)), float(held["seconds"][0]) if "seconds" in held else 0.0

@@ -85,12 +85,21 @@ class RewardModelling:
                 problems.add(DataError(what, where=str(answer.origin), found=str(answer.margin)))
         problems.raise_if_any()
         self.share, self._may_share = bool(share), share is not False
-        self._order = Order([None] * len(self.train), batch_size=batch_size, seed=seed, shuffle=shuffle)
+        self._order = Order(
+            [None] * len(self.train),
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            lengths=[sum(map(len, pair)) for pair in self.train],
+        )
         self.steps_per_epoch = self._order.steps_per_epoch
 
     def begin(self, policy: Policy, *, num_steps: int | None, max_tokens: int, cache: Path, stage: Stage) -> list[str]:
         self.share = policy.flat and self._may_share
         return []
+
+    def steps_until(self, tokens: int) -> int:
+        return self._order.steps_until(tokens)
 
     def foreseen(self, flat: bool) -> Foreseen:
         made = copy.copy(self)

@@ -88,6 +88,9 @@ class SFT:
         how = "is computed once" if policy.flat else "is computed for each of them, since batches run padded"
         return [f"what rows of one group begin with {how}"]
 
+    def steps_until(self, tokens: int) -> int:
+        return self._order.steps_until(tokens)
+
     def foreseen(self, flat: bool) -> Foreseen:
         made = copy.copy(self)
         made.share = self.share or (flat and any(row.group is not None for row in self.train))

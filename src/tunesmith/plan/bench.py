@@ -7,20 +7,22 @@ ghosts (`hollow.again`), puts its adapter there, and throws it away.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunesmith.adapters.attach import Switch
 from tunesmith.data.types import Answer, Batch, Example
 from tunesmith.errors import ModelError
 from tunesmith.ghost import Meter
-from tunesmith.models.hollow import are_alike, device_of, hollow_model
+from tunesmith.models.hollow import are_alike, device_of, hollow_model, hollow_policy
 from tunesmith.models.load import without_weights
-from tunesmith.models.policy import Policy
+from tunesmith.models.policy import Policy, flat_batch
 from tunesmith.models.settings import ModelSettings
 from tunesmith.models.twin import Ways, ways
 from tunesmith.objectives.base import Foreseen, Objective, Step
@@ -51,6 +53,22 @@ class Cut:
         expected = [row.origin for row in rows if isinstance(row, Answer)]
         broken = {origin for origin in whole if sides.count(origin) != expected.count(origin)}
         return [row for row in kept if not isinstance(row, Answer) or row.origin not in broken]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done, however fast."""
+
+    flops: float = 0.0
+    """Of matrix products, as run."""
+    moved: float = 0.0
+    """Bytes that are written."""
+    operations: float = 0.0
+    attended: float = 0.0
+    """Flops between tokens, among all: they grow with the square of a row's length."""
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -122,6 +140,21 @@ class Bench:
                     decided=decided,
                 )
         return self._models[key]
+
+    def teacher(self, tokens: int) -> tuple[int, Work]:
+        """Of a teacher: the bytes of its weights and of its reading a batch of `tokens`, and that work; nothing where
+        there is none."""
+        if self.foreseen.teacher is None:
+            return 0, Work()
+        name, storage = self.foreseen.teacher
+        told = {"name": name, "storage": storage, "dtype": self.settings.dtype, "device": self.settings.device}
+        settings = ModelSettings.model_validate(told)
+        with self.meter().on() as meter:
+            model = hollow_model(settings, self.tokenizer, meter, trust_remote_code=self.trust_remote_code)
+            meter.start()
+            with torch.no_grad():
+                hollow_policy(model, Switch()).hidden(flat_batch([torch.zeros(tokens, dtype=torch.long)]))
+            return meter.peak, Work(meter.flops, meter.moved, meter.operations, meter.attended)
 
     def chosen(self, policy: Policy, micro_tokens: int, cut: Cut | None = None) -> Chosen | None:
         """The largest micro-batch of the next steps, or of one with the longest row of all; None: `cut` leaves none.

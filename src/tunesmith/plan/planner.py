@@ -21,10 +21,10 @@ from tunesmith.adapters.targets import anatomy
 from tunesmith.data.prepare import Prepared
 from tunesmith.models.load import pick_device
 from tunesmith.objectives.base import Foreseen, Objective
-from tunesmith.plan.bench import Bench, Cut
+from tunesmith.plan.bench import Bench, Cut, Work
 from tunesmith.plan.memory import Memory, needed
 from tunesmith.plan.speed import Pace
-from tunesmith.plan.step import Parts, Trial, Work, try_step
+from tunesmith.plan.step import Parts, Trial, try_step
 from tunesmith.recipe import Recipe
 from tunesmith.session import adapter_folder
 from tunesmith.train.budget import Budget
@@ -44,6 +44,8 @@ class Need:
     trial: Trial
     memory: int
     """Bytes at the peak of training, the process counted in."""
+    teacher: int
+    """Bytes of a teacher, and of its reading a batch, among them."""
     serving: int
     """Bytes at the peak of answering a row of the longest length."""
     merging: int | None
@@ -81,8 +83,10 @@ class Planner:
             own = store.settings_of(adapter_folder(Path(recipe.model.adapter).expanduser()), bare)
             recipe = recipe.model_copy(update={"adapter": own})
         self.recipe, self.objective = recipe, objective
-        self.budget = Budget(recipe.train, objective.steps_per_epoch)
+        self.budget = Budget.of(recipe.train, objective)
         self.num_held_out = sum(map(len, prepared.held_out))
+        self._teachers: dict[int, tuple[int, Work]] = {}
+        """By the tokens of a batch."""
 
     @property
     def foreseen(self) -> Foreseen:
@@ -130,6 +134,7 @@ class Planner:
         trial = self.trial(recipe, quick=quick, cut=cut)
         kind, base = self.memory.kind, self.memory.held
         parts = trial.parts
+        teacher, its_work = self._teacher(trial.tokens)
         answering = replace(parts, gradients=0, optimizer=0, peak=parts.answering)
         merging = None
         if trial.mergeable:
@@ -138,13 +143,15 @@ class Planner:
         step_seconds = total = None
         if self.pace is not None:
             batches = max(1, math.ceil(tokens / self.micro_tokens(recipe)))
-            step_seconds = self.pace.seconds(_of_a_step(trial, tokens, self.step_squares, batches))
+            work = _of_a_step(replace(trial, work=trial.work + its_work), tokens, self.step_squares, batches)
+            step_seconds = self.pace.seconds(work)
             if self.budget.num_steps is not None:
                 held_out = self.num_held_out / max(tokens, 1)
                 total = step_seconds * (self.budget.num_steps + EVALUATING * self.evaluations() * held_out)
         return Need(
             trial,
-            needed(parts, kind, base),
+            needed(parts, kind, base + teacher),
+            teacher,
             needed(answering, kind, base),
             merging,
             self.budget.num_steps,
@@ -152,6 +159,11 @@ class Planner:
             step_seconds,
             total,
         )
+
+    def _teacher(self, tokens: int) -> tuple[int, Work]:
+        if tokens not in self._teachers:
+            self._teachers[tokens] = self.bench.teacher(tokens)
+        return self._teachers[tokens]
 
     def evaluations(self) -> float:
         """How often the held-out rows are looked at."""

@@ -79,13 +79,17 @@ def lines(plan: Plan) -> list[str]:
     ]
     base = plan.memory.held
     held = [("this process with its libraries and rows", base)] if base else []
+    held += [("the teacher, and what it holds of a batch", need.teacher)] if need.teacher else []
     held += [
         ("weights of the base", parts.weights),
         ("adapter", parts.adapter),
         ("gradients", parts.gradients),
         ("optimizer", parts.optimizer),
         ("activations kept for the backward pass", parts.activations),
-        ("loss, gradients under way, what libraries keep", need.memory - base - parts.lasting - parts.activations),
+        (
+            "loss, gradients under way, what libraries keep",
+            need.memory - base - need.teacher - parts.lasting - parts.activations,
+        ),
     ]
     told += [f"  {size(max(0, number)):>9}  {what}" for what, number in held]
     told += [f"  {size(need.memory):>9}  peak of training{_verdict(plan)}"]

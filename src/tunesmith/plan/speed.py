@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tunesmith.plan.step import Work
+from tunesmith.plan.bench import Work
 
 MEASURED = 0.25
 """Seconds for which each is measured."""

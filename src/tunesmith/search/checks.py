@@ -8,21 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.compare.grid import LEFT_TO_THE_STUDY, Arm, resolve
+from tunesmith.compare.grid import LEFT_TO_THE_STUDY, Arm, resolve, taken_out
 from tunesmith.data.problems import counted
 from tunesmith.errors import RecipeError, TunesmithError, together
 from tunesmith.progress import Progress
 from tunesmith.recipe import Recipe
 from tunesmith.run import built, read_rows
 from tunesmith.search import rungs, space
+from tunesmith.search.confirm import Kept, keep
 from tunesmith.search.settings import Search
 from tunesmith.search.space import Range, Space, Values
 from tunesmith.train.budget import Budget
 from tunesmith.train.every import first_due
+from tunesmith.train.settings import BUDGETS
 
 MOST_AT_ONCE = 8
 MOST_BY_MEDIAN = 50
 RATIOS = (1, 2, 4, 8, 16, 20)
+BUDGET_KEYS = frozenset(f"train.{name}" for name in BUDGETS)
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,6 @@ class Plan:
     """What is tried first."""
     own: Values | None
     """The recipe's own values, where they are in the space."""
-    base: Values
-    """The recipe's own values, in the space or not."""
     num_steps: int
     """Of one run of the recipe."""
     budget: int
@@ -46,6 +47,10 @@ class Plan:
     """Empty with median pruning."""
     first_evaluation: int
     seed: int
+    recipe: Recipe
+    """With what all trials share, and its own rows."""
+    kept: Kept
+    """The rows that no trial sees."""
     barred: tuple[str, ...] = ()
     """Why combinations that no recipe can have are left out, a line for each."""
 
@@ -66,6 +71,10 @@ class Plan:
             reasons = "; ".join(dict.fromkeys(self.barred))
             left_out = counted(len(self.barred), "combination")
             told.append(f"  left out, since no run can have them together: {left_out} ({reasons})")
+        if self.kept.missing is None:
+            told.append(f"  kept to confirm what is found, seen by no trial: {counted(self.kept.num_test, 'row')}")
+        else:
+            told.append(f"  what is found will not be confirmed: {self.kept.missing}")
         return ["looking for", *told]
 
 
@@ -89,7 +98,10 @@ def plan(search: Search, *, trust_remote_code: bool = False) -> Plan:
             where=search.where("recipe"),
             fix="give train.steps or train.epochs: shared.train.minutes=null shared.train.steps=200",
         )
-    whole = _budget(recipe, trust_remote_code)
+    kept = keep(search, recipe, wanted, trust_remote_code=trust_remote_code)
+    own_rows = [] if kept.train is None else taken_out(search, kept.train)
+    of_trials = resolve(search, Arm("the recipe", _shared(search)), own_rows).recipe
+    whole = _budget(of_trials, trust_remote_code)
     num_steps = whole.num_steps
     assert num_steps is not None  # minutes were refused
     if not num_steps:
@@ -129,8 +141,8 @@ def plan(search: Search, *, trust_remote_code: bool = False) -> Plan:
             fix=f"budget={enough:g} or more, fewer trials, or more steps in the recipe",
         )
     return Plan(
-        wanted, trials, tuple(first[:trials]), own, base_values, num_steps, budget, shared_out,
-        min(max(1, first_evaluation), num_steps), recipe.train.seed, tuple(barred),
+        wanted, trials, tuple(first[:trials]), own, num_steps, budget, shared_out,
+        min(max(1, first_evaluation), num_steps), recipe.train.seed, recipe, kept, tuple(barred),
     )  # fmt: skip
 
 
@@ -153,7 +165,7 @@ def _refuse_what_is_not_searched(search: Search) -> None:
     errors: list[TunesmithError] = []
     for key in search.settings.space:
         where = search.where("space", key)
-        if key in ("train.steps", "train.epochs", "train.minutes"):
+        if key in BUDGET_KEYS:
             errors.append(RecipeError(f"{key} is the budget by which trials are measured", where=where))
         elif key.startswith(("data.held_out", "objective.")) or key in ("objective", "train.evaluate_every"):
             errors.append(RecipeError(f"{key} changes what trials are judged by", where=where))
@@ -199,7 +211,7 @@ def _budget(recipe: Recipe, trust_remote_code: bool) -> Budget:
     """Of one run; reads the rows."""
     with Progress(quiet=True) as quiet:
         _, prepared = read_rows(recipe, trust_remote_code, quiet)
-    return Budget(recipe.train, built(recipe, prepared).steps_per_epoch)
+    return Budget.of(recipe.train, built(recipe, prepared))
 
 
 def _given(search: Search, wanted: Space) -> list[Values]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.atomic import finite, write_file, write_json
+from tunesmith.compare.grid import resolve
 from tunesmith.notation import write, write_inline
 from tunesmith.plot import BLUE, FAINT, GREEN, INK, ORANGE
 from tunesmith.search.space import Range, at_an_end
@@ -46,6 +47,7 @@ def results(searched: Searched) -> dict[str, Any]:
             "budget_steps": plan.budget,
             "steps": searched.steps,
             "runs": searched.steps / plan.num_steps,
+            "kept_rows": plan.kept.test,
             "best": None if best is None else best.values,
             "at_an_end": [] if best is None else at_an_end(plan.space, best.values),
             "trials": trials,
@@ -77,7 +79,13 @@ def words(searched: Searched) -> list[str]:
     for key in at_an_end(plan.space, best.values):
         name = key.rpartition(".")[2]
         told.append(f"{name} {write_inline(best.values[key])} is at an end of what was tried: better may lie beyond")
-    told.append("one seed chose, at a part of the run: confirm.yaml asks several whether it is more than noise")
+    if searched.study is not None:
+        told.append("one seed chose, at a part of the run: confirm.yaml asks several whether it is more than noise")
+    elif searched.unconfirmed is not None:
+        told.append(
+            "one seed chose, at a part of the run: it may be noise, and there is no study that would ask "
+            f"({searched.unconfirmed})"
+        )
     return told
 
 
@@ -90,30 +98,16 @@ def write_report(searched: Searched) -> dict[str, Path]:
     write_file(files["picture"], draw(searched))
     write_file(files["markdown"], _markdown(found, searched))
     if best is not None:
-        recipe = best.cell.resolved.recipe.explicit()
+        recipe = resolve(searched.search, best.cell.arm).recipe.explicit()
         recipe.pop("output", None)
-        title = f"# {said(best.values)}: found by tunesmith search\n"
         files["best"] = folder / "best.yaml"
-        write_file(files["best"], title + write(recipe))
-        if not best.is_own:
-            files["confirm"] = folder / "confirm.yaml"
-            write_file(files["confirm"], _confirm(searched, recipe))
+        write_file(files["best"], f"# {said(best.values)}: found by tunesmith search\n" + write(recipe))
+    if searched.study is not None:
+        files["confirm"] = folder / "confirm.yaml"
+        write_file(files["confirm"], searched.study)
+    else:
+        (folder / "confirm.yaml").unlink(missing_ok=True)  # of an earlier finding
     return files
-
-
-def _confirm(searched: Searched, recipe: dict[str, Any]) -> str:
-    """A study of what was found against the recipe's own settings."""
-    assert searched.best is not None
-    own = {key: searched.plan.base[key] for key in searched.best.values}
-    study = {
-        "recipe": recipe,
-        "arms": {"as it was": own, "found": None},
-        "baseline": "as it was",
-        "seeds": [seed for seed in range(4) if seed != searched.plan.seed][:3],
-        "test": {"rows": 0.1},
-        "prompting": [],
-    }
-    return "# Is what the search found more than noise? Three seeds that chose nothing.\n" + write(study)
 
 
 def _rows(searched: Searched) -> tuple[list[str], list[list[str]]]:
@@ -173,7 +167,8 @@ def _next(searched: Searched, files: dict[str, Path], console: Console) -> None:
         lines = [f"tunesmith train {folder} --resume    # the rest of the best trial's run"]
     else:
         lines = [f"tunesmith evaluate {folder}"]
-    lines.append(f"tunesmith train {shlex.quote(str(files['best']))}    # the same from the start")
+    rows = "the same" if searched.plan.kept.train is None else "the same settings, on all rows,"
+    lines.append(f"tunesmith train {shlex.quote(str(files['best']))}    # {rows} from the start")
     if "confirm" in files:
         lines.append(f"tunesmith compare {shlex.quote(str(files['confirm']))}    # is it more than noise?")
     for line in lines:

@@ -1,6 +1,7 @@
 """The trials of a search, each an ordinary run folder that is left and gone on with.
 
 folder/cells/…      a run for each trial, stopped where it fell behind; `tunesmith train FOLDER --resume` goes on
+folder/data/…       the rows that trials read, and those that are kept to confirm what is found
 folder/logs/…       what each process printed
 """
 
@@ -10,7 +11,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunesmith.compare.grid import Arm, Cell, cell
@@ -21,6 +22,7 @@ from tunesmith.notation import write_inline
 from tunesmith.plot import read_metrics
 from tunesmith.progress import Progress, seconds
 from tunesmith.search.checks import Plan, impossible, plan
+from tunesmith.search.confirm import confirming
 from tunesmith.search.rungs import steps_of
 from tunesmith.search.settings import Search
 from tunesmith.search.space import Seen, Values, propose
@@ -79,6 +81,10 @@ class Searched:
     search: Search
     plan: Plan
     trials: list[Trial]
+    study: str | None = None
+    """As YAML, what asks whether the best is more than noise."""
+    unconfirmed: str | None = None
+    """Why there is no such study, where something else than the recipe's own settings was found."""
 
     @property
     def best(self) -> Trial | None:
@@ -113,7 +119,19 @@ def run_trials(
         for line in planned.lines():
             progress.say(line)
         with interruptible(command or f"tunesmith search {shlex.quote(search.source)}") as signals:
-            return _Hunt(search, planned, runner, progress, signals, trust_remote_code).run()
+            searched = _Hunt(search, planned, runner, progress, signals, trust_remote_code).run()
+        return _to_be_confirmed(searched, trust_remote_code)
+
+
+def _to_be_confirmed(searched: Searched, trust_remote_code: bool) -> Searched:
+    """With the study of what was found; of the recipe's own settings there is nothing to ask."""
+    plan, best = searched.plan, searched.best
+    if best is None or best.is_own:
+        return searched
+    study, missing = confirming(
+        searched.search, plan.recipe, plan.kept, best.values, plan.seed, trust_remote_code=trust_remote_code
+    )
+    return replace(searched, study=study, unconfirmed=missing)
 
 
 class _Hunt:
@@ -189,7 +207,7 @@ class _Hunt:
         changes = [(key, value, self.search.where("shared", key)) for key, value in self.search.settings.shared.items()]
         changes += [(key, value, self.search.where("space", key)) for key, value in values.items()]
         arm = Arm(said(values), tuple(changes))
-        one = cell(self.search, arm, self.plan.seed)
+        one = cell(self.search, arm, self.plan.seed, train_rows=self.plan.kept.train)
         trial = Trial(number + 1, values, one, values == self.plan.own)
         self.trials.append(trial)
         return trial

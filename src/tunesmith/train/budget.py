@@ -1,15 +1,20 @@
 """Where a run stands, how much of its budget is spent, and the learning rate that follows from it.
 
-A budget is steps, passes over the rows, or minutes of training. Schedules and warm-up run over its share that is spent,
-whatever its unit, so nothing else asks which it is.
+A budget is steps, passes over the rows, tokens of them, or minutes of training. Schedules and warm-up run over its
+share that is spent, whatever its unit, so nothing else asks which it is. All but minutes come to a number of steps that
+is known beforehand: of tokens it follows from the rows' lengths and their order.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Self
 
 from tunesmith.errors import RecipeError
+from tunesmith.objectives.base import Objective
 from tunesmith.train.schedule import multiplier
 from tunesmith.train.settings import TrainSettings
 
@@ -48,11 +53,16 @@ class Progress:
 
 
 class Budget:
-    """`num_steps` is None for a budget in minutes. `at` is always the run's own `Progress`."""
+    """`at` is always the run's own `Progress`."""
 
-    def __init__(self, settings: TrainSettings, steps_per_epoch: int) -> None:
-        self.settings, self.steps_per_epoch = settings, steps_per_epoch
-        self.num_steps = _planned_steps(settings, steps_per_epoch)
+    def __init__(
+        self,
+        settings: TrainSettings,
+        steps_per_epoch: int,
+        steps_until: Callable[[int], int | None] | None = None,
+    ) -> None:
+        """`steps_until`: the objective's; without it a budget in tokens has no number of steps."""
+        self.settings, self.steps_per_epoch, self._steps_until = settings, steps_per_epoch, steps_until
         for name in ("evaluate_every", "save_every"):
             every = getattr(settings, name)
             if isinstance(every, str) and steps_per_epoch == 0:
@@ -61,6 +71,34 @@ class Budget:
                     found=every,
                     fix="leave it out",
                 )
+
+    @classmethod
+    def of(cls, settings: TrainSettings, objective: Objective) -> Self:
+        return cls(settings, objective.steps_per_epoch, objective.steps_until)
+
+    @cached_property
+    def num_steps(self) -> int | None:
+        """Of the whole run; None where the clock ends it."""
+        settings = self.settings
+        if self.steps_per_epoch == 0:
+            return 0
+        if settings.minutes is not None:
+            return None
+        if settings.steps is not None:
+            return settings.steps
+        if settings.tokens is not None:
+            return self._steps_of(settings.tokens)
+        return max(1, math.ceil(self.steps_per_epoch * (settings.epochs or 1.0) - 1e-9))
+
+    def _steps_of(self, tokens: int) -> int:
+        steps = None if self._steps_until is None else self._steps_until(tokens)
+        if steps is None:
+            raise RecipeError(
+                "train.tokens does not say how many steps there are: the rows and their order are not known beforehand",
+                found=f"{tokens:,} tokens",
+                fix="give train.steps, train.epochs or train.minutes",
+            )
+        return steps
 
     @property
     def note(self) -> str | None:
@@ -139,13 +177,3 @@ class Budget:
             return min(warmup / self.num_steps, 0.999)
         per_step = self.share(step=0, seconds=at.train_seconds / max(1, at.step))
         return min(0.999, warmup * per_step) if at.step >= warmup else 0.999
-
-
-def _planned_steps(settings: TrainSettings, steps_per_epoch: int) -> int | None:
-    if steps_per_epoch == 0:
-        return 0
-    if settings.minutes is not None:
-        return None
-    if settings.steps is not None:
-        return settings.steps
-    return max(1, math.ceil(steps_per_epoch * (settings.epochs or 1.0) - 1e-9))

@@ -30,19 +30,23 @@ def store_frozen(
     root: Path,
     before: bool | None,
     progress: Progress,
-) -> None:
+) -> float:
     """Give `policy` the states of all rows behind its frozen blocks, where the settings want it, and say what was done.
+    Returns the seconds that states which were there already took when they were computed.
 
     They are computed where `root` has them not. `before`: what a resumed run had, since it does not change its sums.
     Where they were asked for, what stands in the way is an error.
     """
     if isinstance(prepared.train[0], Asked):  # what is trained is sampled, and comes once
-        return
+        return 0.0
     asked = settings.cache_frozen if before is None else before
     last_blocks_alone = adapter_set.settings.last_blocks is not None or adapter_set.settings.targets == NONE
     if asked or (asked is None and last_blocks_alone and budget.repeats):
         rows = [*prepared.train, *prepared.held_out]
-        progress.say(_store(policy, adapter_set, rows, root, settings.micro_batch_tokens, bool(asked), progress))
+        told, kept = _store(policy, adapter_set, rows, root, settings.micro_batch_tokens, bool(asked), progress)
+        progress.say(told)
+        return kept
+    return 0.0
 
 
 def _store(
@@ -53,15 +57,15 @@ def _store(
     max_tokens: int | None,
     is_must: bool,
     progress: Progress,
-) -> str:
-    """What was done, or (unless `is_must`) why not."""
+) -> tuple[str, float]:
+    """What was done, or (unless `is_must`) why not; and the seconds that what was found took once."""
     blocks = find(policy, adapter_set)
     if isinstance(blocks, str):
         if is_must:
             raise ModelError(
                 "the output of the frozen blocks cannot be stored", found=blocks, fix="train.cache_frozen=false"
             )
-        return f"the frozen blocks are run in every pass: {blocks}"
+        return f"the frozen blocks are run in every pass: {blocks}", 0.0
     rows, starts = distinct(rows)
     num_tokens, longest = sum(map(len, rows)), max(map(len, rows))
     most = max_tokens or default_micro_batch_tokens(policy.device)
@@ -69,12 +73,13 @@ def _store(
         try:
             with progress.stage(f"what the {blocks.frozen} frozen blocks give for {num_tokens:,} tokens") as done:
                 folder = Folder(root, key(blocks, starts, most), (num_tokens, blocks.width), blocks.dtype)
-                if not folder.is_whole():
+                kept = folder.seconds if folder.is_whole() else None
+                if kept is None:
                     if not folder.has_room():
                         break
                     _make(folder, blocks, rows, starts, most, done)
             policy.stored = Activations(blocks, folder.table(), starts)
-            return f"what they give is stored ({size(folder.num_bytes)}): no pass runs them again"
+            return f"what they give is stored ({size(folder.num_bytes)}): no pass runs them again", kept or 0.0
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or most <= longest:
                 raise
@@ -88,7 +93,8 @@ def _store(
             expected=needed,
             fix=ROOM,
         )
-    return f"the frozen blocks are run in every pass: what they give would take {needed}, and {root} has {free} free"
+    why = f"what they give would take {needed}, and {root} has {free} free"
+    return f"the frozen blocks are run in every pass: {why}", 0.0
 
 
 def _make(

@@ -99,7 +99,7 @@ class Loop:
             micro_tokens=settings.micro_batch_tokens or memory.default_micro_batch_tokens(policy.device),
             loss_scale=2.0**14 if policy.model.dtype == torch.float16 else 1.0,
         )
-        self.budget = Budget(settings, objective.steps_per_epoch)
+        self.budget = Budget.of(settings, objective)
         self._names = {id(parameter): name for name, parameter in job.parameters.items()}
         self._cursor = objective.state_dict()
         torch.manual_seed(settings.seed)

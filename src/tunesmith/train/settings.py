@@ -17,6 +17,8 @@ from pydantic import (
 from tunesmith.settings import Contradiction, Settings
 from tunesmith.train.every import Every, passes
 
+BUDGETS = ("steps", "epochs", "tokens", "minutes")
+"""Settings of which a run has one."""
 DEFAULT_EPOCHS = 3.0
 DEFAULT_BATCH_SIZE = 8
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -24,9 +26,12 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 class TrainSettings(Settings):
     steps: PositiveInt | None = None
-    """Budget in optimizer steps. Give exactly one of steps, epochs, minutes (none: 3 epochs)."""
+    """Budget in optimizer steps. Give exactly one of steps, epochs, tokens, minutes (none: 3 epochs)."""
     epochs: PositiveFloat | None = None
     """Budget in passes over the rows."""
+    tokens: PositiveInt | None = None
+    """Budget in tokens of whole rows, learned or not, each time they come: ends with the first step by which so many
+    have been read. For rows that are there beforehand, not written while training."""
     minutes: PositiveFloat | None = None
     """Budget in minutes of training; evaluation is counted apart. Stops in time and keeps the best checkpoint."""
     batch_size: PositiveInt | None = DEFAULT_BATCH_SIZE
@@ -86,11 +91,11 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
-        given = [name for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise Contradiction(
                 given[1],
-                f"stands beside {given[0]}: a budget is given once",
+                f"stands beside {given[0]}: a budget is given once, in {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}",
                 f"take one of {', '.join(given)} out, or unset it on the command line: train.{given[1]}=",
             )
         if not given:  # frozen, and not counted among the settings that a person gave

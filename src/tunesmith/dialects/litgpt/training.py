@@ -16,10 +16,17 @@ def budget(train: Said) -> None:
     if micro < rows:
         train.note("LitGPT weighs micro-batches alike; here all learned tokens of a step weigh the same")
     count, passes = train.take("max_steps", int), train.take("epochs", float)
-    seconds = train.take("max_time", float)
-    if seconds is not None and (count is not None or passes is not None):
-        fix = "take it out, or unset the others: train.epochs= train.max_steps="
-        train.refuse("max_time", "stands beside another budget, and a run has one", fix)
+    seconds, tokens = train.take("max_time", float), train.take("max_tokens", int)
+    *others, last = [key for key in ("epochs", "max_steps", "max_time", "max_tokens") if train.has(key)] or ["epochs"]
+    if others and last in ("max_time", "max_tokens"):
+        fix = "take it out, or unset the others: " + " ".join(f"train.{key}=" for key in others)
+        train.refuse(last, "stands beside another budget, and a run has one", fix)
+    elif tokens is not None:
+        train.put("train.tokens", tokens, "max_tokens")
+        train.note(
+            "LitGPT counts train.max_tokens in full sequences, and stops before it has read more; here whole rows are "
+            "counted, and the run ends with the step that reaches it"
+        )
     elif seconds is not None:
         train.put("train.minutes", seconds / 60, "max_time")
     elif count is not None:
