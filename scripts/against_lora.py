@@ -17,6 +17,7 @@ from typing import Any
 from page_parts import read
 
 from tunesmith.adapters import METHODS
+from tunesmith.train.settings import BUDGETS
 
 BASELINE = "lora"
 UNNOTICED, LITTLE = 0.02, 0.1
@@ -158,7 +159,7 @@ def told_by(file: str, study: Mapping[str, Any]) -> list[Told]:
 
 def budget(study: Mapping[str, Any]) -> str:
     train, rates = study["recipe"]["train"], study["settings"]["learning_rates"]
-    unit = next(unit for unit in ("steps", "minutes", "epochs") if train.get(unit) is not None)
+    unit = next(unit for unit in BUDGETS if train.get(unit) is not None)
     rows = f" of {train['batch_size']} rows" if train.get("batch_size") else ""
     rate = "one learning rate for all" if rates == "fixed" else f"each at its best of {len(rates)} learning rates"
     return f"{train[unit]} {unit}{rows}, {rate}"

@@ -292,6 +292,14 @@ def locked(folder: Path) -> int:
     return lock
 
 
+def finished(folder: Path) -> bool:
+    """Whether the run in `folder` says that it has ended; what it made may be gone again."""
+    try:
+        return bool(json.loads((folder / "summary.json").read_text())["status"] == "finished")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _has_begun(folder: Path) -> bool:
     """Whether a run has trained here; one that failed before its first step has not."""
     metrics = folder / "metrics.jsonl"

@@ -41,7 +41,7 @@ from tunesmith.plan.main import what_fits
 from tunesmith.plan.report import lines as plan_lines
 from tunesmith.progress import Progress
 from tunesmith.recipe import Recipe, Resolved
-from tunesmith.record import Run
+from tunesmith.record import Run, finished
 from tunesmith.reporters import reporters
 from tunesmith.reward_model import offer
 from tunesmith.session import Session
@@ -195,6 +195,12 @@ def _last_checkpoint(run: Run, recipe: Recipe, resume: bool, progress: Progress)
     if not resume:
         return None
     saved = Checkpoints(run.checkpoints, recipe.train.keep_checkpoints).latest(progress.say)
+    if saved is None and finished(run.folder) and (run.folder / "adapter").is_dir():
+        raise RecipeError(
+            "this run is finished, and it has no checkpoint to go on from",
+            where=str(run.folder),
+            fix="another output.folder, to train it again",
+        )
     if saved is None:
         progress.say("no checkpoint yet: starting from the beginning")
     return saved

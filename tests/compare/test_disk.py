@@ -13,7 +13,7 @@ from tunesmith.compare import disk, settings
 from tunesmith.compare import study as study_module
 from tunesmith.compare.checks import plan
 from tunesmith.compare.study import _Grid
-from tunesmith.errors import MachineError
+from tunesmith.errors import MachineError, RecipeError
 from tunesmith.recipe import from_dict
 
 
@@ -143,8 +143,29 @@ def test_a_disk_that_is_too_small_is_said_before_any_model_loads(folder, monkeyp
     assert "shared.train.keep_checkpoints=1" in str(no.value)
     assert "folder=" in str(no.value)
     plan(settings.from_dict(values(folder, "large", seeds=[0, 1, 2], shared={"train.keep_checkpoints": 1})))
-    done = folder / "large" / "cells" / "full-seed1-0123456789"
-    for name in ("adapter/adapter_model.safetensors", "summary.json"):
-        (done / name).parent.mkdir(parents=True, exist_ok=True)
-        (done / name).write_text(json.dumps({}))
-    plan(study)  # what is there already needs no room more
+
+
+def test_a_study_that_is_done_wants_no_room_and_one_of_other_settings_wants_all_of_it(folder, monkeypatch):
+    given = values(folder, "settled", arms={"lora": {}, "full": {"adapter": {"method": "full"}}})
+    compare([], given)
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 0)
+    plan(settings.from_dict(given))
+    asked = []
+    compare(asked, given)
+    assert asked == []
+    wider = {**given, "arms": {"lora": {}, "full": {"adapter": {"method": "full"}, "train.learning_rate": 0.02}}}
+    with pytest.raises(MachineError, match="no room"):
+        plan(settings.from_dict(wider))
+
+
+def test_a_cell_that_was_tidied_is_not_begun_anew_by_hand(folder):
+    """Its checkpoints are gone: to resume it would throw away what it made."""
+    given = values(folder, "by-hand", arms={"lora": {}})
+    compare([], given)
+    (cell,) = (folder / "by-hand" / "cells").iterdir()
+    before = {path.name: path.read_bytes() for path in cell.iterdir() if path.is_file() and path.name != "lock"}
+    with pytest.raises(RecipeError, match="finished"):
+        tunesmith.train(tunesmith.load(str(cell)), resume=True, quiet=True)
+    after = {path.name: path.read_bytes() for path in cell.iterdir() if path.is_file() and path.name != "lock"}
+    assert after["metrics.jsonl"] == before["metrics.jsonl"]
+    assert json.loads(after["summary.json"])["status"] == "finished"

@@ -110,7 +110,7 @@ def test_a_cell_that_was_broken_off_goes_on_in_another_place(home):
     assert [step for event, step in steps if event == "Started"] == [2, 0]
 
 
-def test_files_are_known_by_their_bytes_wherever_a_recipe_names_them(tmp_path):
+def test_files_are_known_by_their_bytes_wherever_a_recipe_names_them(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     for place in "ab":
@@ -125,6 +125,9 @@ def test_files_are_known_by_their_bytes_wherever_a_recipe_names_them(tmp_path):
     )
     assert placeless(one) == placeless(other) != one
     assert placeless(one)["objective"]["rewards"][1:] == ["exact", "/", "a: b"]
+    with monkeypatch.context() as patch:
+        patch.setattr(contents, "content", lambda path: f"the bytes of {path}")
+        assert placeless({"name": "/tmp"}) == {"name": "the bytes of /tmp"}, "right under the root, as in a container"
     assert str(tmp_path) not in json.dumps(placeless(one))
     (tmp_path / "b" / "judge.py").write_text("def right(): ..!\n")
     assert placeless(one)["objective"] != placeless(other)["objective"]

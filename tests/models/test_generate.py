@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from tunesmith.adapters.attach import Switch, attach
 from tunesmith.adapters.lora import Settings, build
 from tunesmith.errors import AdapterError
-from tunesmith.models.generate import Memory, _bytes_per_token, generate
+from tunesmith.models.generate import Memory, bytes_per_token, generate
 from tunesmith.models.rows import Batch, Ending, Row
 from tunesmith.models.sampling import Sampling, choose, uniforms
 from tunesmith.models.text_stream import TextStream
@@ -287,7 +287,7 @@ def test_what_the_config_says_of_a_token_is_what_the_cache_holds(model):
     batch = Batch(model, 1, None, None, 64)
     with torch.no_grad():
         batch.admit([[Row(0, [5, 6], None, None, Ending(1))]])
-    assert _bytes_per_token(model) == batch.cache.bytes_per_token()
+    assert bytes_per_token(model.config, model.dtype) == batch.cache.bytes_per_token()
 
 
 def test_cache_bytes_bounds_the_rows():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -281,7 +280,9 @@ def test_a_student_is_planned_with_its_teacher(place: tuple[Path, Path], tmp_pat
     quick["train"] = {**told["train"], "batch_size": 2}
     sampled = plan_of(from_dict(quick), methods=False, remedies=False)
     assert sampled.need.teacher >= parts.weights
-    assert sampled.need.trial.parts.written > 0
+    for kind in ("cpu", "cuda", "mps"):
+        alone = needed(parts, kind, 0)
+        assert needed(parts, kind, 0, beside=10**9) == alone + 10**9
 
 
 def test_answers_that_are_written_count_where_they_hold_the_most(place: tuple[Path, Path], tmp_path: Path) -> None:
@@ -295,12 +296,20 @@ def test_answers_that_are_written_count_where_they_hold_the_most(place: tuple[Pa
     here = planner_of(from_dict(told))
     config = here.bench.bare.config
     each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
-    parts = here.need(here.recipe).trial.parts
-    assert parts.written == 64 * here.longest * each
+    assert here.written == 64 * here.longest * each
     elsewhere = {**told, "objective": {**policy, "sampler": "http://localhost:8000"}}
-    assert planner_of(from_dict(elsewhere)).need(here.recipe).trial.parts.written == 0
-    huge = replace(parts, written=10 * parts.peak)
-    assert huge.passing == 10 * parts.peak - parts.gradients
+    assert planner_of(from_dict(elsewhere)).written == 0
+    need = here.need(here.recipe)
+    parts = need.trial.parts
+    for kind, base in (("cpu", 10**6), ("cuda", 0)):
+        known = FITTED[kind]
+        most = parts.lasting - parts.gradients + 10 * parts.peak
+        wanted = (known.spread if kind == "cuda" else 1) * most + known.fixed + base
+        assert needed(parts, kind, base, written=10 * parts.peak) == pytest.approx(wanted, abs=2)
+    here.__dict__["written"] = 10 * parts.peak
+    assert here.need(here.recipe).memory > need.memory
+    assert here.need(here.recipe).serving == need.serving
+    assert here.need(here.recipe, quick=True).memory == pytest.approx(here.need(here.recipe).memory, rel=0.02)
 
 
 def test_an_own_memory_and_the_exit_code(

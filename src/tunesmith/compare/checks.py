@@ -13,7 +13,7 @@ from tunesmith.assemble import refuse_unknown_targets
 from tunesmith.atomic import write_file
 from tunesmith.compare.contents import digest
 from tunesmith.compare.disk import Sizes, refuse_full, sizes
-from tunesmith.compare.grid import Arm, arms_of, resolve, shorter, taken_out
+from tunesmith.compare.grid import Arm, arms_of, cell, resolve, shorter, taken_out
 from tunesmith.compare.halving import rounds
 from tunesmith.compare.measure import Wanted, has_answers, is_classified, shots_of, test_items
 from tunesmith.compare.settings import Study, baseline_of
@@ -76,7 +76,7 @@ def plan(study: Study, *, trust_remote_code: bool = False, say: Say = lambda tex
     ready = {arm.name: resolve(study, arm, own) for arm in arms}
     objectives = _read_all(ready, wanted, max(settings.prompting, default=0), trust_remote_code)
     _refuse_methods(study, arms, own, objectives)
-    _refuse_full_disk(study, arms, ready, objectives, trust_remote_code)
+    _refuse_full_disk(study, arms, ready, objectives, train_rows, trust_remote_code)
     if not has_answers(resolved[0].recipe, wanted):
         if not wanted.scores:
             raise RecipeError(
@@ -249,10 +249,13 @@ def _refuse_full_disk(
     arms: Sequence[Arm],
     resolved: Mapping[str, Resolved],
     objectives: Mapping[str, Objective],
+    train_rows: str | None,
     trust_remote_code: bool,
 ) -> None:
     known: dict[str, Sizes | None] = {}
-    found: dict[str, Sizes] = {}
+    found: list[tuple[Sizes, list[list[Path]]]] = []
+    tried = study.settings.learning_rates
+    rates: Sequence[float | None] = (None,) if isinstance(tried, str) else tried
     for arm in arms:
         recipe, head = resolved[arm.name].recipe, objectives[arm.name].head
         sections = [one.model_dump(mode="json") for one in (recipe.model, recipe.adapter)]
@@ -260,8 +263,12 @@ def _refuse_full_disk(
         if key not in known:
             known[key] = sizes(recipe, head, trust_remote_code=trust_remote_code)
         if (made := known[key]) is not None:
-            found[arm.slug] = made
-    refuse_full(study.folder, found, study.settings.seeds, has_trials=study.settings.learning_rates != "fixed")
+            places = [
+                [cell(study, arm, seed, learning_rate=rate, train_rows=train_rows).folder for rate in rates]
+                for seed in study.settings.seeds
+            ]
+            found.append((made, places))
+    refuse_full(study.folder, found, has_trials=not isinstance(tried, str))
 
 
 def _refuse_methods(

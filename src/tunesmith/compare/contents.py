@@ -52,8 +52,8 @@ def _by_content(text: str) -> str | None:
     if os.path.isfile(text):
         name = Path(text).suffix if os.path.isabs(text) else f" {text}"  # a word may be that of a file by chance
         return content(text) + name
-    is_folder = os.path.isabs(text) and os.path.isdir(text) and len(Path(text).parts) > 2  # "/" is a word of a format
-    return content(text) if is_folder else None
+    is_folder = os.path.isabs(text) and os.path.isdir(text)
+    return content(text) if is_folder and Path(text) != Path(Path(text).anchor) else None  # "/" is a word of a format
 
 
 def _is_hidden(place: Path) -> bool:

@@ -7,10 +7,9 @@ at any of this.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,20 +22,13 @@ from tunesmith.models.frozen_file import free_bytes
 from tunesmith.models.load import without_weights
 from tunesmith.progress import size
 from tunesmith.recipe import Recipe
+from tunesmith.record import finished
 
 CHECKPOINTS = "checkpoints"
 OF_A_TRIAL = (CHECKPOINTS, "adapter", "README.md", "loss.png", "classes.png")
 """What goes of a trial: besides what it learned, the pictures and the model card of that."""
 TRIAL = re.compile(r"-trial-.+-round\d+-seed\d+-[0-9a-f]+$")
 """A trial's folder, by its name."""
-
-
-def finished(folder: Path) -> bool:
-    """Whether the run in `folder` says that it has ended; what it made may be gone again."""
-    try:
-        return bool(json.loads((folder / "summary.json").read_text())["status"] == "finished")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def tidy(folder: Path, *, is_trial: bool) -> None:
@@ -52,8 +44,13 @@ def tidy_all(cells: Path) -> None:
     """The same for all that is done in a folder of cells, those that the study has no more too."""
     for folder in cells.glob("*"):
         is_trial = TRIAL.search(folder.name) is not None
-        if finished(folder) and (is_trial or (folder / "measures.json").is_file()):
+        if _is_done(folder) or (is_trial and finished(folder)):
             tidy(folder, is_trial=is_trial)
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether a cell of a seed wants no more room."""
+    return finished(folder) and (folder / "measures.json").is_file()
 
 
 @dataclass(frozen=True)
@@ -91,22 +88,22 @@ def sizes(recipe: Recipe, head: ClassHead | None, *, trust_remote_code: bool) ->
     return Sizes(adapter, adapter + state + 2 * learned, kept)
 
 
-def refuse_full(study: Path, arms: Mapping[str, Sizes], seeds: Sequence[int], *, has_trials: bool) -> None:
+def refuse_full(study: Path, arms: Sequence[tuple[Sizes, Sequence[Sequence[Path]]]], *, has_trials: bool) -> None:
     """MachineError where the disk cannot take what the study in `study` will hold at most, beyond what is there.
 
-    `arms`: by the beginning of their cells' names. Each adapter stays; checkpoints are there of one cell at a time.
+    `arms`: of each, what a run of it takes, and for every seed the folders that its cell may be, by its learning rate.
+    Each adapter stays; checkpoints are there of one cell at a time.
     """
-    cells = study / "cells"
-    lasting = 0
-    for slug, of in arms.items():
-        missing = [seed for seed in seeds if not any(cells.glob(f"{slug}-seed{seed}-*/adapter/*.safetensors"))]
-        lasting += len(missing) * of.adapter
-    at_work = max((of.at_work for of in arms.values()), default=0)
-    at_work += max((of.adapter for of in arms.values()), default=0) if has_trials else 0
-    begun = sum(file.stat().st_size for file in cells.glob(f"*/{CHECKPOINTS}/*/*") if file.is_file())
-    needed, free = lasting + max(0, at_work - begun), free_bytes(study)
+    to_do = [(of, [places for places in seeds if not any(map(_is_done, places))]) for of, seeds in arms]
+    at_work = [of for of, missing in to_do if missing]
+    lasting = sum(len(missing) * of.adapter for of, missing in to_do)
+    passing = max((of.at_work for of in at_work), default=0)
+    passing += max((of.adapter for of in at_work), default=0) if has_trials else 0
+    begun = [place / CHECKPOINTS for _, missing in to_do for places in missing for place in places]
+    there = sum(file.stat().st_size for folder in begun for file in folder.glob("*/*") if file.is_file())
+    needed, free = lasting + max(0, passing - there), free_bytes(study)
     if needed > free:
-        most = max((of.kept for of in arms.values()), default=1)
+        most = max((of.kept for of in at_work), default=1)
         fewer = "shared.train.keep_checkpoints=1, " if most > 1 else ""
         raise MachineError(
             "the disk has no room for what the study will hold",

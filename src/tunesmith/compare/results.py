@@ -23,7 +23,11 @@ from tunesmith.compare.study import Done, Ran
 from tunesmith.compare.verdict import HELD_OUT, LEVEL, LOSS, Measure, best, score, verdict
 from tunesmith.score.intervals import wilson
 
-COSTS = ("train_seconds", "tokens_per_second", "peak_memory_bytes", "trained_parameters", "step", "num_tokens")
+COSTS = (
+    *("train_seconds", "preparing_seconds", "tokens_per_second", "peak_memory_bytes"),
+    *("trained_parameters", "step", "num_tokens"),
+)
+"""Of a run's summary, what an arm's row shows the mean of."""
 
 
 def results(ran: Ran) -> dict[str, Any]:
@@ -179,21 +183,10 @@ def _row(ran: Ran, name: str, own: Measured, measures: Sequence[Measure]) -> dic
         "answers_cut": _mean([m.get("answers_cut") for m in measured]),
     }
     if row["tuned"]:
-        row |= {
-            key: _mean([summary.get(key) for summary in summaries])
-            for key in (
-                "train_seconds",
-                "preparing_seconds",
-                "tokens_per_second",
-                "peak_memory_bytes",
-                "trained_parameters",
-                "step",
-                "num_tokens",
-            )
-        }
+        row |= {key: _mean([summary.get(key) for summary in summaries]) for key in COSTS}
         row["adapter_bytes"] = _mean([_adapter_bytes(done.folder) for done in cells if done.failed is None])
         row["forgetting"] = _forgetting(measured)
-        row |= _price(ran, chosen, row["train_seconds"])
+        row |= _price(ran, chosen, row["train_seconds"], row["preparing_seconds"] or 0.0)
     return row
 
 
@@ -233,13 +226,14 @@ def _forgetting(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return {"before": before, "after": before + change.value, "change": asdict(change)}
 
 
-def _price(ran: Ran, chosen: Any, train_seconds: float | None) -> dict[str, Any]:
+def _price(ran: Ran, chosen: Any, train_seconds: float | None, preparing: float) -> dict[str, Any]:
     rate = ran.study.settings.price_per_hour
     if rate is None or train_seconds is None:
         return {}
     price = {"price": rate * train_seconds / 3600}
-    if chosen is not None:  # a trial of a quarter of the budget is a quarter of a run
-        price["price_with_trials"] = price["price"] * (1 + sum(trial.share for trial in chosen.trials))
+    if chosen is not None:  # a trial of a quarter of the budget is a quarter of a run, what comes before it done once
+        shares = sum(trial.share for trial in chosen.trials)
+        price["price_with_trials"] = price["price"] + rate * shares * (train_seconds - preparing) / 3600
     return price
 
 

@@ -5,12 +5,6 @@
  */
 #include "portable.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_max_threads(void) { return 1; }
-#endif
-
 /* y = x * rstd * (w + offset), rstd = 1 / sqrt(mean(x^2) + eps) */
 #define RMS_NORM(NAME, T)                                                                                       \
     void rms_norm_##NAME(const T *x, const T *w, T *y, float *rstd, int64_t rows, int64_t dim, float eps,       \

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from tunesmith.adapters.attach import Switch, slots, virtuals
 from tunesmith.errors import AdapterError
@@ -159,12 +159,13 @@ def generate(
         batch: UnderWay
         if why_alone(model) is None:
             longest = max((len(p) + end.max_new_tokens for p, end in zip(prompts, endings, strict=True)), default=1)
-            fit = cache_bytes // (longest * _bytes_per_token(model))
+            fit = cache_bytes // (longest * bytes_per_token(model.config, model.dtype))
             num_rows = max(num_beams, min(max_rows, len(answers.made) * num_beams, fit))
             prefix = _recall(memory, prompts, names) or _shared_prefix(model, prompts, names, switch, prefill_tokens)
             batch = Batch(model, num_rows, switch, prefix, prefill_tokens)
         else:
-            num_rows = max(num_beams, min(max_rows, num_samples))  # of one prompt, which is computed once
+            largest = max(map(len, waiting), default=1)
+            num_rows = max(num_beams, min(max_rows, largest))  # of one prompt, which is computed once
             batch = Alone(model, switch)
         while waiting or batch.rows:
             if cancelled and cancelled():
@@ -266,16 +267,17 @@ def _contiguous(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     return (inputs[0].contiguous(),)
 
 
-def _bytes_per_token(model: PreTrainedModel) -> int:
+def bytes_per_token(whole: PretrainedConfig, dtype: torch.dtype) -> int:
     """Of the cache, layer by layer from the config: an upper estimate where the model stores something smaller."""
-    config: Any = model.config.get_text_config()
+    config: Any = whole.get_text_config()
     each = getattr(config, "per_layer_config", None) or [config] * config.num_hidden_layers
     numbers = 0
     for layer in each:  # Gemma 4's are not alike, and its config as a whole has no width to ask for
-        heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
-        width = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+        all_heads = getattr(layer, "num_attention_heads", None) or 1
+        heads = getattr(layer, "num_key_value_heads", None) or all_heads
+        width = getattr(layer, "head_dim", None) or layer.hidden_size // all_heads
         numbers += 2 * heads * width
-    return int(numbers * model.dtype.itemsize)
+    return int(numbers * dtype.itemsize)
 
 
 def _groups(

@@ -141,9 +141,8 @@ class Bench:
                 )
         return self._models[key]
 
-    def teacher(self, tokens: int) -> tuple[int, Work]:
-        """Of a teacher: the bytes of its weights and of its reading a batch of `tokens`, and that work; nothing where
-        there is none."""
+    def teacher(self, rows: int, tokens: int) -> tuple[int, Work]:
+        """Of a teacher: the bytes of its weights and of its reading `tokens` in `rows`, and that work; else nothing."""
         if self.foreseen.teacher is None:
             return 0, Work()
         name, storage = self.foreseen.teacher
@@ -153,7 +152,8 @@ class Bench:
             model = hollow_model(settings, self.tokenizer, meter, trust_remote_code=self.trust_remote_code)
             meter.start()
             with torch.no_grad():
-                hollow_policy(model, Switch()).hidden(flat_batch([torch.zeros(tokens, dtype=torch.long)]))
+                row = torch.zeros(-(-tokens // rows), dtype=torch.long)
+                hollow_policy(model, Switch()).hidden(flat_batch([row] * rows))
             return meter.peak, Work(meter.flops, meter.moved, meter.operations, meter.attended)
 
     def chosen(self, policy: Policy, micro_tokens: int, cut: Cut | None = None) -> Chosen | None:

@@ -211,6 +211,8 @@ def _is_far_below(planner: Planner, recipe: Recipe, room: int) -> bool:
     model = planner.bench.bare
     if model is None:
         return True
+    if planner.foreseen.teacher is not None:
+        return False
     numbers = sum(parameter.numel() for parameter in model.parameters())
     rows = planner.objective.foreseen(False).rows
     tokens = max(planner.micro_tokens(recipe), max(map(len, rows), default=1))

@@ -83,9 +83,15 @@ def memory_of(device: torch.device, given: int | None = None) -> Memory:
     return Memory(kind, memory_bytes(), memory_free_bytes(), held)
 
 
-def needed(parts: Parts, kind: str, base: int, fitted: Mapping[str, Fitted] = FITTED) -> int:
-    """Bytes that a run whose step holds `parts` will take at its most, in a process that holds `base` without it."""
-    known = fitted[kind]
+def needed(
+    parts: Parts, kind: str, base: int, fitted: Mapping[str, Fitted] = FITTED, *, beside: int = 0, written: int = 0
+) -> int:
+    """Bytes that a run whose step holds `parts` will take at its most, in a process that holds `base` without it.
+
+    `beside`: of a model that lies beside the one that learns. `written`: of answers that are written between steps.
+    """
+    known, between = fitted[kind], parts.lasting - parts.gradients + written
     if kind != "cpu":
-        return round(known.spread * parts.peak + known.fixed)
-    return round(base + max(parts.lasting + known.spread * parts.passing, parts.saving) + known.fixed)
+        return round(known.spread * max(parts.peak, between) + known.fixed) + beside
+    most = max(parts.lasting + known.spread * parts.passing, parts.saving, between)
+    return round(base + most + known.fixed) + beside

@@ -19,7 +19,8 @@ from tunesmith.adapters import store
 from tunesmith.adapters.adapter_set import Counts
 from tunesmith.adapters.targets import anatomy
 from tunesmith.data.prepare import Prepared
-from tunesmith.models.load import pick_device
+from tunesmith.models.generate import CACHE_BYTES, MAX_ROWS, bytes_per_token
+from tunesmith.models.load import pick_device, pick_dtype
 from tunesmith.objectives.base import Foreseen, Objective
 from tunesmith.plan.bench import Bench, Cut, Work
 from tunesmith.plan.memory import Memory, needed
@@ -85,8 +86,8 @@ class Planner:
         self.recipe, self.objective = recipe, objective
         self.budget = Budget.of(recipe.train, objective)
         self.num_held_out = sum(map(len, prepared.held_out))
-        self._teachers: dict[int, tuple[int, Work]] = {}
-        """By the tokens of a batch."""
+        self._teachers: dict[tuple[int, int], tuple[int, Work]] = {}
+        """By the rows and tokens of a batch."""
 
     @property
     def foreseen(self) -> Foreseen:
@@ -134,7 +135,7 @@ class Planner:
         trial = self.trial(recipe, quick=quick, cut=cut)
         kind, base = self.memory.kind, self.memory.held
         parts = trial.parts
-        teacher, its_work = self._teacher(trial.tokens)
+        teacher, its_work = self._teacher(trial.rows, trial.tokens)
         answering = replace(parts, gradients=0, optimizer=0, peak=parts.answering)
         merging = None
         if trial.mergeable:
@@ -150,7 +151,7 @@ class Planner:
                 total = step_seconds * (self.budget.num_steps + EVALUATING * self.evaluations() * held_out)
         return Need(
             trial,
-            needed(parts, kind, base + teacher),
+            needed(parts, kind, base, beside=teacher, written=self.written),
             teacher,
             needed(answering, kind, base),
             merging,
@@ -160,10 +161,20 @@ class Planner:
             total,
         )
 
-    def _teacher(self, tokens: int) -> tuple[int, Work]:
-        if tokens not in self._teachers:
-            self._teachers[tokens] = self.bench.teacher(tokens)
-        return self._teachers[tokens]
+    @cached_property
+    def written(self) -> int:
+        """Bytes of the keys and values of the answers that are written at a time, as long as they can become."""
+        rows, model = min(self.foreseen.written, MAX_ROWS), self.bench.bare
+        if not rows or model is None:
+            return 0
+        dtype = pick_dtype(self.recipe.model.dtype, pick_device(self.recipe.model.device))
+        one = self.longest * bytes_per_token(model.config, dtype)
+        return min(rows * one, max(one, CACHE_BYTES))
+
+    def _teacher(self, rows: int, tokens: int) -> tuple[int, Work]:
+        if (rows, tokens) not in self._teachers:
+            self._teachers[rows, tokens] = self.bench.teacher(rows, tokens)
+        return self._teachers[rows, tokens]
 
     def evaluations(self) -> float:
         """How often the held-out rows are looked at."""

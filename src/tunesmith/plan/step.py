@@ -17,7 +17,7 @@ from tunesmith.adapters.adapter_set import AdapterSet, Counts, add
 from tunesmith.adapters.attach import Switch
 from tunesmith.errors import ModelError, TunesmithError
 from tunesmith.ghost import Meter, NumbersNeededError
-from tunesmith.models.generate import CACHE_BYTES, MAX_ROWS
+from tunesmith.models.generate import bytes_per_token
 from tunesmith.models.hollow import again, hollow_policy
 from tunesmith.models.policy import Policy, flat_batch
 from tunesmith.plan.bench import Bench, Cut, Work
@@ -53,8 +53,6 @@ class Parts:
     """What answering one row of the micro-batch's longest length takes, base and adapter too."""
     merging: int = 0
     """What `tunesmith merge` holds at its most (plan/merging.py); 0 where the method cannot be merged."""
-    written: int = 0
-    """Keys and values of the answers that are written at a time, between steps."""
 
     @property
     def lasting(self) -> int:
@@ -70,7 +68,7 @@ class Parts:
     @property
     def passing(self) -> int:
         """The most that is held beside that."""
-        return max(0, self.peak - self.lasting, self.written - self.gradients)
+        return max(0, self.peak - self.lasting)
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ def _tried(
     mergeable = all(adapter.mergeable for adapter in adapter_set.adapters.values())
     merges = merging(model, adapter_set, bench.tokenizer) if mergeable else 0
     return Trial(
-        Parts(weights, adapter, gradients, state, activations, loss, peak, answering, merges, _written(policy, bench)),
+        Parts(weights, adapter, gradients, state, activations, loss, peak, answering, merges),
         adapter_set.counts(),
         len(batch),
         len(rows),
@@ -219,24 +217,7 @@ def _answering(policy: Policy, length: int, meter: Meter) -> int:
     meter.reset()
     with policy.answering():
         policy.hidden(flat_batch([torch.zeros(length, dtype=torch.long)]))
-    return meter.peak + length * _keys_and_values(policy)
-
-
-def _written(policy: Policy, bench: Bench) -> int:
-    """Bytes of the cache of the answers that are written at a time, as long as they can become."""
-    rows = min(bench.foreseen.written, MAX_ROWS)
-    longest = max(map(len, bench.foreseen.rows), default=0)
-    one = longest * _keys_and_values(policy)
-    return min(rows * one, max(one, CACHE_BYTES))
-
-
-def _keys_and_values(policy: Policy) -> int:
-    """Bytes of one token's."""
-    config = policy.model.config.get_text_config()
-    all_heads = getattr(config, "num_attention_heads", None) or 1
-    heads = getattr(config, "num_key_value_heads", None) or all_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // all_heads
-    return int(2 * config.num_hidden_layers * heads * dim * policy.model.dtype.itemsize)
+    return meter.peak + length * bytes_per_token(policy.model.config, policy.model.dtype)
 
 
 def _moments_bytes(parameter: nn.Parameter) -> int:
