@@ -20,7 +20,6 @@ from typing import Any
 
 from tunesmith.atomic import write_file
 from tunesmith.notation import write
-from tunesmith.train.settings import BUDGETS
 
 
 def write_card(folder: Path) -> None:
@@ -61,6 +60,7 @@ def card(folder: Path) -> str:
     return "\n".join(section for section in sections if section)
 
 
+_BUDGETS = ("steps", "epochs", "tokens", "minutes")
 _PIPELINES = {"classify": "text-classification", "reward": "text-classification"}
 
 
@@ -82,7 +82,7 @@ def _training(recipe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]
     letters = ", ".join(
         f"{key} {value}" for key, value in adapter.items() if key != "method" and value not in (None, [])
     )
-    budget = next(f"{train[kind]:,.12g} {kind}" for kind in BUDGETS if train.get(kind) is not None)
+    budget = next(f"{train[kind]:,.12g} {kind}" for kind in _BUDGETS if train.get(kind) is not None)
     trained, total = summary.get("trained_parameters"), summary.get("total_parameters")
     batch = f"{train['batch_size']} rows" if train["batch_size"] else f"about {train['batch_tokens']:,} tokens"
     share = f"{trained:,} of {total:,} ({trained / total:.2%})" if trained and total else None
