@@ -11,7 +11,7 @@ from tunesmith.data.prepare import prepare
 from tunesmith.data.settings import DataSettings
 from tunesmith.errors import RecipeError
 from tunesmith.machine import cache_folder
-from tunesmith.models.policy import probe
+from tunesmith.models.policy import Policy, probe
 from tunesmith.objectives import classify, reward, sft
 from tunesmith.objectives.classify import Classification
 from tunesmith.objectives.classify_losses import ClassifySettings
@@ -41,6 +41,7 @@ def held_out_loss(
     offered, record = (sft, sft.Settings()) if recipe is None else (recipe.offered, recipe.objective)
     if recipe is None and is_classifier(session.model):
         offered, record = _of_head(session.head)
+    record = asked_here(record)
     if isinstance(record, ClassifySettings | RewardSettings) and session.head is None:
         raise RecipeError(
             "there is nothing to score: the base has no classification head of its own",
@@ -50,13 +51,11 @@ def held_out_loss(
         weights = dict(zip(session.head.labels, session.head.weights, strict=True)) if session.head.weights else None
         asked = {"labels": session.head.labels, "way": "all", "class_weights": weights}  # nothing is fitted here
         record = record.model_copy(update=asked)
-    if getattr(record, "sampler", None) is not None:
-        record = record.model_copy(update={"sampler": None})  # the model is here: nobody else is asked
     prepared = prepare(
         settings,
         session.words_of(session.adapter).tokenizer,
         seed=0 if recipe is None else recipe.train.seed,
-        most_tokens=_room(session, record),
+        most_tokens=room(session, record),
         takes=offered.takes(record),
     )
     for line in told(prepared.counts if all_rows else prepared.held_out_counts):
@@ -66,9 +65,8 @@ def held_out_loss(
         kept = set(list(dict.fromkeys(example.origin for example in examples))[:limit])
         examples = [example for example in examples if example.origin in kept]
     policy, _ = probe(session.model, session.switch)
-    if recipe is not None and recipe.model.adapter is not None and offered.needs_reference(record):
-        policy.refer_to(session.sets[session.load_adapter(recipe.model.adapter)])
-    elif session.adapter is None and offered.needs_reference(record):
+    refers = recipe is not None and refer(policy, session, recipe)
+    if not refers and session.adapter is None and offered.needs_reference(record):
         say("no adapter is on, so the reference is the model itself: its rewards are 0, whatever it has learned")
     objective = offered.build(record, examples, examples, batch_size=2, seed=0, renderer=prepared.renderer)
     most = default_micro_batch_tokens(policy.device)
@@ -84,6 +82,19 @@ def held_out_loss(
     }
 
 
+def asked_here(record: ObjectiveSettings) -> ObjectiveSettings:
+    """The settings of an objective whose model is at hand: nobody else is asked for completions."""
+    return record if getattr(record, "sampler", None) is None else record.model_copy(update={"sampler": None})
+
+
+def refer(policy: Policy, session: Session, recipe: Recipe) -> bool:
+    """Makes the adapter that training went on from the reference, where there is one and the objective wants it."""
+    wanted = recipe.model.adapter is not None and recipe.offered.needs_reference(recipe.objective)
+    if wanted and recipe.model.adapter is not None:
+        policy.refer_to(session.sets[session.load_adapter(recipe.model.adapter)])
+    return wanted
+
+
 def _of_head(head: ClassHead | None) -> tuple[Any, Any]:
     """The objective that a classification head is for."""
     if head is None or head.meaning == "reward":
@@ -91,7 +102,7 @@ def _of_head(head: ClassHead | None) -> tuple[Any, Any]:
     return classify, ClassifySettings(classes=head.meaning, labels=head.labels)
 
 
-def _room(session: Session, record: ObjectiveSettings) -> int | None:
+def room(session: Session, record: ObjectiveSettings) -> int | None:
     """Positions for a row, where the objective has the model write behind it."""
     most = session.positions(session.adapter)
     return most if most is None else max(1, most - record.answer_tokens)

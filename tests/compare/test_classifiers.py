@@ -68,7 +68,7 @@ def test_what_a_head_cannot_be_asked_is_refused(folder):
         ({"test": {**made["test"], "score": "f1"}}, "right or wrong"),
         ({"forget": {"text": str(folder / "text.txt")}}, "general text"),
         ({"arms": {"lora": {}}, "prompting": [0]}, "asked in words"),
-        ({"arms": {"lora": {}, "pairs": {"objective.kind": "preference"}}, "prompting": []}, "not measured"),
+        ({"arms": {"lora": {}, "pairs": {"objective.kind": "preference"}}, "prompting": []}, "no figure in common"),
     ):
         with pytest.raises(RecipeError, match=said):
             tunesmith.compare(values(folder, folder=str(folder / "never"), **wrong), runner=studies.here, quiet=True)

@@ -37,15 +37,15 @@ def test_a_row_that_one_arm_lacks_changes_nothing_of_the_others():
 
 def test_where_a_row_has_other_learned_tokens_no_loss_stands_beside_another():
     ours, theirs = losses([4, 8], [2, 6]), losses([4, 8], [2, 7])
-    assert not ours.is_like(theirs)
+    assert not ours.is_like(theirs, LOSS)
     assert side_by_side(ours, theirs, LOSS) is None
     assert side_by_side(ours, theirs, HELD_OUT) is None
     assert side_by_side(ours, theirs, EXACT) is not None
 
 
 def test_learned_tokens_are_known_of_arms_that_share_no_seed():
-    assert losses([4], [2], seeds=[0]).is_like(losses([4], [2], seeds=[1]))
-    assert not losses([4], [2], seeds=[ONCE]).is_like(losses([4], [3], seeds=[1]))
+    assert losses([4], [2], seeds=[0]).is_like(losses([4], [2], seeds=[1]), LOSS)
+    assert not losses([4], [2], seeds=[ONCE]).is_like(losses([4], [3], seeds=[1]), LOSS)
 
 
 @pytest.mark.parametrize(("names", "like"), [(("a", "a"), True), (("a", "b"), False), (("a", None), True)])
@@ -54,13 +54,13 @@ def test_where_no_row_of_the_test_has_a_loss_the_settings_say_how_rows_become_to
         Measured({"held_out_loss": {0: {0: 1.0}}}, read_by=None if name is None else {("model", "name"): name})
         for name in names
     )
-    assert ours.is_like(theirs) == like
+    assert ours.is_like(theirs, LOSS) == like
     assert (side_by_side(ours, theirs, HELD_OUT) is not None) == like
 
 
 def test_where_the_tokens_are_known_the_settings_do_not_matter():
     of = [{("model", "name"): name} for name in "ab"]
-    assert losses([4], [2], read_by=of[0]).is_like(losses([5], [2], read_by=of[1]))
+    assert losses([4], [2], read_by=of[0]).is_like(losses([5], [2], read_by=of[1]), LOSS)
 
 
 def test_what_no_seed_changes_stands_beside_every_seed():

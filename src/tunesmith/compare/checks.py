@@ -15,8 +15,10 @@ from tunesmith.compare.contents import digest
 from tunesmith.compare.disk import Sizes, refuse_full, sizes
 from tunesmith.compare.grid import Arm, arms_of, cell, resolve, shorter, taken_out
 from tunesmith.compare.halving import rounds
-from tunesmith.compare.measure import Wanted, has_answers, is_classified, shots_of, test_items
+from tunesmith.compare.kinds import OF_ANSWERS, OF_PAIRS, kind_of, measures, refuse_odd, speaks
+from tunesmith.compare.measure import Wanted, has_figures, shots_of, test_items
 from tunesmith.compare.settings import Study, baseline_of
+from tunesmith.compare.verdict import Measure
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.reading.sources import read
 from tunesmith.data.split import as_held_out, split
@@ -40,6 +42,8 @@ class Plan:
     arms: tuple[Arm, ...]
     baseline: str
     wanted: Wanted
+    measures: tuple[Measure, ...]
+    """What arms are compared by; what decides comes first."""
     train_rows: str | None
     """In place of the recipe's file, where the test's rows were taken out of that."""
 
@@ -55,7 +59,8 @@ def plan(study: Study, *, trust_remote_code: bool = False, say: Say = lambda tex
     except RecipeError as error:
         raise error.at(study.where("test", "score")) from None
     _refuse_rates_without_rows(study, resolved)
-    _refuse_other_objectives(study, resolved)
+    kinds = {kind_of(one.recipe) for one in resolved}
+    refuse_odd(study, kinds)
     train_rows, test = _test_rows(study, arms, resolved)
     forget = settings.forget
     wanted = Wanted(
@@ -77,18 +82,28 @@ def plan(study: Study, *, trust_remote_code: bool = False, say: Say = lambda tex
     objectives = _read_all(ready, wanted, max(settings.prompting, default=0), trust_remote_code)
     _refuse_methods(study, arms, own, objectives)
     _refuse_full_disk(study, arms, ready, objectives, train_rows, trust_remote_code)
-    if not has_answers(resolved[0].recipe, wanted):
-        if not wanted.scores:
-            raise RecipeError(
-                "the test's rows hold no answer, and no score is asked for: nothing would be measured",
-                where=study.where("test"),
-                fix="give test.score, and test.gold with the column of the right answers",
-            )
-        say("the test's rows hold no answers of their own: their loss is not measured")
-        wanted = replace(wanted, loss=False)
+    wanted = _with_figures(study, resolved, wanted, say)
     if train_rows is not None:
         say(f"the test's rows are out of the training's: {test}")
-    return Plan(tuple(arms), baseline, wanted, train_rows)
+    return Plan(tuple(arms), baseline, wanted, tuple(measures(kinds, wanted.scores)), train_rows)
+
+
+def _with_figures(study: Study, resolved: Sequence[Resolved], wanted: Wanted, say: Say) -> Wanted:
+    """`wanted`, without the loss where the test's rows have none; an error where nothing is left to measure."""
+    kinds = {kind_of(one.recipe) for one in resolved}
+    if not (kinds <= OF_ANSWERS or kinds <= OF_PAIRS):
+        return replace(wanted, loss=False)
+    if has_figures(resolved[0].recipe, wanted):
+        return wanted
+    if not wanted.scores:
+        what = "answer" if kinds <= OF_ANSWERS else "pair of a preferred answer and another"
+        raise RecipeError(
+            f"the test's rows hold no {what}, and no score is asked for: nothing would be measured",
+            where=study.where("test"),
+            fix="give test.score, and test.gold with the column of the right answers",
+        )
+    say("the test's rows hold no answers of their own: their loss is not measured")
+    return replace(wanted, loss=False)
 
 
 def located(study: Study, text: str, *where: str) -> str:
@@ -121,42 +136,6 @@ def _resolved(study: Study, arms: Sequence[Arm]) -> list[Resolved]:
     if errors:
         raise together(errors)
     return found
-
-
-def _refuse_other_objectives(study: Study, resolved: Sequence[Resolved]) -> None:
-    """What is measured of every arm is the loss of each row, and answers or classes: no pairs, no rewards."""
-    kinds = {one.recipe.objective.kind for one in resolved}  # type: ignore[attr-defined]
-    if "classify" in kinds:
-        _refuse_odd_classes(study, kinds)
-    others = sorted(kinds - {"sft", "classify"})
-    if others:
-        raise RecipeError(
-            "a study compares runs of objective sft or classify; others are not measured yet",
-            where=study.source,
-            found=f"objective.kind {', '.join(others)}",
-            fix="train the arms one by one, and compare what `tunesmith evaluate` says of each",
-        )
-
-
-def _refuse_odd_classes(study: Study, kinds: set[str]) -> None:
-    """Classes by a head stand beside classes by words under the scores that both have."""
-    settings = study.settings
-    odd = sorted(set(settings.test.scores) - {"label", "exact"})
-    if odd or not settings.test.scores:
-        raise RecipeError(
-            "a class is right or wrong: of arms with objective.kind classify that is what is scored",
-            where=study.where("test", "score"),
-            found=", ".join(odd) or "no score",
-            expected="label",
-        )
-    if settings.forget is not None:
-        raise RecipeError("a classifier has no loss on general text", where=study.where("forget"), fix="leave it out")
-    if settings.prompting and "sft" not in kinds:
-        raise RecipeError(
-            "the base is asked in words, and no arm of the study learns any",
-            where=study.where("prompting"),
-            fix="leave prompting out",
-        )
 
 
 def _refuse_rates_without_rows(study: Study, resolved: Sequence[Resolved]) -> None:
@@ -217,7 +196,8 @@ def _read_all(
     objectives: dict[str, Objective] = {}
     for name, one in resolved.items():
         recipe = one.recipe
-        read_as = [recipe.model.model_dump(mode="json"), recipe.data.model_dump(mode="json"), is_classified(recipe)]
+        takes = [row.__name__ for row in recipe.takes]
+        read_as = [recipe.model.model_dump(mode="json"), recipe.data.model_dump(mode="json"), takes]
         key = digest(read_as)
         if key not in known:
             with Progress(quiet=True) as quiet:
@@ -227,14 +207,15 @@ def _read_all(
                     test_items(recipe, wanted, lambda text: None)
                 except TunesmithError as error:
                     raise error.noted("arm", name) from None
-            if not is_classified(recipe):
+            if speaks(recipe):
                 shots_of(recipe, shots)
         try:
             objectives[name] = built(recipe, known[key])
             check_optimizer(recipe.train)
         except TunesmithError as error:
             raise error.noted("arm", name) from None
-        shape = digest([recipe.model.model_dump(mode="json"), recipe.adapter.model_dump(mode="json")])
+        own = [recipe.model.model_dump(mode="json"), recipe.adapter.model_dump(mode="json"), speaks(recipe)]
+        shape = digest(own)
         if shape not in shapes:
             shapes.add(shape)
             try:

@@ -7,7 +7,6 @@ is measured is what anyone would load.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +18,14 @@ import torch
 
 from tunesmith.atomic import write_json
 from tunesmith.compare.contents import digest, placeless
+from tunesmith.compare.judged import pairs, refuse_no_number, rewarded
+from tunesmith.compare.kinds import OF_ANSWERS, OF_PAIRS, kind_of, speaks
+from tunesmith.data.formats import LEARNABLE
 from tunesmith.data.mixture import part_rows, read_parts
-from tunesmith.data.prepare import prepare
+from tunesmith.data.prepare import answered, prepare
 from tunesmith.data.settings import DataSettings
-from tunesmith.data.types import Conversation, Example, Message, Origin
-from tunesmith.errors import DataError, NonFiniteError
+from tunesmith.data.types import Conversation, Example, Message, Preference
+from tunesmith.errors import DataError
 from tunesmith.evaluate import Item, evaluate, scorers_named, write_answers
 from tunesmith.models.policy import Policy, probe
 from tunesmith.models.session import Params
@@ -59,17 +61,12 @@ class Wanted:
         return digest(placeless(vars(self)))
 
 
-def is_classified(recipe: Recipe) -> bool:
-    """Whether its model says what a text is by a head: it is measured without words."""
-    return isinstance(recipe.objective, ClassifySettings)
-
-
 def test_items(recipe: Recipe, wanted: Wanted, say: Say) -> list[Item]:
     """The test's questions, each with its right answer; what no scorer could compare with is an error."""
-    if is_classified(recipe):
+    if not speaks(recipe):
         return []
     settings = test_data(recipe, wanted)
-    items = questions(settings, recipe.train.seed, True, wanted.limit, wanted.gold, LAST, say)
+    items = questions(settings, recipe.train.seed, True, wanted.limit, wanted.gold, LAST, say, recipe.takes)
     for score, scorer in scorers_named(wanted.scores).items():
         refuse_unscorable(items, [score], wanted.test)
         for number, item in enumerate(items, 1):
@@ -80,10 +77,13 @@ def test_items(recipe: Recipe, wanted: Wanted, say: Say) -> list[Item]:
     return items
 
 
-def has_answers(recipe: Recipe, wanted: Wanted) -> bool:
-    """Whether any row of the test holds an answer that a loss could be taken of."""
+def has_figures(recipe: Recipe, wanted: Wanted) -> bool:
+    """Whether any row of the test holds what its own figures are taken of: an answer that a loss could be taken of, two
+    sides of a pair, a prompt."""
     data = test_data(recipe, wanted)
     rows = [row for part in read_parts(data) for row in part.converted(recipe.takes, learn=data.learn).rows]
+    if kind_of(recipe) in OF_PAIRS:
+        return any(isinstance(row, Preference) for row in rows)
     return any(not isinstance(row, Conversation) or any(turn.is_learned for turn in row.messages) for row in rows)
 
 
@@ -101,20 +101,27 @@ def measure(
     forgets: Path,
     *,
     shots: int = 0,
+    is_tuned: bool = True,
     say: Say = lambda text: None,
 ) -> None:
     """Measures `session` as it answers now into `folder`: measures.json, and answers.jsonl where there are scores.
 
     `shots` rows of training stand before each question (the loss is then not measured). `forgets` is a folder that
-    cells share: the base's loss on general text is measured once for all of them.
+    cells share: the base's loss on general text is measured once for all of them. Of a base that is not tuned
+    (`is_tuned`) nothing is known of pairs: rewards are told from it.
     """
     found: dict[str, Any] = {"fingerprint": wanted.fingerprint, "shots": shots, "seconds": {}}
     if shots == 0:
         policy, _ = probe(session.model, session.switch)
-    if is_classified(recipe):
+    kind = kind_of(recipe)
+    if kind == "classify":
         found |= classified(session, policy, recipe, wanted, say)
         found["seconds"] = {"loss": found.pop("loss_seconds")}
-    elif shots == 0 and wanted.loss:
+    elif (kind in OF_PAIRS and is_tuned) or (kind == "policy" and shots == 0):
+        of_rows = pairs if kind in OF_PAIRS else rewarded
+        found |= of_rows(session, policy, recipe, test_data(recipe, wanted), say)
+        found["seconds"] = {"judged": found.pop("judged_seconds")}
+    elif kind in OF_ANSWERS and shots == 0 and wanted.loss:
         most = session.positions(session.adapter)
         say("loss on the test rows")
         prepared = prepare(test_data(recipe, wanted), session.tokenizer, seed=recipe.train.seed, most_tokens=most)
@@ -125,7 +132,7 @@ def measure(
     if shots == 0 and wanted.forget is not None:
         say("loss on general text")
         found["forget"] = forgetting(session, policy, recipe, wanted, forgets)
-    if wanted.scores and not is_classified(recipe):
+    if wanted.scores and speaks(recipe):
         items = test_items(recipe, wanted, say)
         shown = shots_of(recipe, shots)
         items = [replace(item, messages=_with_shots(item.messages, shown)) for item in items]
@@ -163,7 +170,7 @@ def classified(session: Session, policy: Policy, recipe: Recipe, wanted: Wanted,
         rows, outputs = part.outputs(policy, prepared.train, default_micro_batch_tokens(policy.device))
     losses, right = part.by_row(outputs, rows, session.head)
     for row, loss in zip(rows, losses, strict=True):
-        _refuse_no_number(loss, "test row", row.origin)
+        refuse_no_number(loss, "test row", row.origin)
     places = {row.origin.row: index for index, row in enumerate(rows)}
     numbers = sorted(places)
     every = [origin.row for part in read_parts(data) for origin, _ in part.raw]
@@ -198,7 +205,7 @@ def loss_by_row(
                 continue
             part = SFT([example], [example], batch_size=1, seed=0)
             loss = part.evaluate(policy, max(most, len(example)))["loss"]
-            _refuse_no_number(loss, called, example.origin)
+            refuse_no_number(loss, called, example.origin)
             row = totals.setdefault(example.origin.row, [0.0, 0.0])
             row[0] += loss * weight
             row[1] += weight
@@ -208,17 +215,6 @@ def loss_by_row(
         "sum": [totals[row][0] for row in rows],
         "weight": [totals[row][1] for row in rows],
     }
-
-
-def _refuse_no_number(loss: float, called: str, origin: Origin) -> None:
-    if not math.isfinite(loss):
-        raise NonFiniteError(
-            f"the loss of {called} {origin.row} is not finite",
-            where=str(origin),
-            found=f"{loss:g}",
-            expected="a finite number",
-            fix="train with a lower train.learning_rate, or with model.dtype: float32 where a smaller type overflows",
-        )
 
 
 def forgetting(session: Session, policy: Policy, recipe: Recipe, wanted: Wanted, shared: Path) -> dict[str, Any]:
@@ -258,7 +254,7 @@ def shots_of(recipe: Recipe, count: int) -> list[Message]:
     for index in chosen:
         if len(turns) >= 2 * count:
             break
-        row = rows[index].converted().rows[0]
+        row = answered(rows[index].converted(recipe.takes, LEARNABLE).rows[0])
         if isinstance(row, Conversation):
             turns += _first_exchange(row)
     if len(turns) < 2 * count:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.compare.study import Done
-from tunesmith.compare.verdict import HELD_OUT, LOSS, Measure
+from tunesmith.compare.verdict import HELD_OUT, LOSS, REWARD, Measure
 
 Items = Mapping[int, float]
 """A cell's score by item; one item 0 for a figure of the whole run."""
@@ -25,6 +25,13 @@ READ_BY = {
     "data": ("format", "columns", "learn", "learn_ends", "system_turn"),
 }
 """Settings by which a row becomes tokens."""
+JUDGED_BY: dict[str, tuple[tuple[str, ...] | None, tuple[Measure, ...]]] = {
+    "preference": (None, (LOSS, HELD_OUT)),
+    "reward": (None, (LOSS, HELD_OUT)),
+    "distill": (None, (HELD_OUT,)),
+    "policy": (("rewards", "reward_weights", "gold", "environment", "max_turns"), (REWARD,)),
+}
+"""By objective.kind the settings of its section that decide what its figures mean (None: all), and which figures."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Measured:
     """seed -> row -> how many learned tokens it has."""
     read_by: Mapping[tuple[str, str], Any] | None = None
     """The arm's settings of `READ_BY`, where they are known."""
+    judged_by: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """measure -> the settings of `JUDGED_BY`."""
 
     def by_seed(self, measure: Measure) -> dict[int, Items]:
         """seed -> item -> score; a row's loss as its share of the loss per learned token of all rows."""
@@ -46,7 +55,16 @@ class Measured:
         means = {seed: float(np.mean(list(own.values()))) for seed, own in self.learned.items()}
         return {seed: {row: v / means.get(seed, 1.0) for row, v in rows.items()} for seed, rows in found.items()}
 
-    def is_like(self, other: Measured) -> bool:
+    def is_like(self, other: Measured, measure: Measure) -> bool:
+        """Whether both are in one unit by this measure."""
+        return self.is_judged_like(other, measure) and (not is_loss(measure) or self._is_read_like(other))
+
+    def is_judged_like(self, other: Measured, measure: Measure) -> bool:
+        """Whether the settings of the objective agree that decide what the figure means."""
+        ours, theirs = (one.judged_by.get(measure.key) for one in (self, other))
+        return ours is None or theirs is None or ours == theirs
+
+    def _is_read_like(self, other: Measured) -> bool:
         """Whether losses per token of both are in one unit: each row of the test has as many learned tokens here as
         there. Where no row of the test has a loss, whether the settings agree by which a row becomes tokens."""
         ours, theirs = (next(iter(one.learned.values()), {}) for one in (self, other))
@@ -61,7 +79,7 @@ def measured_of(cells: Sequence[Done], recipe: Mapping[str, Any]) -> Measured:
     found = Measured({})
     if recipe:
         settings = {(section, key): recipe[section].get(key) for section, keys in READ_BY.items() for key in keys}
-        found = Measured({}, read_by=settings)
+        found = Measured({}, read_by=settings, judged_by=_judged_by(recipe))
     for done in cells:
         if done.failed is not None:
             continue
@@ -72,12 +90,23 @@ def measured_of(cells: Sequence[Done], recipe: Mapping[str, Any]) -> Measured:
             rows = [int(row) for row in loss["rows"]]
             found.scores.setdefault(LOSS.key, {})[seed] = dict(zip(rows, loss["sum"], strict=True))
             found.learned[seed] = dict(zip(rows, loss["weight"], strict=True))
+        for name, own in measures.get("by_row", {}).items():
+            if own["rows"]:
+                by_row = dict(zip(map(int, own["rows"]), own["values"], strict=True))
+                found.scores.setdefault(name, {})[seed] = by_row
         for name, values in measures.get("scores", {}).items():
             found.scores.setdefault(name, {})[seed] = dict(enumerate(values))
         held_out = (summary.get("best_metrics") or {}).get("loss")
         if held_out is not None:
             found.scores.setdefault(HELD_OUT.key, {})[seed] = {0: held_out}
     return found
+
+
+def _judged_by(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    objective = recipe.get("objective", {})
+    keys, affected = JUDGED_BY.get(objective.get("kind", ""), ((), ()))
+    own = dict(objective) if keys is None else {key: objective.get(key) for key in keys}
+    return {measure.key: own for measure in affected}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -91,7 +120,7 @@ def is_loss(measure: Measure) -> bool:
 
 def side_by_side(ours: Measured, theirs: Measured, measure: Measure) -> Pair | None:
     """Both arms' scores on what they have in common; None where that is nothing, or losses are not of one unit."""
-    if is_loss(measure) and not ours.is_like(theirs):
+    if not ours.is_like(theirs, measure):
         return None
     found = paired(ours.scores.get(measure.key, {}), theirs.scores.get(measure.key, {}))
     learned = paired(ours.learned, theirs.learned) if measure.key == LOSS.key else None

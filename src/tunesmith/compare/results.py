@@ -20,7 +20,7 @@ from tunesmith.compare.grid import differing
 from tunesmith.compare.pairing import Items, Measured, is_loss, measured_of, read, side_by_side
 from tunesmith.compare.stats import Difference, Estimate, difference, estimate, holm
 from tunesmith.compare.study import Done, Ran
-from tunesmith.compare.verdict import HELD_OUT, LEVEL, LOSS, Measure, best, score, verdict
+from tunesmith.compare.verdict import LEVEL, Measure, best, verdict
 from tunesmith.score.intervals import wilson
 
 COSTS = (
@@ -35,9 +35,7 @@ def results(ran: Ran) -> dict[str, Any]:
     study, settings = ran.study, ran.study.settings
     tables = {done.arm: measured_of(done_of(ran, done.arm), ran.recipes.get(done.arm, {})) for done in ran.done}
     order = list(dict.fromkeys([*(arm.name for arm in ran.plan.arms), *(done.arm for done in ran.done)]))
-    kinds = {recipe.get("objective", {}).get("kind") for recipe in ran.recipes.values()}
-    losses = [LOSS, HELD_OUT] if len(kinds) < 2 else []  # of words and of classes: not the same thing
-    measures = [*map(score, settings.test.scores), *losses]
+    measures = ran.plan.measures
     rows = {name: _row(ran, name, tables[name], measures) for name in order if name in tables}
     comparisons = [c for measure in measures for c in _against_baseline(ran.plan.baseline, tables, order, measure)]
     primary = measures[0]
@@ -54,7 +52,11 @@ def results(ran: Ran) -> dict[str, Any]:
         "comparisons": comparisons,
         "apart": apart,
         "best": _best([arm.name for arm in ran.plan.arms], tables, primary),
-        "notes": [*_uncompared(ran.plan.baseline, rows), *_units(ran.plan.baseline, apart), *_notes(ran, rows)],
+        "notes": [
+            *_uncompared(ran.plan.baseline, rows),
+            *_units(ran.plan.baseline, apart, tables, measures),
+            *_notes(ran, rows),
+        ],
         "differences": _public(differing(ran.recipes)) if len(ran.recipes) > 1 else {},
         "recipe": _public(ran.recipes.get(ran.plan.baseline, {})),
         "machine": machine.describe(),
@@ -86,12 +88,14 @@ def _difference(tables: Mapping[str, Measured], ours: str, theirs: str, measure:
 
 
 def _apart(baseline: str, tables: Mapping[str, Measured], measures: Sequence[Measure]) -> dict[str, list[str]]:
-    """measure -> arms whose loss is in another unit than the baseline's; of measures of which there are such."""
+    """measure -> arms whose figure is in another unit than the baseline's; of measures of which there are such."""
     own = tables[baseline]
     odd = {
-        measure.key: [name for name, one in tables.items() if measure.key in one.scores and not own.is_like(one)]
+        measure.key: [
+            name for name, one in tables.items() if measure.key in one.scores and not own.is_like(one, measure)
+        ]
         for measure in measures
-        if is_loss(measure) and measure.key in own.scores
+        if measure.key in own.scores
     }
     return {key: names for key, names in odd.items() if names}
 
@@ -130,7 +134,7 @@ def _wins(tables: Mapping[str, Measured], ours: str, theirs: str, measure: Measu
 def _best(names: Sequence[str], tables: Mapping[str, Measured], measure: Measure) -> str:
     """Over tuned arms; all pairs are corrected together."""
     there = [name for name in names if name in tables and measure.key in tables[name].scores]
-    if is_loss(measure) and any(not tables[a].is_like(tables[b]) for a, b in itertools.combinations(there, 2)):
+    if any(not tables[a].is_like(tables[b], measure) for a, b in itertools.combinations(there, 2)):
         return f"No winner by {measure.title}: that of some arms is in another unit."
     pairs = [(a, b, _difference(tables, a, b, measure)) for a, b in itertools.combinations(there, 2)]
     known = [(a, b, found) for a, b, found in pairs if found is not None]
@@ -159,8 +163,8 @@ def _figures(by_seed: Mapping[int, Items], measure: Measure) -> dict[str, Any]:
     if measure.points and low == high and found.value in (0.0, 1.0) and found.items is not None:
         share = wilson(round(found.value * found.items), found.items)
         low, high = share.low, share.high
-    elif math.isfinite(low):  # a share lies between 0 and 1, and no loss is negative
-        low, high = max(0.0, low), min(1.0, high) if measure.points else high
+    elif math.isfinite(low) and (measure.points or (is_loss(measure) and found.value >= 0)):
+        low, high = max(0.0, low), min(1.0, high) if measure.points else high  # hardly any loss is negative
     means = {str(seed): float(np.mean(list(values.values()))) for seed, values in by_seed.items()}
     return asdict(found) | {"low": low, "high": high, "by_seed": means}
 
@@ -251,14 +255,27 @@ def _uncompared(baseline: str, rows: Mapping[str, Any]) -> list[str]:
     return [f"{name} was not compared with {baseline}, the baseline: no seed was finished of both." for name in alone]
 
 
-def _units(baseline: str, apart: Mapping[str, Sequence[str]]) -> list[str]:
-    titles = {LOSS.key: LOSS.title, HELD_OUT.key: HELD_OUT.title}
-    return [
-        f"No verdict by {titles[key]} between {baseline} and {', '.join(names)}: the same rows do not become as many "
-        "learned tokens, or are not known to (another tokenizer, template or format), and a loss per token is then in "
-        "another unit. A score (test.score) compares them."
-        for key, names in apart.items()
-    ]
+def _units(
+    baseline: str, apart: Mapping[str, Sequence[str]], tables: Mapping[str, Measured], measures: Sequence[Measure]
+) -> list[str]:
+    """Why there is no verdict by a measure between the baseline and some arms."""
+    notes = []
+    for measure in measures:
+        names = apart.get(measure.key, ())
+        judged = [name for name in names if not tables[baseline].is_judged_like(tables[name], measure)]
+        read_otherwise = [name for name in names if name not in judged]
+        if judged:
+            notes.append(
+                f"No verdict by {measure.title} between {baseline} and {', '.join(judged)}: settings of the objective "
+                "differ that decide what it means, so the two figures are not of one thing."
+            )
+        if read_otherwise:
+            notes.append(
+                f"No verdict by {measure.title} between {baseline} and {', '.join(read_otherwise)}: the same rows do "
+                "not become as many learned tokens, or are not known to (another tokenizer, template or format), and a "
+                "loss per token is then in another unit. A score (test.score) compares them."
+            )
+    return notes
 
 
 def _notes(ran: Ran, rows: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from tunesmith.compare.contents import content, digest, placeless
 from tunesmith.compare.disk import finished, tidy, tidy_all
 from tunesmith.compare.grid import Arm, Cell, cell, deciding, prompted, resolve
 from tunesmith.compare.halving import Chosen, cost, halve, rounds
-from tunesmith.compare.measure import is_classified
+from tunesmith.compare.kinds import is_base_measured
 from tunesmith.compare.process import Runner, alone_in, in_process, interruptible, shown
 from tunesmith.compare.settings import Study
 from tunesmith.compare.worker import Order, measured, trained
@@ -79,13 +79,14 @@ def run_cells(
 
 
 def bases_of(study: Study, planned: Plan) -> dict[str, Arm]:
-    """What names a base in its row -> the arm that it is of: each model that answers in words, the baseline's first;
-    one alone needs no name."""
-    found: dict[tuple[str, str | None], Arm] = {}
+    """What names a base in its row -> the arm that it is of: each model that answers in words, the baseline's first,
+    with the adapter that training goes on from; one alone needs no name."""
+    found: dict[tuple[str | None, ...], Arm] = {}
     for arm in sorted(planned.arms, key=lambda arm: arm.name != planned.baseline):
         recipe = resolve(study, arm).recipe
-        if not is_classified(recipe):
-            found.setdefault((content(recipe.model.name), recipe.model.revision), arm)
+        if is_base_measured(recipe, planned.wanted.scores):
+            adapter = recipe.model.adapter and content(recipe.model.adapter)
+            found.setdefault((content(recipe.model.name), recipe.model.revision, adapter), arm)
     if len(found) == 1:
         return dict(zip([""], found.values(), strict=True))
     named: dict[str, Arm] = {}

@@ -40,6 +40,8 @@ class Measure:
 
 LOSS = Measure("loss", "test loss", higher_is_better=False, points=False)
 HELD_OUT = Measure("held_out_loss", "held-out loss", higher_is_better=False, points=False, of_runs=True)
+PAIRS = Measure("pairs", "pairs in order", higher_is_better=True, points=True)
+REWARD = Measure("reward", "test reward", higher_is_better=True, points=False)
 
 
 def score(name: str) -> Measure:

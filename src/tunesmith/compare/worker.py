@@ -83,6 +83,7 @@ def _by_row(measures: Mapping[str, Any]) -> list[float | None]:
     """Every loss and score."""
     losses = [measures.get("loss"), *(measures.get("forget") or {}).values()]
     values = [loss["sum"] for loss in losses if loss] + list(measures.get("scores", {}).values())
+    values += [own["values"] for own in measures.get("by_row", {}).values()]
     return [value for own in values for value in own]
 
 
@@ -125,12 +126,15 @@ def work(order: Order, tell: Tell) -> None:
             device=recipe.model.device,
             dtype=recipe.model.dtype,
             storage=recipe.model.storage,
+            adapters=[] if recipe.model.adapter is None else [recipe.model.adapter],
             template=recipe.model.template,
             system_turn=recipe.data.system_turn,
             trust_remote_code=order.trust_remote_code,
             say=say,
         )
-    measure(session, recipe, wanted, folder, Path(order.shared), shots=order.shots, say=say)
+        if recipe.model.adapter is not None:  # what training goes on from answers, and not what lies beneath
+            session.adapter = session.adapters[-1]
+    measure(session, recipe, wanted, folder, Path(order.shared), shots=order.shots, is_tuned=order.train, say=say)
 
 
 def main(path: str) -> int:

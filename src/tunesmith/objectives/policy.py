@@ -48,7 +48,7 @@ from tunesmith.objectives.rewards import (
     source_of,
     total,
 )
-from tunesmith.objectives.rollout import Rollout, as_json, from_json, joined, shown, spreads
+from tunesmith.objectives.rollout import Rollout, as_json, from_json, joined, lengths_of, price, shown, spreads
 from tunesmith.objectives.samplers import Drawing, InProcess, Sampler, Server, told_of
 
 Settings = PolicySettings
@@ -214,21 +214,28 @@ class PolicyGradient:
         """The mean reward of the likeliest completions of the held-out prompts; `loss` is less that."""
         if not self.held_out:
             return {}
-        self._known_sampler().sync(policy)
-        made = self._played(policy, self.held_out, 1, temperature=0.0, seed=0)
-        values = judge(self.rewards, self._completions(made), self.settings.reward_seconds)
-        known = [value for value in self._totals(made, values) if not math.isnan(value)]
+        made, values, totals = self._tried(policy)
+        known = [value for value in totals if not math.isnan(value)]
         self._untold = not known
         if not known:
             return {}
         reward = sum(known) / len(known)
-        return {"loss": -reward, "reward": reward, **self._parts(made, values), **self._lengths(made)}
+        return {"loss": -reward, "reward": reward, **self._parts(made, values), **lengths_of(made)}
 
-    def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
+    @torch.no_grad()
+    def by_row(self, policy: Policy) -> list[float]:
+        """What the likeliest completion of each held-out prompt earns; NaN where no reward applies."""
+        return self._tried(policy)[2]
+
+    def close(self) -> None:
+        """Lets go of what answers and judges."""
         if self._sampler is not None:
             self._sampler.close()
         for reward in self.rewards:
             reward.close()
+
+    def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
+        self.close()
         return ["no reward applied to any held-out prompt: nothing was measured on them"] if self._untold else []
 
     def held_out_lengths(self) -> list[int]:
@@ -288,12 +295,12 @@ class PolicyGradient:
         if self.beta:
             samples = self._with_reference(policy, samples)
             if settings.kl_in == "reward":
-                rewards = rewards - self.beta * self._price(sampled, samples)
+                rewards = rewards - self.beta * price(sampled, samples, settings.kl)
         groups = torch.arange(len(made)) // n
         gains = advantages(rewards, groups, settings.advantage).tolist()
         samples = [replace(sample, advantage=gain) for sample, gain in zip(samples, gains, strict=True)]
         equal, spread = spreads(rewards, n)
-        metrics = {**said.metrics, **told, **spread, **self._parts(made, values), **self._lengths(made)}
+        metrics = {**said.metrics, **told, **spread, **self._parts(made, values), **lengths_of(made)}
         parts = {reward.short: own for reward, own in zip(self.rewards, values, strict=True)}
         notes = [] if (number - 1) % SHOW_EVERY else shown(made, completions, rewards, parts, said)
         self._unjudged = 0 if told else self._unjudged + 1
@@ -321,6 +328,13 @@ class PolicyGradient:
 
         positions = most_tokens(policy.model.config)
         return play(self._world, asked, n, renderer, turn, most, seed, positions)
+
+    def _tried(self, policy: Policy) -> tuple[list[Played], list[list[float]], list[float]]:
+        """The likeliest completions of the held-out prompts, what each reward says of them, and what they earn."""
+        self._known_sampler().sync(policy)
+        made = self._played(policy, self.held_out, 1, temperature=0.0, seed=0)
+        values = judge(self.rewards, self._completions(made), self.settings.reward_seconds)
+        return made, values, self._totals(made, values)
 
     def _completions(self, made: Sequence[Played]) -> list[Completion]:
         """The last answer of each, and what it is to."""
@@ -384,13 +398,6 @@ class PolicyGradient:
         nothing = np.zeros(0, dtype=np.float32)
         return [replace(sample, reference=found.get(sample.number, nothing)) for sample in samples]
 
-    def _price(self, sampled: Sequence[np.ndarray], samples: Sequence[Sampled]) -> Tensor:
-        """[n] the estimated divergence of each completion from the reference."""
-        pairs = [
-            (torch.from_numpy(own), torch.from_numpy(s.reference)) for own, s in zip(sampled, samples, strict=True)
-        ]
-        return torch.stack([kl(own.double(), ref.double(), self.settings.kl).sum() for own, ref in pairs])
-
     def _differing(self, rollout: Rollout) -> list[tuple[list[Sampled], list[np.ndarray]]]:
         """The groups whose completions did not all earn the same."""
         n = self.settings.num_generations
@@ -439,9 +446,3 @@ class PolicyGradient:
             means[f"rewards/{self._world.short}"] = sum(one.earned for one in made) / len(made)
             means["turns"] = sum(len(one.said) for one in made) / len(made)
         return means
-
-    def _lengths(self, made: Sequence[Played]) -> dict[str, float]:
-        return {
-            "completions/mean_length": sum(one.num_sampled for one in made) / len(made),
-            "completions/clipped_ratio": sum(one.is_cut for one in made) / len(made),
-        }

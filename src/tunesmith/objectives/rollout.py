@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tunesmith.data.types import Origin, Sampled
 from tunesmith.objectives.environment import Played
+from tunesmith.objectives.policy_losses import Kl, kl
 from tunesmith.objectives.rewards import Completion, Told
 
 SHOWN = 5
@@ -90,6 +92,13 @@ def _sample_from_json(values: dict[str, Any]) -> Sampled:
     )
 
 
+def price(sampled: Sequence[np.ndarray], samples: Sequence[Sampled], estimator: Kl) -> Tensor:
+    """[n] the estimated divergence of each completion from the reference; `sampled`: by sample its log-probabilities
+    [m], beside which its `reference` stands."""
+    pairs = [(torch.from_numpy(own), torch.from_numpy(s.reference)) for own, s in zip(sampled, samples, strict=True)]
+    return torch.stack([kl(own.double(), reference.double(), estimator).sum() for own, reference in pairs])
+
+
 def spreads(rewards: Tensor, n: int) -> tuple[list[bool], dict[str, float]]:
     """By prompt, whether its `n` completions all earned the same; and what is told of that. rewards [prompts · n]."""
     known = [group[~group.isnan()] for group in rewards.view(-1, n)]
@@ -97,6 +106,14 @@ def spreads(rewards: Tensor, n: int) -> tuple[list[bool], dict[str, float]]:
     apart = [float(group.std()) for group in known if len(group) > 1]
     mean = {"reward_std": sum(apart) / len(apart)} if apart else {}
     return equal, {**mean, "frac_reward_zero_std": sum(equal) / len(equal)}
+
+
+def lengths_of(made: Sequence[Played]) -> dict[str, float]:
+    """The mean number of tokens that were sampled, and the share of completions that met the limit."""
+    return {
+        "completions/mean_length": sum(one.num_sampled for one in made) / len(made),
+        "completions/clipped_ratio": sum(one.is_cut for one in made) / len(made),
+    }
 
 
 def shown(

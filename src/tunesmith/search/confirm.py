@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.compare import checks
-from tunesmith.compare.measure import is_classified
+from tunesmith.compare.kinds import kind_of
 from tunesmith.compare.settings import Planned, Study, StudySettings
 from tunesmith.data.problems import counted
 from tunesmith.data.reading.sources import WHOLE
@@ -136,7 +136,7 @@ def _study(search: Search, recipe: Recipe, found: Values, rows: Any, seeds: tupl
             "arms": {"as it was": None, "found": found or None},
             "baseline": "as it was",
             "seeds": seeds,
-            "test": {"rows": rows} | ({"score": "label"} if is_classified(recipe) else {}),
+            "test": {"rows": rows} | ({"score": "label"} if kind_of(recipe) == "classify" else {}),
             "prompting": (),
             "folder": str(search.folder / "confirm"),
         }
