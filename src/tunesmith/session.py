@@ -378,6 +378,7 @@ def open_session(
     storage: str = "auto",
     template: str | None = None,
     system_turn: SystemTurn | None = None,
+    revision: str | None = None,
     trust_remote_code: bool = False,
     say: Callable[[str], object] = warnings.warn,
 ) -> Session:
@@ -385,10 +386,10 @@ def open_session(
 
     Prompts are written with the source's tokenizer and template; where the source is a bare base, with those of the
     first adapter. A further adapter with others is asked with its own. `device`, `dtype` and `storage` other than auto
-    go before what a run's recipe says; dtype "stored": that of the base's files. `template` and `system_turn` replace
-    what the source says of them; a run that learned plain text, on a base without a template, is asked by plain text.
-    `say` gets what one should know of it: that a run has not ended and its best
-    checkpoint stands in, that a base is held otherwise.
+    go before what a run's recipe says; dtype "stored": that of the base's files. `template`, `system_turn` and
+    `revision` (which of a hub's versions of the base) replace what the source says of them; a run that learned plain
+    text, on a base without a template, is asked by plain text. `say` gets what one should know of it: that a run has
+    not ended and its best checkpoint stands in, that a base is held otherwise.
     """
     found = find_source(source, base, say)
     folders = [standing_adapter(Path(folder).expanduser(), say) for folder in adapters]
@@ -403,7 +404,7 @@ def open_session(
         raise ModelError(f"there is no storage {storage}", expected=", ".join(("auto", "plain", *MADE)))
     if system_turn not in (None, *get_args(SystemTurn)):
         raise RecipeError(f"there is no system_turn {system_turn}", expected=", ".join(get_args(SystemTurn)))
-    given = {"device": device, "dtype": dtype, "storage": storage, "template": template}
+    given = {"device": device, "dtype": dtype, "storage": storage, "template": template, "revision": revision}
     settings = settings.model_copy(update={key: value for key, value in given.items() if value not in ("auto", None)})
     tokenizer = load_tokenizer(settings, trust_remote_code=trust_remote_code, folder=written_for)
     if settings.template:

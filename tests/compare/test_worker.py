@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tunesmith.compare.worker import measured
+from tunesmith import session
+from tunesmith.compare.worker import Order, measured, work
 
 WHOLE = {
     "fingerprint": "f",
@@ -36,3 +37,20 @@ def test_measures_of_the_same_fingerprint_are_not_made_again(tmp_path):
 def test_measures_in_which_a_number_is_missing_are_made_again(tmp_path, part):
     (tmp_path / "measures.json").write_text(json.dumps(WHOLE | part))
     assert not measured(tmp_path, "f")
+
+
+def test_a_base_is_asked_in_the_version_that_the_arms_train(tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def asked(settings, **_):
+        raise Asked(settings.name, settings.revision)
+
+    monkeypatch.setattr(session, "load_tokenizer", asked)
+    recipe = {"model": {"name": str(tmp_path), "revision": "v2"}, "data": {"train": str(tmp_path / "rows.jsonl")}}
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "config.json").write_text("{}")
+    order = Order("base", str(tmp_path / "base"), str(tmp_path), recipe, {}, "here", train=False, measure={"test": "t"})
+    with pytest.raises(Asked) as found:
+        work(order, lambda said: None)
+    assert found.value.args == (str(tmp_path), "v2")

@@ -32,6 +32,7 @@ KINDS = {
     "preference": lambda i: {"prompt": f"what is {i}", **PAIR},
     "reward": lambda i: {"prompt": f"what is {i}", **PAIR},
     "policy": lambda i: {"prompt": f"what is {i}", "gold": str(i)},
+    "judged": lambda i: {"prompt": f"what is {i}", "completion": f"it is {i}", "label": i % 2 == 0},
     "classify": lambda i: {"text": f"what is {i}", "label": "odd" if i % 2 else "even"},
 }
 
@@ -53,7 +54,7 @@ def values(home, folder, kind="sft", **changes):
     """Three learning rates, of which the recipe's own is the worst."""
     recipe = studies.values(home)["recipe"]
     recipe["data"] = {"train": str(home / f"{kind}.jsonl"), "held_out": 6}
-    recipe["objective"] = {"kind": kind}
+    recipe["objective"] = {"kind": "preference", "loss": "kto"} if kind == "judged" else {"kind": kind}
     recipe["train"] |= {"steps": 8, "evaluate_every": 2, "learning_rate": 1e-6}
     space = {"train.learning_rate": [1e-6, 0.01, 0.003]}
     return {"recipe": recipe, "space": space, "folder": str(home / folder), **changes}
@@ -145,27 +146,27 @@ def test_of_classes_right_and_wrong_are_confirmed(home):
 
 def test_what_compare_would_refuse_is_neither_written_nor_named(home, capsys):
     runner = Watching()
-    found = tunesmith.search(values(home, "pairs", "preference"), runner=runner)
-    assert found.best["train.learning_rate"] != 1e-6
+    given = values(home, "pairs", "judged")
+    given["recipe"]["train"]["learning_rate"] = 0.01  # of labels that say nothing, the least is the best
+    found = tunesmith.search(given, runner=runner)
+    assert found.best["train.learning_rate"] != 0.01
     assert "confirm" not in found.files
     assert not (home / "pairs" / "confirm.yaml").exists()
-    assert runner.trained | runner.chose == lines(home / "preference.jsonl")  # nothing is kept for no use
+    assert runner.trained | runner.chose == lines(home / "judged.jsonl")  # nothing is kept for no use
     said = " ".join("".join(capsys.readouterr()).split())
     assert "tunesmith compare" not in said
-    assert "what is found will not be confirmed: a study compares runs of objective sft or classify" in said
-    assert "there is no study that would ask (a study compares runs of objective sft or classify" in said
+    assert "what is found will not be confirmed: the test's rows hold no pair of" in said
+    assert "there is no study that would ask (the test's rows hold no pair of" in said
     assert "confirm.yaml" not in said
 
 
 @pytest.mark.parametrize(
     ("kind", "changes", "reason"),
     [
-        ("reward", {}, "a study compares runs of objective sft or classify"),
-        (
-            "policy",
-            {"shared": {"objective.rewards": ["exact"], "objective.gold": "gold"}},
-            "a study compares runs of objective sft or classify",
-        ),
+        ("judged", {}, "the test's rows hold no pair of"),
+        ("preference", {}, None),
+        ("reward", {}, None),
+        ("policy", {"shared": {"objective.rewards": ["exact"], "objective.gold": "gold"}}, None),
         ("sft", {"shared": {"data.limit": 30}}, "would be 3 rows, too few"),
         ("sft", {"space": {"data.limit": [40, 50]}}, "data.limit decides which rows there are"),
         ("sft", {"shared": {"data.held_out": 55}}, "nothing is left to train on"),

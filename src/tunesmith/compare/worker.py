@@ -128,6 +128,7 @@ def work(order: Order, tell: Tell) -> None:
             storage=recipe.model.storage,
             adapters=[] if recipe.model.adapter is None else [recipe.model.adapter],
             template=recipe.model.template,
+            revision=recipe.model.revision,
             system_turn=recipe.data.system_turn,
             trust_remote_code=order.trust_remote_code,
             say=say,
