@@ -134,9 +134,16 @@ def chat(model: Path, folder: Path, options: argparse.Namespace) -> dict[str, An
                     "train": str(SHARED / "preference" / "dpo_en_sharegpt.json"),
                     "held_out": 100,
                     "max_length": 512,
+                    "overlong": "truncate",  # else two pairs of three are left out
                 },
                 "objective": {"kind": "preference"},
-                "train": {"epochs": 4, "batch_size": 8, "learning_rate": 3e-4, "publish": "last"},
+                "train": {
+                    "epochs": 4,
+                    "batch_size": 8,
+                    "learning_rate": options.chat_learning_rate,
+                    "evaluate_every": 25,
+                    "publish": "last",
+                },
                 "output": {"folder": str(folder / "chat")},
             }
         )
@@ -154,6 +161,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--pairs", type=int, default=480)
+    parser.add_argument("--chat-learning-rate", type=float, default=3e-4)
     parser.add_argument("--no-write", action="store_true")
     options = parser.parse_args()
     before, model, measures = warn_if_busy(), make_model(), dict[str, Any]()
