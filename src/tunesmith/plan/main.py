@@ -14,6 +14,7 @@ from tunesmith.models.load import load_config, pick_device, pick_dtype, settle
 from tunesmith.objectives.base import Objective
 from tunesmith.plan import plain
 from tunesmith.plan.advice import changed, changes, that_fits
+from tunesmith.plan.headers import of_hub
 from tunesmith.plan.memory import memory_of
 from tunesmith.plan.methods import Candidate, side_by_side
 from tunesmith.plan.planner import Need, Planner
@@ -99,6 +100,8 @@ def plan(
 
 def _notes(planner: Planner) -> list[str]:
     notes = [planner.foreseen.note] if planner.foreseen.note else []
+    bare = planner.bench.bare
+    notes += of_hub(planner.recipe.model, None if bare is None else sum(own.numel() for own in bare.parameters()))
     if planner.memory.kind == "mps":
         notes.append("on an Apple GPU the forecast is that of a processor's code: take it as rough")
     if planner.recipe.model.name.endswith(".gguf"):
