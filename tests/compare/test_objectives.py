@@ -122,6 +122,7 @@ def test_what_completions_earn_is_compared_also_with_the_base_and_never_by_other
         assert sign * own["value"] >= 0, name
     assert {one["arm"] for one in found["comparisons"]} == {"rloo", "no tuning, zero-shot"}
     assert found["apart"] == {"reward": ["long"]}
+    assert not any("Not the same rows" in note for note in found["notes"])  # their lengths are the models' own
     run = folder / "rewards" / found["arms"]["grpo"]["folders"]["1"]
     told = inference.evaluate(run, data=str(folder / "rewards" / "data" / "test.jsonl"))
     assert figures(found, "grpo")["reward"]["by_seed"]["1"] == pytest.approx(told["reward"])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.compare.verdict import LOSS, Measure
+from tunesmith.compare.verdict import LOSS, PAIRS, REWARD, Measure
 from tunesmith.plot import FAINT, INK, read_metrics, smoothed
 
 COLOURS = ("#2f6fbb", "#d9730d", "#2b8a57", "#8e4ec6", "#c2255c", "#0c8599", "#846358", "#b08900", "#5c6b7a", "#364fc7")
@@ -108,8 +108,9 @@ def _seeds(row: Mapping[str, Any], measure: Measure) -> list[float]:
 
 
 def _curves(found: Mapping[str, Any], folder: Path) -> bytes | None:
-    """Training loss (smoothed) and held-out loss; a thin line for each seed, a thick one for their mean."""
-    own = colours(found)
+    """Training loss (smoothed) and held-out loss; a thin line for each seed, a thick one for their mean. Of arms whose
+    losses are not of one thing, what they have in common."""
+    own, (key, title) = colours(found), _drawn(found)
     curves = {
         name: [read_metrics(folder / run / "metrics.jsonl") for run in row["folders"].values()]
         for name, row in found["arms"].items()
@@ -121,10 +122,9 @@ def _curves(found: Mapping[str, Any], folder: Path) -> bytes | None:
     for name, runs in curves.items():
         training, held = [], []
         for steps, evaluations in runs:
-            steps = [step for step in steps if step["loss"] is not None]
-            losses = smoothed([step["loss"] for step in steps], len(steps) / 40)
-            training.append(([step["step"] for step in steps], losses))
-            held.append(([line["step"] for line in evaluations], [line["metrics"]["loss"] for line in evaluations]))
+            at, values = _values(steps, key)
+            training.append((at, smoothed(values, len(values) / 40)))
+            held.append(_values(evaluations, key))
         for axes, lines in ((left, training), (right, held)):
             lines = [(x, y) for x, y in lines if x]
             if len(lines) > 1:
@@ -134,14 +134,31 @@ def _curves(found: Mapping[str, Any], folder: Path) -> bytes | None:
                 x, y = _mean_curve(lines)
                 marker = "o" if len(x) < 15 else None
                 axes.plot(x, y, color=own[name], linewidth=1.9, marker=marker, markersize=3.5, label=name)
-    for axes, title in ((left, "training loss (smoothed)"), (right, "held-out loss")):
-        axes.set_title(title, loc="left", fontsize=10, color=INK)
+    for axes, words in ((left, f"training: {title} (smoothed)"), (right, f"held out: {title}")):
+        axes.set_title(words, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("optimizer step", fontsize=9, color=INK)
         axes.grid(axis="y", color="#e6e9ed", linewidth=0.8)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    handles, labels = left.get_legend_handles_labels()
+    handles, labels = max((axes.get_legend_handles_labels() for axes in (left, right)), key=lambda told: len(told[1]))
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=9)
     return _png(figure)
+
+
+def _drawn(found: Mapping[str, Any]) -> tuple[str, str]:
+    """(the metric of a run that is drawn step by step, its title)."""
+    keys = [measure["key"] for measure in found["measures"]]
+    if REWARD.key in keys:
+        return "reward", "reward"
+    if PAIRS.key in keys and (LOSS.key not in keys or LOSS.key in found["apart"]):
+        return "rewards/accuracies", "share of pairs in order"
+    return "loss", "loss"
+
+
+def _values(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """(steps, values of a metric at them); steps that have none are left out."""
+    told = [(line["step"], {**line.get("metrics", {}), **line}.get(key)) for line in lines]
+    known = [(step, value) for step, value in told if value is not None]
+    return [step for step, _ in known], [value for _, value in known]
 
 
 def _mean_curve(lines: Sequence[tuple[list[int], list[float]]]) -> tuple[list[int], list[float]]:

@@ -17,7 +17,7 @@ from tunesmith.compare.table import columns, legend, markdown, statements
 
 TITLES = {
     "figures": "Figures with 95 % intervals; a dot for each seed",
-    "curves": "Loss while training",
+    "curves": "While training",
     "cost": "Quality against time and memory",
     "rows": "Rows better and worse than the baseline's",
 }

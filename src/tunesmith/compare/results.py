@@ -278,6 +278,12 @@ def _units(
     return notes
 
 
+def _is_written(recipe: Mapping[str, Any]) -> bool:
+    """Whether the model writes what it learns from: how long that is, is its own doing."""
+    objective = recipe.get("objective", {})
+    return objective.get("kind") == "policy" or objective.get("answers") == "sampled"
+
+
 def _notes(ran: Ran, rows: Mapping[str, Any]) -> list[str]:
     """What the reader of the table must know besides."""
     notes = []
@@ -291,7 +297,8 @@ def _notes(ran: Ran, rows: Mapping[str, Any]) -> list[str]:
             done = next((d for d in done_of(ran, name) if d.seed == seed and d.failed is None), None)
             if done is not None:
                 summary = read(done.folder / "summary.json")
-                seen[name] = (summary.get("data_digest"), summary.get("step"), summary.get("num_tokens"))
+                tokens = None if _is_written(ran.recipes.get(name, {})) else summary.get("num_tokens")
+                seen[name] = (summary.get("data_digest"), summary.get("step"), tokens)
         unlike |= {name: values for name, values in seen.items() if values != next(iter(seen.values()))}
     if unlike:
         notes.append(
