@@ -23,8 +23,9 @@ tunesmith train their.yml --strict                                # refuse what 
 
 `train`, `check`, `plan`, `rehearse`, `search`, `evaluate --recipe`, the `recipe:` of a study, and in Python
 `tunesmith.load(path)` take such files. Which tool a file belongs to is seen from its keys: Axolotl has `base_model`;
-LLaMA-Factory `model_name_or_path` with one of `stage`, `finetuning_type`, `template`, `cutoff_len`, `dataset_dir`;
-TRL `model_name_or_path` alone; LitGPT `checkpoint_dir` or a `lora_` key.
+LLaMA-Factory `model_name_or_path` with one of `stage`, `finetuning_type`, `template`, `cutoff_len`, `dataset_dir`, or,
+without `dataset_name`, of `dataset`, `lora_rank`, `lora_target`, `quantization_bit`; TRL `model_name_or_path` alone;
+LitGPT `checkpoint_dir` or a `lora_` key.
 
 What is typed in the other tool's words changes its file before it is read; an entry that stands alone in its list
 needs no number (`datasets.path=rows.jsonl`). What is typed in ours takes the place of what the file says: a budget of
@@ -49,7 +50,8 @@ probably meant. What the file leaves to the other tool's defaults is written dow
 `convert` writes paths absolute; `--quiet` leaves out the report.
 
 A TRL file does not say which trainer reads it: type `trainer=dpo` (sft, dpo, kto, orpo, cpo, reward, grpo, rloo).
-Without it a key that one trainer alone has decides, else it is sft. LitGPT's says no command: `command=finetune_full`
+Without it a key that one trainer alone has decides, else it is sft; a file here whose rows are pairs or have labels is
+then refused. LitGPT's says no command: `command=finetune_full`
 or `finetune_lora`.
 
 LLaMA-Factory's `dataset` names entries of `dataset_info.json`, looked for in `dataset_dir` (default `data`) from the

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import random
 
 import numpy as np
 import pytest
@@ -234,6 +236,22 @@ def test_a_database_is_used_where_it_was_opened_and_one_prompt_is_one_task(model
     assert earned[0] != earned[3]
     again = play(world, [asked(renderer, 1)], 1, renderer, generate, 200, seed=4)
     assert again[0].earned == earned[0]
+
+
+def test_a_row_that_has_a_seed_is_reset_with_it(model, prompts):
+    renderer = Renderer(AutoTokenizer.from_pretrained(model))
+    world = load_environment(f"{prompts.parent / 'world.py'}:Table", 5.0, 2)
+    generate = lambda given, room, rows, turn: [Generated([9, 2], "eos", [-1.0, -1.0]) for _ in given]  # noqa: E731
+
+    def earned(own, seed):
+        row = asked(renderer, 1)
+        columns = {**row.prompt.columns, **own}
+        row = dataclasses.replace(row, prompt=dataclasses.replace(row.prompt, columns=columns))
+        return [one.earned for one in play(world, [row], 2, renderer, generate, 200, seed=seed)]
+
+    given = random.Random(77).randrange(1000)
+    assert earned({"seed": 77}, 4) == earned({"seed": 77}, 5) == [given, given]
+    assert earned({"seed": None}, 4) == earned({}, 4) != earned({}, 5)
 
 
 def test_a_reward_judges_the_last_answer_in_its_conversation(model, prompts, tmp_path):

@@ -20,6 +20,16 @@ def spread(completions, answer, **kwargs):
     return [sum(map(ord, text)) % 11 / 11 for text in completions]
 
 
+def late(completions, answer, **kwargs):  # half of the prompts have nothing to teach
+    return [value * (int(row) % 2) for row, value in zip(answer, spread(completions, answer))]
+
+
+def watching(completions, answer, trainer_state, **kwargs):
+    with open(__file__ + ".seen", "a") as file:
+        file.write(f"{trainer_state.global_step} ")
+    return spread(completions, answer)
+
+
 def nothing(completions, answer, **kwargs):
     return [None] * len(completions)
 
@@ -67,20 +77,40 @@ def steps_of(folder):
     return [line for line in lines if line["event"] == "step"]
 
 
-CASES = {"grpo": {}, "several updates and a reference": {"num_iterations": 3, "beta": 0.1}, "rloo": {"preset": "rloo"}}
+CASES = {
+    "grpo": {},
+    "several updates and a reference": {"num_iterations": 3, "beta": 0.1},
+    "rloo": {"preset": "rloo"},
+    "several draws": {"preset": "dapo", "num_iterations": 2, "rewards": ["mine.py:late"]},
+}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_stopped_and_resumed_is_the_unbroken_run(model, prompts, tmp_path, case):
-    train(from_dict(values(model, prompts, tmp_path / "a", **CASES[case])), quiet=True)
-    stopped = from_dict(values(model, prompts, tmp_path / "b", **CASES[case]))
+    train(from_dict(values(model, prompts, tmp_path / "a", **CASES[case]), folder=tmp_path), quiet=True)
+    stopped = from_dict(values(model, prompts, tmp_path / "b", **CASES[case]), folder=tmp_path)
     train(stopped, quiet=True, listeners=[lambda e: "stop" if isinstance(e, StepDone) and e.step == 2 else None])
     train(stopped, resume=True, quiet=True)
     told = [[(line["loss"], line["metrics"]) for line in steps_of(tmp_path / name)] for name in "ab"]
     assert told[0] == told[1]
     assert len(told[0]) == 5
+    if case == "several draws":
+        assert max(metrics["groups/draws"] for _, metrics in told[0]) > 1
     one, other = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in "ab")
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+
+
+def test_rewards_are_told_of_updates_in_training_and_evaluation(model, prompts, tmp_path):
+    seen = prompts.parent / "mine.py.seen"
+    watching = {"rewards": [f"{prompts.parent / 'mine.py'}:watching"], "num_iterations": 2}
+    train(from_dict(values(model, prompts, tmp_path / "a", **watching)), quiet=True)
+    assert seen.read_text().split() == ["0", "2", "2", "4", "4", "5"]  # rollout, evaluation, and so on
+    seen.unlink()
+    broken = from_dict(values(model, prompts, tmp_path / "b", **watching))
+    train(broken, quiet=True, listeners=[lambda e: "stop" if isinstance(e, StepDone) and e.step == 3 else None])
+    seen.unlink()
+    train(broken, resume=True, quiet=True)
+    assert seen.read_text().split() == ["4", "4", "5"]
 
 
 def test_what_is_told_of_a_step(model, prompts, tmp_path, capsys):

@@ -15,6 +15,7 @@ import tunesmith
 from tunesmith import inference
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.events import StepDone
+from tunesmith.objectives.preference import PreferenceTuning
 from tunesmith.progress import Progress
 from tunesmith.recipe import from_dict
 from tunesmith.run import built, read_rows, train
@@ -61,6 +62,35 @@ def test_a_run_stopped_and_resumed_is_the_unbroken_run(model, pairs, tmp_path, l
     one, other = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in "ab")
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
     assert whole.session.sets.keys() == {"trained"}
+
+
+@pytest.mark.parametrize("loss", ["simpo", "cpo", "kto", "apo_down"])
+def test_how_likely_the_chosen_answers_were_at_first_is_known_to_a_resumed_run(
+    model, pairs, tmp_path, monkeypatch, loss
+):
+    """Where no reference is kept: what a stopped run says at its end is of its first step, not of where it went on."""
+    objective = {"loss": loss} | ({"reference": "online"} if loss in ("kto", "apo_down") else {})
+    at_the_end, conclude = [], PreferenceTuning.conclude
+
+    def watched(self, *given):
+        at_the_end.append((self._before, self._last["logps/chosen"], conclude(self, *given)))
+        return at_the_end[-1][-1]
+
+    monkeypatch.setattr(PreferenceTuning, "conclude", watched)
+    resolved = {
+        name: from_dict(values(model, pairs, tmp_path / name, objective, learning_rate=0.2, publish="last"))
+        for name in "ab"
+    }
+    train(resolved["a"], quiet=True)
+    stop = lambda e: "stop" if isinstance(e, StepDone) and e.step == 4 else None  # noqa: E731
+    train(resolved["b"], quiet=True, listeners=[stop])
+    train(resolved["b"], quiet=True, resume=True)
+    whole, stopped, resumed = at_the_end
+    assert whole == resumed
+    assert whole[0] == stopped[0]
+    assert whole[1] != stopped[1]
+    assert abs(whole[0]["chosen"] - whole[1]) > 0.5
+    assert bool(whole[2]) == (whole[1] < whole[0]["chosen"])
 
 
 def test_the_first_step_is_ln_2_from_a_base_and_from_a_trained_adapter(model, pairs, tmp_path):

@@ -198,6 +198,35 @@ def test_what_a_server_cannot_do_is_refused_at_once(model, prompts, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"use_dora": True}, "use_dora: true"),
+        ({"peft_type": "IA3"}, "peft_type: IA3"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"trainable_token_indices": {"embed_tokens": [3]}}, "trainable_token_indices"),
+        ({}, None),
+    ],
+)
+def test_an_adapter_that_no_server_loads_is_refused_before_the_model_is(
+    model, prompts, tmp_path, monkeypatch, config, said
+):
+    class Loading(Exception):
+        pass
+
+    def load(*_, **__):
+        raise Loading
+
+    monkeypatch.setattr("tunesmith.assemble.load_model", load)
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2} | config))
+    made = values(model, prompts, tmp_path / "a", "http://localhost:1")
+    del made["adapter"]
+    made["model"]["adapter"] = str(tmp_path / "trained")
+    with pytest.raises(Loading if said is None else RecipeError, match=said):
+        train(from_dict(made), quiet=True)
+
+
+@pytest.mark.parametrize(
     ("fault", "error", "said"),
     [
         ("stale", ModelError, "still answers with the adapter of before"),

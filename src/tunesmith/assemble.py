@@ -23,7 +23,7 @@ from tunesmith.models.policy import Policy, probe
 from tunesmith.models.stored import described
 from tunesmith.progress import Progress
 from tunesmith.recipe import Recipe
-from tunesmith.recipe_rules import refuse_dropout
+from tunesmith.recipe_rules import refuse_dropout, refuse_unserved
 from tunesmith.session import adapter_folder
 from tunesmith.train.checkpoint import Restored
 from tunesmith.train.mode import recompute_blocks, train_mode
@@ -83,8 +83,11 @@ def model_of(
 
 
 def refuse_unknown_targets(recipe: Recipe, trust_remote_code: bool, head: ClassHead | None) -> None:
-    """Names of layers and modules that mean nothing in the model, said before any weight is read."""
-    if recipe.model.adapter is not None:
+    """Names of layers and modules that mean nothing in the model, and an adapter to go on from that the sampler would
+    not load, said before any weight is read."""
+    folder = origin(recipe)
+    if folder is not None:
+        refuse_unserved(recipe.objective, store.config_of(folder))
         return
     model = without_weights(recipe.model, trust_remote_code=trust_remote_code, head=head)
     if model is not None:

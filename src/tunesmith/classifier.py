@@ -72,7 +72,8 @@ class Classifier:
         if head.meaning == "reward":
             raise AdapterError("this model gives rewards, not classes", fix="Classifier.rewards")
         probabilities = MEANINGS[head.meaning].probabilities(self.outputs(texts)).numpy()
-        said = decided(probabilities, head.meaning == "several", head.thresholds)
+        is_ordered = head.meaning == "ordered"
+        said = decided(probabilities, head.meaning == "several", head.thresholds, ordered=is_ordered)
         return [
             Prediction(
                 tuple(label for label, is_so in zip(head.labels, row, strict=True) if is_so),

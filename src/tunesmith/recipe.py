@@ -179,9 +179,9 @@ def read_file(path: str | os.PathLike[str]) -> tuple[FilePath, Lined]:
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe {path}", fix=_recipes_beside(file)) from None
     except UnicodeDecodeError as error:
-        raise RecipeError("is not text in UTF-8", where=str(file), found=str(error)) from None
+        raise RecipeError("is not text in UTF-8", where=str(file), found=str(error), fix="save it as UTF-8") from None
     except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", where=str(file)) from None
+        raise RecipeError(f"cannot be read: {error.strerror}", where=str(file), fix="name a file of YAML") from None
     return file, read(text, str(file))
 
 
@@ -190,7 +190,8 @@ def load_lined(
 ) -> Resolved:
     """`load`, of a file that was read."""
     if lined.value is not None and not isinstance(lined.value, dict):
-        lined.errors.append(RecipeError(f"a recipe is a mapping of {', '.join(SECTIONS)}", where=str(file)))
+        what, fix = f"a recipe is a mapping of {', '.join(SECTIONS)}", "write model: and, further in below it, name: …"
+        lined.errors.append(RecipeError(what, where=str(file), fix=fix))
         lined.value = None
     if lined.errors and lined.value is None:
         raise together(lined.errors)
@@ -368,7 +369,8 @@ class _Tree:
         for name in ("model", "data"):
             if name not in self.values:
                 key = "name" if name == "model" else "train"
-                errors.append(RecipeError(f"{name}.{key} is missing", where=self.source, expected=f"a {name} section"))
+                what, fix = f"{name}.{key} is missing", f"write {name}: with {key}: below it, or type {name}.{key}=…"
+                errors.append(RecipeError(what, where=self.source, expected=f"a {name} section", fix=fix))
         if errors:
             raise together(errors)
         rate = CHOICES["objective"].table[str(chosen["objective"])].LEARNING_RATE

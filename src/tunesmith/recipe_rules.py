@@ -8,7 +8,7 @@ depends on the rows or on the model's layers is found where these are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, Protocol
@@ -124,12 +124,33 @@ def a_sampler(recipe: Sections) -> None:
     if recipe.model.adapter is not None:
         return
     written = METHODS[recipe.adapter.method].to_peft(recipe.adapter)  # type: ignore[attr-defined]
-    if written["peft_type"] != "LORA" or written.get("use_dora"):
+    if not _is_plain_lora(written):
         text = f"{recipe.adapter.method} is not what servers load: they take plain LoRA"
         raise Contradiction("adapter.method", text, "take lora, or leave objective.sampler out")
     if recipe.adapter.train_in_full or recipe.model.add_tokens:
         key = "adapter.train_in_full" if recipe.adapter.train_in_full else "model.add_tokens"
         raise Contradiction(key, "is not what servers load beside a LoRA", "leave it out, or objective.sampler")
+
+
+def _is_plain_lora(written: Mapping[str, Any]) -> bool:
+    """By PEFT's config of an adapter."""
+    return written.get("peft_type") == "LORA" and not written.get("use_dora")
+
+
+def refuse_unserved(objective: Any, written: Mapping[str, Any]) -> None:
+    """Of an adapter that training goes on from, by PEFT's config of it."""
+    if not isinstance(objective, PolicySettings) or objective.sampler is None:
+        return
+    beside = [key for key in ("modules_to_save", "trainable_token_indices") if written.get(key)]
+    if _is_plain_lora(written) and not beside:
+        return
+    kind = "use_dora: true" if written.get("use_dora") else f"peft_type: {written.get('peft_type')}"
+    raise RecipeError(
+        "the adapter that training goes on from is not what servers load: they take plain LoRA alone",
+        where="model.adapter",
+        found=", ".join(beside) if _is_plain_lora(written) else kind,
+        fix="go on from a plain LoRA, or leave objective.sampler out",
+    )
 
 
 def a_student(recipe: Sections) -> None:

@@ -214,6 +214,7 @@ def read_rows(
         config = load_config(recipe.model, trust_remote_code=trust_remote_code)
         _refuse_pair(recipe, settle(recipe.model, config, trust_remote_code=trust_remote_code))
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code, folder=origin(recipe))
+        own = tokenizer.chat_template
         note = install(recipe.model.template, tokenizer) if recipe.model.template else None
     with progress.stage("reading the data"):
         prepared = prepare(
@@ -226,6 +227,7 @@ def read_rows(
             most_tokens=_room(recipe, config),
             made_for=made_for(config),
             takes=recipe.takes,
+            replaced=own if own != tokenizer.chat_template else None,
         )
     return tokenizer, prepared if note is None else replace(prepared, notes=(*prepared.notes, note))
 

@@ -78,13 +78,14 @@ def test_a_loss_is_compared_where_the_objective_is_the_same(folder):
     arms = {
         "dpo": {},
         "dpo, r 3": {"adapter.r": 3},
+        "online": {"objective.reference": "online"},
         "weaker": {"objective.beta": 0.01},
         "sum": {"objective.loss": "cpo"},
     }
     made = values(folder, "pairs.jsonl", {"kind": "preference"}, arms=arms, seeds=[0], folder=str(folder / "alike"))
     found = tunesmith.compare(made, runner=studies.here, quiet=True).results
     by_loss = {one["arm"] for one in found["comparisons"] if one["measure"] == "loss"}
-    assert by_loss == {"dpo, r 3"}
+    assert by_loss == {"dpo, r 3", "online"}
     assert found["apart"] == {"loss": ["weaker", "sum"], "held_out_loss": ["weaker", "sum"]}
     assert any("settings of the objective" in note and "weaker, sum" in note for note in found["notes"])
 

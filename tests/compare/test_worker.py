@@ -47,10 +47,9 @@ def test_a_base_is_asked_in_the_version_that_the_arms_train(tmp_path, monkeypatc
         raise Asked(settings.name, settings.revision)
 
     monkeypatch.setattr(session, "load_tokenizer", asked)
-    recipe = {"model": {"name": str(tmp_path), "revision": "v2"}, "data": {"train": str(tmp_path / "rows.jsonl")}}
+    recipe = {"model": {"name": "someone/something", "revision": "v2"}, "data": {"train": str(tmp_path / "rows.jsonl")}}
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    (tmp_path / "config.json").write_text("{}")
     order = Order("base", str(tmp_path / "base"), str(tmp_path), recipe, {}, "here", train=False, measure={"test": "t"})
     with pytest.raises(Asked) as found:
         work(order, lambda said: None)
-    assert found.value.args == (str(tmp_path), "v2")
+    assert found.value.args == ("someone/something", "v2")

@@ -38,9 +38,9 @@ OTHERWISE = {
 }
 
 
-def name_of(said, tokenizer=TOKENIZER, *, seed=0, most_tokens=None, made_for=None, takes=TEXT):
-    task = kept.Task.of(said, seed, most_tokens, made_for, takes)
-    worded = kept.renderers(tokenizer, said, said.templates)
+def name_of(said, tokenizer=TOKENIZER, *, seed=0, most_tokens=None, made_for=None, takes=TEXT, replaced=None):
+    task = kept.Task.of(said, seed, most_tokens, made_for, takes, replaced)
+    worded = kept.renderers(tokenizer, said, said.templates, replaced)
     return cache_key.key_of(task, worded, cache_key.contents(said))
 
 
@@ -55,6 +55,7 @@ def test_every_setting_is_in_the_name(files):
         name_of(base, most_tokens=40),
         name_of(base, made_for=40),
         name_of(base, takes=TEXT[:1]),
+        name_of(base, replaced=tiny.LLAMA2),
     ]
     names += [name_of(DataSettings(train=({"path": files["pairs"], "weight": weight},))) for weight in (1, 2)]
     assert len(set(names)) == len(names)

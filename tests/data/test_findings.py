@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_tokenizers import CHATML, LLAMA2, NEVER_ENDS, byte_level
+from tiny_tokenizers import CHATML, HEADER_ENDS_IN_SPACE, LLAMA2, NEVER_ENDS, byte_level
 
 from tunesmith.data.check import findings as module
 from tunesmith.data.check.findings import Finding, findings
-from tunesmith.data.masking.answering import learned_runs
+from tunesmith.data.masking.answering import answers_of, learned_runs
 from tunesmith.data.prepare import digest_of, prepare
 from tunesmith.data.settings import DataSettings
+from tunesmith.data.templating.templates import NAMED
 from tunesmith.data.types import Judged, Preference, Prompt
+from tunesmith.errors import DataError
 
 
 def found(rows: list[dict[str, Any]], takes: Any = None, template: str = CHATML, **settings: Any) -> dict[str, Finding]:
@@ -135,12 +138,93 @@ def test_of_pieces_the_last_one_is_asked_for_its_end() -> None:
     rows = [pieces(asked, (True, "it is"), (False, " so "), (True, "it is the fox</s>")), pieces(asked, (True, "it"))]
     endless = found(rows)["endless"]
     assert endless.first == ("rows, row 2",)
+    first = (True, "the quick fox, ")
+    assert found([pieces(first, asked, (True, "it"))])["endless"].rows == 1, "a learned piece may come first"
+    assert found([pieces(first, (True, "it is"))]) == {}, "plain text answers nothing"
 
 
 def test_an_empty_answer_among_full_ones() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]
     turns += [{"role": "user", "content": "b"}, {"role": "assistant", "content": "yes"}]
     assert found([{"messages": turns}])["empty_answer"].rows == 1
+
+
+ODD = [
+    *(talk(f"what is {i}", f"it is {i}") for i in range(20)),
+    *(talk("a", " ", "b", "yes"), talk("zebra", ""), talk("what is it", "it is what it is " * 40)),
+]
+PLAIN = NAMED["plain"].text
+BESIDE = ["everything", "completions", ("assistant", "user"), ("system", "user", "assistant", "tool")]
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA2, HEADER_ENDS_IN_SPACE, NEVER_ENDS, PLAIN])
+@pytest.mark.parametrize("learn", BESIDE)
+def test_answers_are_asked_whatever_is_learned_beside_them(learn: Any, template: str) -> None:
+    alone = found(ODD, template=template, max_length=60, overlong="truncate")
+    beside = found(ODD, template=template, max_length=60, overlong="truncate", learn=learn)
+    assert "rows, row 23" in alone["endless"].first
+    assert beside["endless"] == alone["endless"]
+    assert alone["empty_answer"].first == ("rows, row 21",), "a row that says nothing is left out, and counted"
+    assert beside["empty_answer"].first == ("rows, row 21", "rows, row 22"), "here its question is learned"
+
+
+@pytest.mark.parametrize("learn", BESIDE)
+@pytest.mark.parametrize("template", [CHATML, PLAIN])
+def test_questions_of_training_are_known_whatever_is_learned_beside_answers(learn: Any, template: str) -> None:
+    rows = [talk(f"what is {i % 4}", f"it is {i}") for i in range(40)]
+    assert found(rows, template=template, held_out=0.2, learn=learn)["same_question"].rows == 8
+
+
+@pytest.mark.parametrize("learn", ["answers", "everything"])
+@pytest.mark.parametrize("template", [CHATML, PLAIN])
+def test_an_answer_that_the_row_begins_with_is_asked(learn: str, template: str) -> None:
+    first = [{"role": "assistant", "content": " "}, *talk("what is it", "it is")["messages"]]
+    kinds = found([{"messages": first}], template=template, learn=learn)
+    assert set(kinds) == {"empty_answer"}
+
+
+@pytest.mark.parametrize("learn", ["answers", "everything"])
+def test_the_end_of_a_turn_that_is_learned_in_part_counts(learn: str) -> None:
+    part = [{"start": 0, "end": 2, "learn": learn == "everything"}]
+    rows = [{"messages": [*talk("what")["messages"], {"role": "assistant", "content": "it is", "learn_spans": part}]}]
+    assert found(rows, learn=learn) == {}
+    if learn == "answers":
+        assert set(found(rows, learn_ends="none")) == {"endless"}
+
+
+ONLY_THE_LAST = CHATML.replace("{% for m in messages %}", "{% for m in messages[-2:] %}")
+
+
+def test_a_row_whose_template_hides_its_answers_is_learned_whole_all_the_same() -> None:
+    rows = [talk("what is it", "it is", "and the fox", "it is the fox")]
+    with pytest.raises(DataError, match="hides"):
+        found(rows, template=ONLY_THE_LAST)
+    assert found(rows, template=ONLY_THE_LAST, learn="everything") == {}
+
+
+HELD_OUT = {
+    "held_out_endless": (3, "raise data.max_length"),
+    "held_out_empty_answer": (1, "take the row out"),
+    "held_out_doubled_bos": (1, "take it out of the text"),
+    "held_out_duplicate": (1, "take the copies out"),
+}
+
+
+def test_held_out_rows_are_looked_at_as_those_of_training(tmp_path: Path) -> None:
+    cut = talk("z", "it is what it is " * 30)
+    rows = [cut, cut, talk("what", "it is what it is " * 30), talk("a", " ", "b", "yes")]
+    train, held_out, texts = (tmp_path / f"{name}.jsonl" for name in ("train", "held_out", "texts"))
+    train.write_text("".join(json.dumps(talk(f"what is {i}", "it is")) + "\n" for i in range(5)))
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts.write_text(json.dumps({"text": "<s><s>the quick fox"}) + "\n")
+    cut_off = {"max_length": 40, "overlong": "truncate"}
+    kinds = found([], train=str(train), held_out=str(held_out), **cut_off)
+    kinds |= found([], train=str(train), held_out=str(texts))
+    assert set(kinds) == set(HELD_OUT), "training has nothing odd"
+    for kind, (rows_of_kind, remedy) in HELD_OUT.items():
+        assert kinds[kind].rows == rows_of_kind
+        assert kinds[kind].text.startswith(f"held out: {rows_of_kind} row")
+        assert remedy in kinds[kind].text
 
 
 @pytest.mark.parametrize(("longer", "sign"), [("chosen", "+"), ("rejected", "-")])
@@ -209,7 +293,7 @@ def test_each_row_is_looked_at_once_and_remembered_by_sixteen_bytes(
     made = prepare(DataSettings(train="rows", held_out=held_out), byte_level(CHATML), seed=0, rows=rows)
     seen: list[Any] = []
     digests: list[bytes] = []
-    monkeypatch.setattr(module, "learned_runs", lambda example: seen.append(example) or learned_runs(example))
+    monkeypatch.setattr(module, "answers_of", lambda example: seen.append(example) or answers_of(example))
     monkeypatch.setattr(module, "digest_of", lambda *parts: digests.append(digest_of(*parts)) or digests[-1])
     assert findings(made) == []
     assert len({id(example) for example in seen}) == len(seen) == 40

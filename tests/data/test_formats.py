@@ -229,8 +229,6 @@ def test_columns_are_renamed_and_the_unused_are_told():
     assert any("id" in note for note in reading.notes)
     with pytest.raises(DataError, match=r"row 1.*nope"):
         convert(raw({"q": "x"}), "auto", {"prompt": "nope"})
-    with pytest.raises(DataError, match="writes over prompt"):
-        convert(raw({"q": "x", "prompt": "y"}), "auto", {"prompt": "q"})
 
 
 def test_what_arrow_fills_with_null_is_not_there():

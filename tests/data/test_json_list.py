@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.reading import files, json_list
+from tunesmith.data.reading import json_list, json_rows
 from tunesmith.data.reading.files import read_file
 from tunesmith.data.reading.json_list import NoList, items
 from tunesmith.data.reading.sources import read
@@ -45,7 +45,7 @@ def test_what_is_no_list_is_refused(text, monkeypatch):
 def test_a_list_is_never_parsed_whole_and_its_broken_rows_are_told(tmp_path, monkeypatch):
     path = tmp_path / "rows.json"
     path.write_text('[{"a": 1},\n {"a": NaN}, {"a": "x"}, 7, {"b": 1, "b": 2}]')
-    monkeypatch.setattr(files, "_whole_list", lambda *_: pytest.fail("parsed whole"))
+    monkeypatch.setattr(json_rows, "_whole_list", lambda *_: pytest.fail("parsed whole"))
     assert [row for _, row in read_file(path, 1)] == [{"a": 1}]
     with pytest.raises(DataError, match="3 broken rows") as told:
         read(path)

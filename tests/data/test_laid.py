@@ -19,6 +19,7 @@ from tunesmith.data.pack import micro_batches
 from tunesmith.data.types import Answer, Asked, Classified, Conversation, Example, Message, Origin, Prompt
 
 WORDS = st.text(max_size=4)
+PLACES = st.integers(0, 5)
 MARGINS = st.none() | st.integers() | st.floats(allow_nan=False) | WORDS
 
 
@@ -28,19 +29,19 @@ def examples(draw):
     ids, learned = ([token[at] for token in tokens] for at in (0, 1))
     arrays = np.array(ids, dtype=np.int64), np.array(learned, dtype=np.float32)
     common = (*arrays, Origin(draw(WORDS), draw(st.integers(0, 2**40))), draw(st.none() | WORDS))
+    told = {"answers": draw(st.none() | st.lists(st.tuples(PLACES, PLACES), max_size=2).map(tuple))}
     kind = draw(st.sampled_from([Example, Answer, Classified]))
     if kind is Example:
-        return Example(*common)
+        return Example(*common, **told)
     if kind is Answer:
-        return Answer(*common, draw(WORDS), draw(MARGINS))
-    return Classified(*common, tuple(draw(st.lists(WORDS, max_size=2))), draw(st.booleans()))
+        return Answer(*common, draw(WORDS), draw(MARGINS), **told)
+    return Classified(*common, tuple(draw(st.lists(WORDS, max_size=2))), draw(st.booleans()), **told)
 
 
-def laid(folder, rows, told=(), meanings=()):
+def laid(folder, rows, meanings=()):
     with Laying(folder) as laying:
         for start in range(0, len(rows), 3):
             laying.add(rows[start : start + 3])
-        laying.add_told(dict(told))
         laying.add_meanings(meanings)
     return Table(folder, laying.described())
 
@@ -72,23 +73,6 @@ def test_laid_rows_are_packed_as_any_others(tmp_path):
             assert one.token_ids.equal(other.token_ids)
             assert one.loss_weights.equal(other.loss_weights)
             assert one.origins == other.origins
-
-
-PLACES = st.tuples(st.builds(Origin, st.sampled_from("ab"), st.integers(1, 5)), st.sampled_from(["", "chosen"]))
-
-
-@settings(deadline=None)
-@given(told=st.lists(st.tuples(PLACES, st.lists(st.booleans()).map(tuple))))
-def test_which_runs_are_answers_is_looked_up_as_in_a_dictionary(told, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("laid")
-    with Laying(folder) as laying:
-        for place, runs in told:
-            laying.add_told({place: runs})
-    found, wanted = Table(folder, laying.described()).answering(), dict(told)
-    assert list(found.items()) == list(wanted.items())
-    assert len(found) == len(wanted)
-    for place in ((Origin("a", 9), ""), (Origin("c", 1), ""), (Origin("a", 1), "rejected")):
-        assert found.get(place) is None
 
 
 def test_meanings_are_a_sequence(tmp_path):

@@ -336,3 +336,20 @@ def test_an_answer_that_is_its_end_alone_is_not_learned_without_it():
     assert with_ends(chat, text, spans, "none") == [Span(11, 12, True, is_answer=True)]
     assert with_ends(chat, text, spans, "last") == spans[1:]
     assert with_ends(chat, text, spans, "turn") == spans
+
+
+@pytest.mark.parametrize(
+    ("turns", "ended"),
+    [
+        ([("user", "q"), ("assistant", "a")], "a"),
+        ([("user", "q"), ("assistant", "a"), ("user", "r")], "r"),
+        ([("user", "q"), ("assistant", "a"), ("user", "")], "a"),
+        ([("assistant", "a"), ("user", "q"), ("user", "r")], "r"),
+    ],
+)
+def test_the_last_end_is_that_of_the_last_learned_turn_of_any_role(turns, ended):
+    tokenizer = TOKENIZERS["CHATML, bos False"]
+    row = Conversation(tuple(Message(role, text, learn=True) for role, text in turns), ORIGIN)
+    example = Renderer(tokenizer, learn_ends="last").render(row)
+    learned = tokenizer.decode([int(token) for token in example.token_ids[example.loss_weights > 0]])
+    assert learned == "".join(text + "<|im_end|>" * (text == ended) for _, text in turns)

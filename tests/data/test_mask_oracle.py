@@ -106,11 +106,12 @@ class Characters:
 
 def characters(known: Known, turns: Sequence[Turn], wanted: Sequence[Wish], ends: str) -> Characters:
     answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant" and wanted[n].turn]
-    last = max(answers, default=-1)
-    made = Characters("", [], [], not known.ends and last == len(turns) - 1)
+    others = [n for n, turn in enumerate(turns) if n not in answers and any(wanted[n].words)]
+    final, last = max(answers, default=-1), max([*answers, *others], default=-1)
+    made = Characters("", [], [], not known.ends and final == len(turns) - 1)
     begun: set[int] = set()
     for piece, kind, n in known.write(turns):
-        if made.adds_eos and kind == "mark" and n == last and n in begun:
+        if made.adds_eos and kind == "mark" and n == final and n in begun:
             break
         if n in answers and kind != "mark" and n not in begun:
             begun.add(n)
@@ -130,7 +131,7 @@ def _of_piece(
     if kind == "lead":
         return [is_answer and own.rest] * len(piece)
     if kind == "end" and not is_answer:
-        return [ends == "all" and known.ends] * len(piece)
+        return [known.ends and (ends == "all" or (ends == "last" and is_last))] * len(piece)
     return [kind == "end" and (ends in ("turn", "all") or (ends == "last" and is_last))] * len(piece)
 
 

@@ -90,7 +90,6 @@ def everything(prepared: Prepared):
         "held out": [fields(example) for example in prepared.held_out],
         "copies": [next(i for i, one in enumerate(prepared.train) if one is example) for example in prepared.train],
         "meanings": list(prepared.held_out_rows),
-        "answering": list(prepared.answering.items()),
         "counts": [prepared.counts, prepared.held_out_counts, prepared.sources],
         "shapes": [(path, list(shapes.items())) for path, shapes in prepared.shapes.items()],
         "told": (prepared.format, prepared.notes, prepared.fingerprint),
@@ -181,6 +180,18 @@ def test_several_sources(files, tmp_path, held_out, weight):
     )
     found = kept_alike(tmp_path, DataSettings(train=sources, held_out=held_out))
     assert len(found.sources) == 4
+
+
+@pytest.mark.parametrize("learn", ["answers", "everything"])
+def test_what_a_template_changes_is_said_alike(files, tmp_path, learn):
+    sources = [
+        {"path": files["talks"], "template": tiny.NEVER_ENDS},
+        {"path": files["talks"], "template": tiny.LLAMA2, "limit": 5},
+    ]
+    dated = "{{ strftime_now('%H:%M:%S:%f') }}" + tiny.LLAMA2
+    found = kept_alike(tmp_path, DataSettings(train=sources, held_out=2, learn=learn), replaced=dated)
+    for place in (0, 1):
+        assert any(note.startswith(f"data.train[{place}].template words ") for note in found.notes)
 
 
 def turn(role, **more):

@@ -12,10 +12,11 @@ from tunesmith.data.formats import LEARNABLE, convert, recognise
 from tunesmith.data.prepare import prepare
 from tunesmith.data.rows.question_rows import QUESTIONS, UNCLEAR, UNKNOWN
 from tunesmith.data.settings import DataSettings, TemplateFormat
-from tunesmith.data.types import Origin, Preference, Prompt
+from tunesmith.data.types import Labelled, Origin, Preference, Prompt, turns_of
 from tunesmith.errors import DataError
 from tunesmith.notation import read_scalar
 
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
 FORMS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "load_qa": ("question-answer", {"question": "q", "answer": "a"}, ["q", "a"]),
     "load_concise": ("question-answer", {"instruction": "q", "input": "", "response": "a"}, ["q", "a"]),
@@ -63,8 +64,9 @@ def test_a_form_is_known_by_its_columns_and_every_text_of_it_is_read(name: str) 
 
 
 def unclear(what: str) -> dict[str, Any]:
-    texts = {name: f"the {name}" for name in sorted(UNCLEAR[what][0])}
-    return texts | ({"choices": ["x", "y"]} if "choices" in texts else {})
+    return {
+        name: ["x", "y"] if name in ("choices", "options") else f"the {name}" for name in sorted(UNCLEAR[what].names)
+    }
 
 
 @pytest.mark.parametrize("what", UNCLEAR)
@@ -73,14 +75,44 @@ def test_what_could_be_several_things_is_asked_about_and_every_candidate_can_be_
     with pytest.raises(DataError, match="several ways") as caught:
         read(row)
     meanings = set()
-    for way in UNCLEAR[what][1]:
+    for way in UNCLEAR[what].ways:
         assert way in str(caught.value)
         form = read_scalar(way)
         form = TemplateFormat(**form) if isinstance(form, dict) else form
-        meanings.add(tuple((turn.role, turn.content) for turn in read(row, form=form).rows[0].messages))
-    assert len(meanings) == len(UNCLEAR[what][1])
+        meanings.add(tuple((turn.role, turn.content) for turn in turns_of(read(row, form=form).rows[0])))
+    assert len(meanings) == len(UNCLEAR[what].ways)
     with pytest.raises(DataError, match="several ways"):
         of_rows_that_are_not_kept(row)
+
+
+@pytest.mark.parametrize(
+    ("row", "takes", "form"),
+    [
+        ({"prompt": "p", "completion": "c", "text": "pc"}, LEARNABLE, "prompt-completion"),
+        ({"prompt": "p", "text": None, "completion": "c"}, LEARNABLE, "prompt-completion"),
+        ({"prompt": "p", "text": "t", "label": "x"}, (Labelled,), "labelled"),
+        ({"category": "c", "question": "q", "answer": "a", "messages": TURNS}, LEARNABLE, "messages"),
+        ({"prompt": "p", "text": "t"}, (Prompt,), "prompt"),
+    ],
+)
+def test_columns_that_another_format_reads_whole_are_not_asked_about(row: Any, takes: Any, form: str) -> None:
+    assert read(row, takes).format == form
+
+
+@pytest.mark.parametrize("other", ["rejected", "rejected_response"])
+@pytest.mark.parametrize("asked", ["prompt", "query", "question", "instruction"])
+def test_an_answer_beside_a_rejected_one_is_a_pair(asked: str, other: str) -> None:
+    row = {asked: "q", "response": "good", other: "bad"}
+    made = read(row, (Preference,))
+    (pair,) = made.rows
+    said = [turns[0].content for turns in (pair.prompt, pair.chosen, pair.rejected)]
+    assert (made.format, made.notes, said) == ("preference", (), ["q", "good", "bad"])
+    with pytest.raises(DataError, match=r"(?s)these rows are pairs.*data\.format=question-answer"):
+        read(row)
+    assert read(row, form="question-answer").rows[0].messages[-1].content == "good"
+    beside = read({**row, "chosen": "best", "rejected": "worst"}, (Preference,))
+    assert beside.rows[0].chosen[0].content == "best"
+    assert "response" in beside.notes[0]
 
 
 def of_rows_that_are_not_kept(row: dict[str, Any]) -> str:

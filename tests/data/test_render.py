@@ -14,9 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data.render import Renderer, Rendering
-from tunesmith.data.templating import chat as chat_module
 from tunesmith.data.templating import templates
-from tunesmith.data.templating.sandbox import time_limit
 from tunesmith.data.types import Conversation, Document, Example, Message, Origin
 from tunesmith.errors import DataError, TunesmithError
 
@@ -341,13 +339,6 @@ def test_tools_are_written_as_text_where_the_template_drops_them_and_it_is_said(
     assert any("no place for tools" in note for note in renderer.notes)
     prompt = renderer.prompt_ids(TOOL_ROW.messages[:1], TOOL_ROW.tools)
     assert example.token_ids[: len(prompt)].tolist() == prompt
-
-
-def test_a_template_bomb_is_stopped(monkeypatch):
-    monkeypatch.setattr(chat_module, "time_limit", lambda: time_limit(0.2))
-    bomb = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + tiny.CHATML
-    with pytest.raises(DataError, match="no end after"):
-        Renderer(tiny.byte_level(bomb)).render(chat("q", "a"))
 
 
 def test_no_template_is_an_error_for_conversations_that_names_the_setting():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 from their_files import AXOLOTL as BASE
 from their_files import AXOLOTL_CHAT as CHAT
 from their_files import AXOLOTL_GRPO as GRPO
-from their_files import entry_of, file
+from their_files import entry_of, file, refusal
 
+from tunesmith.data.formats import convert
+from tunesmith.data.types import Conversation, Origin
 from tunesmith.dialects.base import Fate
 from tunesmith.dialects.read import load_any
 from tunesmith.errors import TunesmithError
@@ -80,3 +83,41 @@ def test_who_adds_some_tokens_of_a_template_adds_its_end_too(tmp_path: Path) -> 
     assert made.special_tokens == {"eos": "<|im_end|>", "unk": "<unk>"}
     alone = load_any(file(tmp_path, {**BASE, "special_tokens": said["special_tokens"]})).resolved.recipe.model
     assert alone.add_tokens == (), "it is expected to be there, and refused where it is not"
+
+
+HI, HO, HU = ({"role": role, "content": said} for role, said in (("user", "Hi"), ("assistant", "Ho"), ("user", "Hu")))
+
+
+@pytest.mark.parametrize(
+    ("type_", "row", "passed_over"),
+    [
+        ("chat_template", {"messages": [HI, HO], "conversations": [HU, HO]}, {"conversations"}),
+        ("sharegpt", {"messages": [HU, HO], "conversations": [HI, HO]}, {"messages"}),
+        ("chat_template", {"messages": [HI, HO], "conversations": None}, set()),
+        ("chat_template", {"conversations": [HI, HO]}, set()),
+        ("sharegpt", {"messages": [HI, HO]}, set()),
+    ],
+)
+def test_of_two_lists_of_messages_the_types_own_is_read(
+    type_: str, row: dict[str, Any], passed_over: set[str], tmp_path: Path
+) -> None:
+    (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
+    made = load_any(file(tmp_path, {**BASE, "datasets": [{"path": "talk.jsonl", "type": type_}]})).resolved.recipe.data
+    assert {name for name in ("messages", "conversations") if name in made.columns} == passed_over
+    (read,) = convert([(Origin("talk.jsonl", 1), row)], made.format, made.columns).rows
+    assert isinstance(read, Conversation)
+    assert [turn.content for turn in read.messages] == ["Hi", "Ho"]
+
+
+@pytest.mark.parametrize("slices", [({"shards": 4}, {"split": "train[:10]"}), ({}, {"shards": 2})])
+def test_slices_of_one_file_want_files_of_their_own(slices: tuple[dict[str, Any], ...], tmp_path: Path) -> None:
+    entries = [{"path": "rows.jsonl", "type": "alpaca", **each} for each in slices]
+    said = refusal(file(tmp_path, {**BASE, "datasets": entries}))
+    assert "datasets[1].path names rows.jsonl once more" in said
+    assert "write each slice into a file of its own" in said
+
+
+def test_splits_of_one_hub_id_are_sources_of_their_own(tmp_path: Path) -> None:
+    entries = [{"path": "a/b", "type": "alpaca", "split": split, "shards": 2} for split in ("one", "two")]
+    made = load_any(file(tmp_path, {**BASE, "datasets": entries})).resolved.recipe.data
+    assert [(source.split, source.weight) for source in made.train] == [("one", 0.5), ("two", 0.5)]

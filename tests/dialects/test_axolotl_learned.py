@@ -31,6 +31,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
     ("all turns, no ends", {"train_on_eos": "none"}, {"train_on_inputs": True}, [turn["content"] for turn in TALK]),
     ("all ends", {"train_on_eos": "all"}, {}, [END, END, f"Ho{END}", END, f"Hu{END}"]),
     ("no ends, of either kind", {"train_on_eos": "none", "train_on_eot": "none"}, {}, ["Ho", "Hu"]),
+    ("by a usual name", {"roles_to_train": ["model"]}, {}, [f"Ho{END}", f"Hu{END}"]),
     ("the last end, of either kind", {"train_on_eos": "last", "train_on_eot": "last"}, {}, ["Ho", f"Hu{END}"]),
 ]
 
@@ -46,6 +47,53 @@ def test_contents_and_ends_are_learned_and_no_header(
 ) -> None:
     row = {"messages": TALK}
     assert runs(*prepared("chat_template", [row], tmp_path, entry=entry, chat_template="chatml", **more)) == learned
+
+
+def test_whose_turns_are_learned_may_be_said_in_the_rows_own_names(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "visitor", "content": "Hi"}, {"role": "answerer", "content": "Ho"}]}]
+    named = {"roles": {"user": ["visitor"], "assistant": ["answerer"]}}
+    for learned, ends in (["answerer"], [f"Ho{END}"]), (["visitor", "assistant"], [f"Hi{END}", f"Ho{END}"]):
+        entry = {**named, "roles_to_train": learned}
+        assert runs(*prepared("chat_template", rows, tmp_path, entry=entry, chat_template="chatml")) == ends
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"roles_to_train": ["narrator"]}, "say whose name it is: roles: {assistant: [narrator]}"),
+        ({"roles": {"narrator": ["gpt"]}}, "roles: {user: [human], assistant: [gpt]}"),
+        ({"roles": {"input": ["human"]}}, "roles: {user: [human], assistant: [gpt]}"),
+    ],
+)
+def test_a_speaker_that_is_none_here_is_refused_with_what_to_write(
+    entry: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    values = {**BASE, "datasets": [{"path": "a/b", "type": "chat_template", **entry}]}
+    assert said in refusal(file(tmp_path, values))
+
+
+def test_the_sides_of_sharegpt_are_roles(tmp_path: Path) -> None:
+    roles = {"input": ["asker", "system", "tool", "human"], "output": ["answerer", "gpt"]}
+    entry = {"path": "a/b", "type": "sharegpt", "roles": roles}
+    made = load_any(file(tmp_path, {**BASE, "datasets": [entry]})).resolved.recipe.data.roles
+    assert made == {"asker": "user", "answerer": "assistant"}
+
+
+@pytest.mark.parametrize(
+    ("talk", "learned"),
+    [
+        (TALK, ["Hi", "Ho", "Hey", f"Hu{END}"]),
+        (TALK[:4], ["Hi", "Ho", f"Hey{END}"]),
+        (TALK[:2] + TALK[3:4], ["Hi", f"Hey{END}"]),
+        ([*TALK, {"role": "system", "content": "Bye."}], ["Hi", "Ho", "Hey", f"Hu{END}"]),
+    ],
+)
+def test_the_last_end_is_that_of_the_last_learned_turn(
+    talk: list[dict[str, Any]], learned: list[str], tmp_path: Path
+) -> None:
+    entry = {"roles_to_train": ["user", "assistant"], "train_on_eos": "last"}
+    rows = [{"messages": talk}]
+    assert runs(*prepared("chat_template", rows, tmp_path, entry=entry, chat_template="chatml")) == learned
 
 
 def test_a_flag_goes_before_train_on_inputs(tmp_path: Path) -> None:

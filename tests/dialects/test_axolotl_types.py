@@ -174,7 +174,7 @@ def test_words_of_the_user(tmp_path: Path) -> None:
         "system_format": "S: {system}\n",
         "field_instruction": "q",
         "field_output": "a",
-        "format": "Q: {instruction} {{literal}}\nA:",
+        "no_input_format": "Q: {instruction} {{literal}}\nA:",
     }
     type_["system_prompt"] = "Be brief."
     made, tokenizer = prepared(type_, [{"q": "Why?", "a": "So."}], tmp_path)

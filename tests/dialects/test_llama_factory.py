@@ -252,11 +252,19 @@ def test_all_faults_at_once_each_with_its_line(tmp_path: Path) -> None:
 # ---- whose file it is ---------------------------------------------------------------------------------------------
 
 
+_MARKS = ("dataset", "lora_rank", "lora_target", "quantization_bit")
+
+
 @pytest.mark.parametrize(
     ("values", "whose"),
     [
         ({"model_name_or_path": "a/b", "stage": "sft"}, "llama-factory"),
         ({"model_name_or_path": "a/b", "template": "qwen"}, "llama-factory"),
+        ({"model_name_or_path": "a/b", "dataset": "rows", "do_train": True}, "llama-factory"),
+        *(({"model_name_or_path": "a/b", key: 8}, "llama-factory") for key in _MARKS),
+        *(({"model_name_or_path": "a/b", "dataset_name": "c/d", key: 8}, "trl") for key in _MARKS),
+        ({"model_name_or_path": "a/b", "dataset_name": "c/d", "cutoff_len": 8}, "llama-factory"),
+        ({"model_name_or_path": "a/b", "lora_r": 8}, "trl"),
         ({"stage": "sft", "dataset": "rows"}, "llama-factory"),
         ({"model": "a/b", "train_dataset": "rows.yaml"}, "llama-factory"),
         ({"base_model": "a/b"}, "axolotl"),

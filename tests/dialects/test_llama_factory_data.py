@@ -60,7 +60,8 @@ def test_tags_and_columns(tmp_path: Path) -> None:
     data = load_any(file(tmp_path, {**BASE, "dataset": "own"}, own=entry)).resolved.recipe.data
     assert data.message_keys == {"role": "speaker", "content": "words", "learn": None}
     assert data.roles == {"asker": "user"}
-    assert data.columns == {"messages": "turns", "system": "rules", "tools": "functions", "conversations": None}
+    named = {"messages": "turns", "system": "rules", "tools": "functions"}
+    assert data.columns == {**named, **dict.fromkeys(("conversations", "functions", "system_prompt"))}
 
 
 def test_held_out_rows_of_their_own(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_rows_of_the_hub_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: p
     alone = {**IN_COLUMNS, "columns": {"prompt": "q", "response": "a", "history": "history"}}
     data = load_any(file(tmp_path, {**BASE, "dataset": "own"}, own=alone)).resolved.recipe.data
     assert data.format == "alpaca"
-    assert data.columns == {"instruction": "q", "output": "a", "input": None, "system": None}
+    assert data.columns == {"instruction": "q", "output": "a", **dict.fromkeys(("input", "system", "system_prompt"))}
 
 
 def test_a_subset_of_a_file_is_said_to_be_without_effect(tmp_path: Path) -> None:

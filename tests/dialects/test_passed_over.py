@@ -112,7 +112,12 @@ COLUMNS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"instruction": "Hi", "output": "Ho", "label": False},
         {"system": "Be.", "messages": OTHER},
     ),
-    "system of messages": (trl("sft"), {"messages": ANSWERED}, {"system": "Be."}),
+    "system and functions of messages": (
+        trl("sft"),
+        {"messages": ANSWERED},
+        {"system": "Be.", "system_prompt": "Be so.", "functions": [{"name": "f"}]},
+    ),
+    "system of a completion": (trl("sft"), {"prompt": "Hi", "completion": "Ho"}, {"system_prompt": "Be."}),
     "system and question of pairs": (trl("dpo"), {"prompt": "Hi", **PAIR}, {"system": "Be.", "question": "Who?"}),
     "a question beside whole answers": (trl("reward"), WHOLE, {"question": "Hi", "input": "Else"}),
     "system and messages of judged answers": (

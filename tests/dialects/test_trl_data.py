@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from their_files import TRL as BASE
 from their_files import TRL_HELD as HELD
 from their_files import TRL_MIXED as MIXED
-from their_files import entry_of, file
+from their_files import entry_of, file, notes_of, refusal
 from their_files import trl_settings as made
 
 from tunesmith.dialects.base import Fate
@@ -74,3 +75,35 @@ def test_a_template_of_a_file(tmp_path: Path) -> None:
     assert made(tmp_path, chat_template_path=folder).model.template.endswith("chat_template.jinja")
     with pytest.raises(TunesmithError, match="is not fetched"):
         load_any(file(tmp_path, {**BASE, "chat_template_path": "Qwen/Qwen3-0.6B"}))
+
+
+PAIR = {"prompt": "Hi", "chosen": "Ho", "rejected": "Hu"}
+JUDGED = {"prompt": "Hi", "completion": "Ho", "label": True}
+
+
+@pytest.mark.parametrize(("row", "trainer"), [(PAIR, "dpo"), (PAIR, "reward"), (JUDGED, "kto")])
+@pytest.mark.parametrize("values", [{}, {"dataset_name": None, "datasets": [{"path": "pairs.jsonl"}]}])
+def test_judged_answers_want_a_trainer_that_is_named(
+    row: dict[str, Any], trainer: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    path = file(tmp_path, {**BASE, "trainer": None, "dataset_name": "pairs.jsonl", **values})
+    said = refusal(path)
+    assert "the file does not say which trainer reads them" in said
+    assert f"trainer={trainer}" in said
+    kind = {"reward": "reward"}.get(trainer, "preference")
+    assert load_any(path, [f"trainer={trainer}"]).resolved.recipe.objective.kind == kind
+
+
+@pytest.mark.parametrize(
+    "row", [{**PAIR, "messages": []}, {"prompt": "Hi", "completion": "Ho"}, {**JUDGED, "label": 1}]
+)
+def test_rows_that_sft_reads_want_none(row: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    read = load_any(file(tmp_path, {**BASE, "trainer": None, "dataset_name": "pairs.jsonl"}))
+    assert read.resolved.recipe.objective.kind == "sft"
+
+
+def test_where_the_rows_are_not_seen_the_note_names_the_trainers_of_judged_answers(tmp_path: Path) -> None:
+    notes = " ".join(notes_of(load_any(file(tmp_path, {**BASE, "trainer": None}))))
+    assert "trainer=dpo (or orpo, cpo, reward), answers with a label trainer=kto" in notes

@@ -39,6 +39,25 @@ def test_grpo_counts_completions(tmp_path: Path) -> None:
             load_any(file(tmp_path, {**BASE, **GRPO, key: 64}))
 
 
+@pytest.mark.parametrize(
+    ("scaled", "advantage"),
+    [
+        ("group", "group"),
+        (True, "group"),
+        ("none", "group_mean"),
+        (False, "group_mean"),
+        ("batch", "group_mean_batch_std"),
+    ],
+)
+def test_rewards_are_scaled_as_in_trl(tmp_path: Path, scaled: str | bool, advantage: str) -> None:
+    assert made(tmp_path, **GRPO, scale_rewards=scaled).objective.advantage == advantage
+
+
+def test_no_other_scale_of_rewards_is_known(tmp_path: Path) -> None:
+    with pytest.raises(TunesmithError, match="scale_rewards cannot be prompt"):
+        load_any(file(tmp_path, {**BASE, **GRPO, "scale_rewards": "prompt"}))
+
+
 def test_rewards_are_found_where_trl_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "rewards.py").touch()

@@ -65,6 +65,12 @@ def entry_of(read: Read, key: str) -> Entry:
     return {entry.key.replace("[0]", "[]"): entry for entry in read.translation.entries}[key]
 
 
+def notes_of(read: Read) -> tuple[str, ...]:
+    """What a person is told of the file that no single key says."""
+    assert read.translation is not None
+    return read.translation.notes
+
+
 def survives(path: Path) -> None:
     """What is converted, loaded and resolved again is the same recipe."""
     first = load_any(path).resolved

@@ -46,3 +46,8 @@ SHARED = {
     "cispo": ("cispo", {"preset": "cispo", "epsilon_high": 1.1}),
     "rloo": ("rloo", {"preset": "rloo", "beta": 0.0, "epsilon": 0.3}),
 }
+
+REWARDS = [1.0, 0.2, -0.3, 0.6]
+"""Of the completions, where advantages are made of them."""
+WITH_PRICE = 0.3
+"""RLOO's beta there: how much of the divergence from the reference is taken from the reward."""

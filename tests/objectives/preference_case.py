@@ -77,5 +77,17 @@ SHARED = {
     "orpo": ("orpo", {"nll_weight": 0.0}),
     "cpo": ("sigmoid", {"label_smoothing": 0.1, "nll_weight": 0.0}),
     "simpo": ("simpo", {"gamma": 0.4}),
+    "orpo, nll": ("orpo", {"nll_weight": 1.0}),
+    "cpo, nll": ("sigmoid", {"label_smoothing": 0.1, "nll_weight": 0.7}),
+    "simpo, nll": ("simpo", {"gamma": 0.4, "nll_weight": 0.7}),
 }
 BETA = 0.3
+
+
+def pairs_of(name: str) -> list[Answer]:
+    """The rows of one entry of `SHARED`.
+
+    TRL's ORPO counts the prompt in the chosen answers' own loss, ours the answer alone: the two are one where the
+    prompt is a single token, which nothing predicts.
+    """
+    return answers([prompt[:1] for prompt in PROMPTS]) if name == "orpo, nll" else answers()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,15 +19,17 @@ from tunesmith.adapters import METHODS, identity, store
 from tunesmith.adapters.adapter_set import add
 from tunesmith.adapters.attach import Switch
 from tunesmith.adapters.heads import ClassHead, head_of_config, read_head, say_in_config
+from tunesmith.classifier import Classifier
 from tunesmith.data.pack import micro_batches
 from tunesmith.data.types import Classified, Origin
 from tunesmith.errors import DataError, ModelError
 from tunesmith.models import attention
 from tunesmith.models.policy import flat_batch, last_places, probe
 from tunesmith.models.tiny import ARCHITECTURES, config, randomise
-from tunesmith.objectives.classify import Classification
-from tunesmith.objectives.classify_losses import MEANINGS, ClassifySettings
+from tunesmith.objectives.classify import ENOUGH, Classification, build
+from tunesmith.objectives.classify_losses import MEANINGS, ClassifySettings, rank
 from tunesmith.objectives.features import fitted
+from tunesmith.score.classification import decided
 
 LABELS = ("bad", "fair", "good")
 PAD = 0
@@ -199,6 +204,87 @@ def test_ordered_classes_follow_the_paper():
     above = torch.sigmoid(outputs).cumprod(1)
     assert torch.allclose(shares.sum(1), torch.ones(7, dtype=torch.float64))
     assert torch.allclose(shares[:, 2:].sum(1), above[:, 1])
+
+
+def outputs_above(*shares):
+    """CORN's outputs [1, K - 1] that give P(y > k) = shares[k]."""
+    each = torch.tensor([later / before for before, later in pairwise((1.0, *shares))], dtype=torch.float64)
+    return torch.logit(each)[None]
+
+
+def test_of_ordered_classes_the_count_above_a_half_decides_everywhere(monkeypatch):
+    outputs, names = outputs_above(0.6, 0.35), ("1", "2", "3")
+    shares = MEANINGS["ordered"].probabilities(outputs)
+    assert shares[0].tolist() == pytest.approx([0.4, 0.25, 0.35])  # the likeliest is the first
+    train = [replace(row, labels=(name,)) for row, name in zip(rows(3), names, strict=True)]
+    objective = objective_of(train, ClassifySettings(classes="ordered"), held_out=train[1:2])
+    for row, is_right in zip(train, (0.0, 1.0, 0.0), strict=True):
+        assert objective._loss(outputs, [row]).metrics["accuracy"].item() == is_right
+        assert objective.by_row(outputs, [row], objective.head)[1] == [is_right]
+        assert objective.figures(outputs, [row])["accuracy"] == is_right
+        assert objective.figures(outputs, [row])["mean_error"] == 1.0 - is_right
+    monkeypatch.setattr(objective, "outputs", lambda *_: (train[1:2], outputs))
+    counts = objective.detail(None, 1, None)["rows of each class, by what they are taken for"]
+    assert counts == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    drawn = 3 * torch.randn(500, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    said = decided(MEANINGS["ordered"].probabilities(drawn).numpy(), False, ordered=True)
+    assert said.argmax(1).tolist() == rank(drawn).tolist()
+
+
+def test_a_classifier_says_the_class_that_training_counts_as_right():
+    policy, _, _ = adapted("llama", ClassHead("ordered", ("1", "2", "3")))
+    session = SimpleNamespace(head=ClassHead("ordered", ("1", "2", "3")), model=policy.model, switch=policy.switch)
+    classifier = Classifier(session)
+    classifier.outputs = lambda texts: outputs_above(0.6, 0.35)
+    (made,) = classifier.classify(["a text"])
+    assert made.label == "2"
+    assert list(made.probabilities.values()) == pytest.approx([0.4, 0.25, 0.35])
+
+
+def test_a_threshold_needs_enough_rows_on_both_sides(monkeypatch, tmp_path):
+    """One row alone with a label would set its threshold: a half stays, and it is said."""
+    count = 3 * ENOUGH
+    labels = [
+        tuple(
+            name for name, has in (("often", i % 3 == 0), ("once", i == 0), ("always", True), ("nearly", i > 2)) if has
+        )
+        for i in range(count)
+    ]
+    names = ("often", "once", "always", "nearly")
+    held_out = [replace(row, labels=own) for row, own in zip(rows(count), labels, strict=True)]
+    objective = objective_of(held_out, ClassifySettings(classes="several", labels=names), held_out=held_out)
+    outputs = torch.from_numpy(3 * objective.truth(held_out) - 4.5 + 0.01 * np.arange(count)[:, None])
+    monkeypatch.setattr(objective, "outputs", lambda *_: (held_out, outputs))
+    monkeypatch.setattr("tunesmith.objectives.classify.draw", lambda *_, **__: None)
+    lines = objective.conclude(SimpleNamespace(answering=nullcontext), 1, tmp_path)
+    assert objective.head.thresholds[0] < 0.5
+    assert objective.head.thresholds[1:] == (0.5, 0.5, 0.5)
+    assert "often 0." in lines[0]
+    assert "once" not in lines[0]
+    assert "stays at a half for once, always, nearly: fewer than 10 held-out rows" in lines[1]
+
+
+@pytest.mark.parametrize("second", [ENOUGH - 1, ENOUGH])
+def test_of_two_classes_both_need_enough_rows(second, monkeypatch, tmp_path):
+    held_out = [replace(row, labels=("good" if i < second else "bad",)) for i, row in enumerate(rows(3 * ENOUGH))]
+    objective = objective_of(held_out, ClassifySettings(labels=("bad", "good")), held_out=held_out)
+    outputs = torch.from_numpy(2 * objective.truth(held_out) - [0.0, 4.0])
+    monkeypatch.setattr(objective, "outputs", lambda *_: (held_out, outputs))
+    monkeypatch.setattr("tunesmith.objectives.classify.draw", lambda *_, **__: None)
+    lines = objective.conclude(SimpleNamespace(answering=nullcontext), 1, tmp_path)
+    assert len(objective.head.thresholds) == (second == ENOUGH)
+    assert ("macro-F1" in lines[0]) == (second == ENOUGH)
+    assert ("stays at a half for good" in lines[0]) == (second < ENOUGH)
+
+
+def test_labels_of_which_no_training_row_has_any_are_refused():
+    none = [replace(row, labels=()) for row in rows()]
+    settings = ClassifySettings(classes="several", labels=LABELS)
+    with pytest.raises(DataError, match="no training row has a label"):
+        build(settings, none, rows(several=True), batch_size=2, seed=0)
+    with pytest.raises(DataError, match="no training row has a label"):
+        build(ClassifySettings(classes="several"), none, [], batch_size=2, seed=0)
+    assert build(settings, none, none, batch_size=2, seed=0).labels == LABELS  # rows that are scored may have none
 
 
 def test_labels_that_cannot_be_are_named_with_their_rows():
@@ -393,8 +479,6 @@ def test_ordered_classes_are_not_one_number_in_two_writings(classes):
 
 
 def test_way_features_is_a_fit_of_the_model_s_own_head(tmp_path):
-    from contextlib import nullcontext
-
     stage = lambda name: nullcontext(lambda share: None)  # noqa: E731
     policy, _, _ = adapted("llama", ClassHead("one", LABELS), "full", targets="none", train_in_full=("head",))
     train = rows(30)

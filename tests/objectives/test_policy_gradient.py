@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,11 @@ from test_preference import policy_of, same
 from tunesmith.data.types import Asked, Message, Origin, Prompt
 from tunesmith.errors import ModelError
 from tunesmith.models.tiny import tiny
-from tunesmith.objectives.environment import Played
 from tunesmith.objectives.logprobs import token_logps
 from tunesmith.objectives.policy import PolicyGradient
 from tunesmith.objectives.policy_losses import PRESETS, PolicySettings
-from tunesmith.objectives.rewards import Completion, Reward, Told
-from tunesmith.objectives.rollout import Rollout, shown
+from tunesmith.objectives.rewards import Reward
+from tunesmith.objectives.rollout import Rollout
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "policy_trl.json").read_text())
 
@@ -89,12 +87,12 @@ def of_case(name, policy, **keys):
     own = SHARED[name][1] | {"rewards": ("json",), "temperature": TEMPERATURE, "max_completion_length": MOST}
     objective = objective_of(PolicySettings(**own, max_sampling_gap=10.0, num_iterations=2, **keys))
     rows, old = samples(), {}
-    objective._rollout = Rollout(rows, [], {}, [], 1.0, 1, old)
+    objective._rollout = Rollout(rows, [], {}, [], 1.0, old)
     objective.share = policy.flat
     rows = objective._with_reference(policy, rows)
     old |= {row.number: row.reference.tolist() for row in rows}
     sampled = [row.reference for row in rows]
-    objective._rollout = Rollout(rows, sampled, {}, [], 1.0, 1, old, iteration=1)
+    objective._rollout = Rollout(rows, sampled, {}, [], 1.0, old, iteration=1)
     return objective
 
 
@@ -263,20 +261,6 @@ def test_a_rollout_of_several_updates_goes_on_after_a_checkpoint():
     assert "rollout" not in whole.state_dict()
 
 
-def test_dynamic_sampling_asks_further_prompts_until_enough_differ():
-    policy, _ = policy_of()
-
-    def reward(completions, row, **_):
-        return [value if r > 2 else 0.0 for value, r in zip(mixed(completions), row, strict=True)]
-
-    objective = objective_of(dynamic_sampling=True, rows=asked(6))
-    objective.rewards = [Reward("mine", reward, 1.0)]
-    step = next(objective.steps(policy))
-    assert {row.origin.row for row in step.examples} == {3, 4}
-    assert objective.state_dict()["steps_done"] == 2
-    assert sorted(row.number for row in objective._rollout.samples) == list(range(8))
-
-
 def test_truncated_completions_teach_nothing_where_that_is_asked():
     policy, _ = policy_of()
     objective = objective_of(mask_truncated_completions=True, max_completion_length=2)
@@ -314,23 +298,3 @@ def test_it_learns():
             (objective.loss(policy, batch).sums["loss"] / step.denominators["loss"]).backward()
         optimizer.step()
     assert sum(rewards[-5:]) / 5 > 0.5 * sum(rewards[:5]) / 5
-
-
-def test_the_table_of_a_step_goes_from_the_best_to_the_worst():
-    def played(tokens, cut):
-        return Played(asked(1)[0], [1], token_ids=[5] * tokens, learned=[True] * tokens, is_cut=cut)
-
-    texts = ["a\nb", "long " * 40, "c", "d"]
-    completions = [Completion("q", text, [5], {}, Origin("rows", n)) for n, text in enumerate(texts, 1)]
-    parts = {"one": [1.0, 0.5, math.nan, 0.0], "two": [0.0, 0.0, math.nan, -2.0]}
-    made = [played(n, n == 2) for n in range(1, 5)]
-    told = shown(made, completions, torch.tensor([1.0, 0.5, math.nan, -2.0]), parts, Told(extra={"why": ["x", "y"]}))
-    assert told[0].split() == ["reward", "one", "two", "tokens", "why", "prompt", "->", "answer"]
-    assert [line.split()[:4] for line in told[1:]] == [
-        ["1.00", "1.00", "0.00", "1"],
-        ["0.50", "0.50", "0.00", "2+"],
-        ["-2.00", "0.00", "-2.00", "4"],
-    ]
-    assert told[1].endswith("q -> a b")
-    assert len({line.index("q -> ") for line in told[1:]}) == 1
-    assert shown(made, completions, torch.full((4,), math.nan), parts, Told()) == []

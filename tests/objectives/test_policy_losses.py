@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from tunesmith.errors import RecipeError
-from tunesmith.objectives.policy_losses import PRESETS, PolicySettings, advantages, kl, overlong, ratios, token_losses
+from tunesmith.objectives.policy_losses import (
+    PRESETS,
+    PolicySettings,
+    advantages,
+    clipped,
+    kl,
+    overlong,
+    ratios,
+    token_losses,
+)
 from tunesmith.recipe import from_dict
 
 
@@ -34,7 +43,7 @@ def test_advantages_of_one_success_in_four(kind, wanted):
     assert found == pytest.approx([wanted[0], *[wanted[1]] * 3], abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["group", "group_mean", "leave_one_out", "batch"])
+@pytest.mark.parametrize("kind", ["group", "group_mean", "group_mean_batch_std", "leave_one_out", "batch"])
 def test_identities_of_advantages(kind):
     r = torch.tensor([0.1, 2.0, -1.0, 0.4, 0.9, 0.3], dtype=torch.float64)
     g = torch.tensor([0, 0, 0, 1, 1, 1])
@@ -55,6 +64,17 @@ def test_leave_one_out_is_the_mean_over_the_others():
     wanted = [r[i] - (r.sum() - r[i]) / 2 for i in range(3)]
     torch.testing.assert_close(advantages(r, g, "leave_one_out"), torch.stack(wanted))
     torch.testing.assert_close(advantages(r, g, "leave_one_out"), 3 / 2 * advantages(r, g, "group_mean"))
+
+
+def test_the_groups_mean_and_the_steps_deviation():
+    """As TRL reckons with scale_rewards: batch."""
+    r = torch.tensor([1.0, 0.0, math.nan, 5.0, 7.0, 9.0], dtype=torch.float64)
+    g = torch.tensor([0, 0, 0, 1, 1, 1])
+    deviation = torch.tensor([1.0, 0.0, 5.0, 7.0, 9.0], dtype=torch.float64).std()
+    wanted = torch.tensor([0.5, -0.5, 0.0, -2.0, 0.0, 2.0], dtype=torch.float64) / (deviation + 1e-4)
+    torch.testing.assert_close(advantages(r, g, "group_mean_batch_std"), wanted)
+    alone = torch.tensor([math.nan, 3.0], dtype=torch.float64)
+    assert advantages(alone, g[:2], "group_mean_batch_std").tolist() == [0.0, 0.0]
 
 
 def test_a_completion_that_nobody_judged_counts_for_nothing():
@@ -117,6 +137,20 @@ def test_what_has_moved_far_enough_moves_no_further():
     losses = losses_of(logp, old, gain, torch.arange(4), torch.ones(4).double(), settings(epsilon=0.2))
     (grad,) = torch.autograd.grad(losses.sum(), logp)
     assert (grad != 0).tolist() == [False, True, True, False]
+
+
+def test_what_is_clipped_is_what_moves_no_further():
+    ratio = torch.tensor([0.7, 0.7, 1.4, 1.4, 1.0, 9.0, 9.0], dtype=torch.float64)
+    gain = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 0.0]).double()
+    found = clipped(ratio, gain, settings(epsilon=0.2, epsilon_high=0.3))
+    assert {name: own.nonzero().flatten().tolist() for name, own in found.items()} == {
+        "clip_ratio/low_mean": [1],
+        "clip_ratio/high_mean": [2],
+        "clip_ratio/region_mean": [1, 2],
+    }
+    capped = clipped(ratio, gain, settings(preset="cispo"))
+    assert {name: own.nonzero().flatten().tolist() for name, own in capped.items()} == {"clip_ratio/high_mean": [5]}
+    assert clipped(ratio, gain, settings(clipping="none")) == {}
 
 
 def test_a_bandit_of_three_arms_has_the_gradient_that_is_reckoned_by_hand():

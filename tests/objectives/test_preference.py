@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from preference_case import BETA, SHARED, TARGETS, adapter_tensor, answers, case_model
+from preference_case import BETA, SHARED, TARGETS, adapter_tensor, answers, case_model, pairs_of
 
 from tunesmith.adapters import METHODS
 from tunesmith.adapters.adapter_set import add
 from tunesmith.adapters.attach import Switch
 from tunesmith.adapters.lora import Settings as LoRA
 from tunesmith.adapters.virtual import VirtualSettings
+from tunesmith.data.types import Answer, Origin
 from tunesmith.errors import RecipeError
 from tunesmith.models import attention
 from tunesmith.models.policy import probe
@@ -29,7 +31,7 @@ from tunesmith.objectives.reference import precompute, row_digest
 from tunesmith.recipe import from_dict
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "preference_trl.json").read_text())
-SETTINGS = {"exo_pair": {"label_smoothing": 1e-3}}
+SETTINGS = {"exo_pair": {"label_smoothing": 1e-3}, "robust": {"label_smoothing": 0.1}}
 
 
 def policy_of(dtype=torch.float32, model=None, adapter=None, filled=True):
@@ -52,7 +54,7 @@ def policy_of(dtype=torch.float32, model=None, adapter=None, filled=True):
 
 def objective_of(name="sigmoid", rows=None, held_out=(), batch_size=6, share=True, **settings):
     loss = name.partition(",")[0]
-    record = PreferenceSettings(loss=loss, reference="precomputed", **{"beta": BETA, **settings})
+    record = PreferenceSettings(loss=loss, **{"beta": BETA, **SETTINGS.get(loss, {}), **settings})
     rows = answers() if rows is None else rows
     return PreferenceTuning(rows, held_out, record, batch_size=batch_size, seed=0, shuffle=False, share=share)
 
@@ -85,7 +87,7 @@ def same(mine, wanted, bound):
 @pytest.mark.parametrize("share", [True, False])
 def test_losses_and_gradients_are_trls(name, share):
     policy, parameters = policy_of(filled="formula")
-    loss, grads = gradients(policy, parameters, objective_of(name, share=share, **SHARED[name][1]))
+    loss, grads = gradients(policy, parameters, objective_of(name, pairs_of(name), share=share, **SHARED[name][1]))
     golden = GOLDEN["made"][name]
     assert loss == pytest.approx(golden["loss"], rel=1e-5)
     wanted = {key: torch.tensor(values).view_as(grads[key]) for key, values in golden["gradients"].items()}
@@ -132,7 +134,7 @@ def test_gradients_by_finite_differences(name, divergence):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_cut_of_a_step_and_no_sharing_changes_the_gradient(name):
-    own = {"label_smoothing": 0.001} if name == "exo_pair" else {}
+    own = SETTINGS.get(name, {})
     policy, parameters = policy_of(torch.float64)
     assert policy.flat
     whole = gradients(policy, parameters, objective_of(name, share=True, **own))
@@ -374,6 +376,115 @@ def test_what_is_told_at_the_end_is_of_the_adapter_that_is_published(tmp_path):
     assert f"{objective.evaluate(policy, 100)['logps/chosen']:.1f} now" in told
 
 
+def begun(objective, policy, folder, num_steps=1):
+    stage = lambda name: nullcontext(lambda share: None)  # noqa: E731
+    return objective.begin(policy, num_steps=num_steps, max_tokens=100, cache=folder, stage=stage)
+
+
+def moved(parameters, factor):
+    for parameter in parameters.values():
+        parameter.data = factor * parameter.detach()
+
+
+WITHOUT_NUMBERS = [
+    {"name": "simpo"}, {"name": "orpo"}, {"name": "cpo"}, {"name": "sigmoid", "reference": "online"},
+    {"name": "kto", "reference": "online"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", WITHOUT_NUMBERS, ids=lambda settings: settings["name"])
+def test_chosen_answers_are_watched_where_no_reference_is_kept(settings, tmp_path):
+    """What they were is measured once, before the first step; a run that goes on does not take its middle for it."""
+    policy, parameters = policy_of(torch.float64)
+    objective = objective_of(held_out=answers(), **settings)
+    begun(objective, policy, tmp_path)
+    before = objective.evaluate(policy, 100)["logps/chosen"]
+    assert objective._before["chosen"] == pytest.approx(before, rel=1e-6)
+    assert objective.conclude(policy, 100, tmp_path) == []
+    saved = json.loads(json.dumps(objective.state_dict() | {"steps_done": 4}))
+    moved(parameters, -4)
+    after = objective.evaluate(policy, 100)["logps/chosen"]
+    assert after < before - 0.5
+    says = f"log p {before:.1f} before, {after:.1f} now"
+    (told,) = objective.conclude(policy, 100, tmp_path)
+    assert says in told
+    assert ("nll_weight above 1" in told) == (settings["name"] in ("orpo", "cpo"))
+    later = objective_of(held_out=answers(), **settings)
+    begun(later, policy, tmp_path)  # from the middle, if it were not for what the checkpoint says
+    later.load_state_dict(saved)
+    assert later.conclude(policy, 100, tmp_path) == [told]  # also where nothing was evaluated any more
+
+
+def test_why_the_margin_grew_is_said_where_the_rejected_answers_fell_further(tmp_path):
+    policy, _ = policy_of(torch.float64)
+    objective = objective_of("simpo", held_out=answers())
+    begun(objective, policy, tmp_path)
+    before = objective.evaluate(policy, 100)
+    for fell, is_said in ((5.0, True), (1.0, False)):
+        objective._last = before | {
+            "logps/chosen": before["logps/chosen"] - 3, "logps/rejected": before["logps/rejected"] - fell
+        }  # fmt: skip
+        (told,) = objective.conclude(policy, 100, tmp_path)
+        assert ("the rejected ones fell further" in told) == is_said
+
+
+def test_rows_that_are_only_scored_are_not_measured_twice(tmp_path):
+    policy, _ = policy_of(torch.float64)
+    rows = answers()
+    objective = objective_of("simpo", rows, held_out=rows)
+    begun(objective, policy, tmp_path)
+    assert objective._before == {}
+
+
+def test_without_chosen_answers_held_out_nothing_is_known_of_them(tmp_path):
+    policy, _ = policy_of(torch.float64)
+    for held_out in ((), answers()[1::2]):
+        (told,) = objective_of("kto", held_out=held_out).conclude(policy, 100, tmp_path)
+        assert "is not known" in told
+
+
+def singles(count, wanted=lambda row: row % 2 == 0, prompts=9):
+    made = []
+    for row in range(count):
+        ids = np.array([5 + row % prompts, 9, 20, 30 + row])
+        weights = np.array([0, 0, 0, 1], dtype=np.float32)
+        side = "chosen" if wanted(row) else "rejected"
+        made.append(Answer(ids, weights, Origin("rows", row + 1), side=side))
+    return made
+
+
+@pytest.mark.parametrize(("rows", "batch", "prompts", "steps", "says"), [
+    (5, 2, 9, 7, "in 1 of the first 3 steps"),
+    (5, 2, 9, 2, None),
+    (6, 2, 9, None, None),
+    (4, 2, 1, None, "in 2 of the first 2 steps"),
+])  # fmt: skip
+def test_steps_of_kto_that_hold_one_prompt_alone_are_counted(rows, batch, prompts, steps, says, tmp_path):
+    policy, _ = policy_of()
+    objective = objective_of("kto", singles(rows, prompts=prompts), batch_size=batch, reference="online")
+    told = begun(objective, policy, tmp_path, steps)
+    assert len(told) == (says is not None)
+    if says is not None:
+        assert says in told[0]
+        assert ("rows of other prompts mend" in told[0]) == (prompts == 1)
+        assert objective._order.done == 0
+        made = [objective._kl for step in islice(objective.steps(policy), 3)]
+        assert made[-1] == 0.0
+
+
+@pytest.mark.parametrize("side", ["wanted", "unwanted"])
+def test_rows_of_one_kind_are_told_and_refused_where_they_weigh_nothing(side, tmp_path):
+    policy, _ = policy_of()
+    rows = singles(4, wanted=lambda row: side == "wanted")
+    (told,) = begun(objective_of("kto", rows, batch_size=2, reference="online"), policy, tmp_path)
+    assert f"every training row is {side}" in told
+    own = "desirable_weight" if side == "wanted" else "undesirable_weight"
+    with pytest.raises(RecipeError, match=f"every training row is {side}, which weighs 0"):
+        objective_of("kto", rows, batch_size=2, **{own: 0.0})
+    objective_of("kto", singles(4), batch_size=2, **{own: 0.0})
+    objective_of("kto", rows, held_out=rows, batch_size=2, **{own: 0.0})  # scored, not learned
+
+
 def objective_reference(objective):
     chosen = [pair[0] for pair in objective.held_out]
     return float(np.mean([objective._references.sums[row_digest(row)] for row in chosen]))
@@ -422,7 +533,7 @@ def test_the_learning_rate_is_the_objectives_where_none_is_given():
 
 def test_all_that_is_said_reads_back():
     for loss in LOSSES:
-        own = {"label_smoothing": 0.001} if loss == "exo_pair" else {}
+        own = SETTINGS.get(loss, {})
         values = {"model": {"name": "a/b"}, "data": {"train": "c/d"}}
         resolved = from_dict(values | {"objective": {"kind": "preference", "loss": loss, **own}})
         assert from_dict(resolved.plain).recipe.objective == resolved.recipe.objective

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,14 +18,16 @@ from tunesmith import cli, run
 from tunesmith.adapters import METHODS
 from tunesmith.errors import MachineError, ModelError, RecipeError
 from tunesmith.notation import read_size
+from tunesmith.plan import advice
 from tunesmith.plan import main as planning
 from tunesmith.plan import methods as beside
-from tunesmith.plan.advice import changed, that_fits
+from tunesmith.plan.advice import Change, changed, that_fits
 from tunesmith.plan.memory import FITTED, Memory, needed
 from tunesmith.plan.planner import Planner
 from tunesmith.plan.report import lines
 from tunesmith.plan.step import Parts, try_step
 from tunesmith.progress import Progress
+from tunesmith.quant import four_bit
 from tunesmith.recipe import Resolved, from_dict
 
 FEW = ("lora", "prefix", "full")
@@ -130,6 +134,43 @@ def test_what_does_not_fit_gets_the_cheapest_change_that_does(place: tuple[Path,
     both = that_fits(planner, found, least - 1)
     assert both is None or (both.memory < least and len(both.settings) > 1)
     assert that_fits(planner, found, 10) is None
+
+
+def test_together_are_those_alone_that_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    saves = {"micro": 10, "recompute": 5, "moments": 5, "nf4": 40}
+
+    def needs(planner: Any, settings: dict[str, Any]) -> Any:
+        return SimpleNamespace(memory=100 - sum(saves[name] for name in settings))
+
+    monkeypatch.setattr(advice, "_with", needs)
+    found = [Change({name: True}, f"costs {name}", 100 - saved) for name, saved in saves.items()]
+    best = that_fits(cast(Planner, None), found, 52)
+    assert best == Change({"micro": True, "nf4": True}, "costs micro; costs nf4", 50)
+    assert that_fits(cast(Planner, None), found, 47) == Change(
+        {"micro": True, "recompute": True, "nf4": True}, "costs micro; costs recompute; costs nf4", 45
+    )
+    assert that_fits(cast(Planner, None), found, 39) is None
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_storages_and_moments_of_few_bits_are_forecast_where_their_package_is_missing_too(
+    place: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    if is_there:
+        pytest.importorskip("bitsandbytes")
+    else:
+        find = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+        monkeypatch.setattr(four_bit, "bitsandbytes", lambda: pytest.fail("asked for the package"))
+    planner = planner_of(from_dict(values(place, tmp_path)))
+    need = planner.need(planner.recipe)
+    offered = {next(iter(one.settings.values())): one for one in advice._candidates(planner, need)}
+    for name in ("nf4", "adamw-8bit"):
+        assert ("pip install 'tunesmith[bitsandbytes]'" in offered[name].cost) is not is_there
+        after = advice._with(planner, offered[name].settings)
+        assert after is not None
+        assert (after.trial.parts.weights < need.trial.parts.weights) is (name == "nf4")
+        assert after.trial.work.flops == pytest.approx(need.trial.work.flops, rel=0.01)
 
 
 SMALL = Memory("cpu", 3 * 10**8, 10**6, 2 * 10**8)

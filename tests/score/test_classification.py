@@ -15,6 +15,7 @@ from tunesmith.score.classification import (
     decided,
     measured,
     reliability,
+    too_few,
 )
 from tunesmith.score.classification_picture import draw
 
@@ -93,6 +94,27 @@ def test_the_best_threshold_is_the_best_of_all():
     assert told["macro_f1 at the thresholds"] == pytest.approx(
         f1_score(truth, shares[:, 1] >= threshold, average="macro")
     )
+
+
+def test_of_ordered_classes_the_median_is_decided_for():
+    """P(y > 0) = 0.6 and P(y > 1) = 0.35: one of the two is above a half, though class 0 is the likeliest."""
+    shares = np.array([[0.4, 0.25, 0.35], [0.1, 0.2, 0.7], [0.5, 0.3, 0.2], [0.3, 0.19, 0.51]])
+    assert decided(shares, False, ordered=True).argmax(1).tolist() == [1, 2, 0, 2]
+    assert decided(shares, False).argmax(1).tolist() == [0, 2, 0, 2]
+    wanted = np.eye(3)[[1, 2, 0, 2]]
+    found = measured(shares, wanted, several=False, ordered=True)
+    assert (found["accuracy"], found["mean_error"]) == (1.0, 0.0)
+    sure = {one.confidence for one in reliability(shares, wanted, several=False, ordered=True)}
+    assert min(sure) == pytest.approx(0.25)
+
+
+def test_a_threshold_is_looked_for_where_enough_rows_tell_it():
+    probabilities = np.linspace(0.9, 0.1, 9)[:, None]
+    for count in (1, 3, 6, 8):
+        wanted = (np.arange(9) < count).astype(float)[:, None]
+        assert too_few(wanted, 3).tolist() == [count in (1, 8)]
+        (threshold,) = best_thresholds(probabilities, wanted, enough=3)
+        assert (threshold == 0.5) == (count in (1, 8))
 
 
 @pytest.mark.parametrize("several", [False, True])

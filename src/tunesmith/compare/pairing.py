@@ -31,7 +31,10 @@ JUDGED_BY: dict[str, tuple[tuple[str, ...] | None, tuple[Measure, ...]]] = {
     "distill": (None, (HELD_OUT,)),
     "policy": (("rewards", "reward_weights", "gold", "environment", "max_turns"), (REWARD,)),
 }
-"""By objective.kind the settings of its section that decide what its figures mean (None: all), and which figures."""
+"""By objective.kind the settings of its section that decide what its figures mean (None: all but `WITHOUT_MEANING`),
+and which figures."""
+WITHOUT_MEANING = ("reference",)
+"""When the reference's numbers are computed, which changes none."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def measured_of(cells: Sequence[Done], recipe: Mapping[str, Any]) -> Measured:
 def _judged_by(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     objective = recipe.get("objective", {})
     keys, affected = JUDGED_BY.get(objective.get("kind", ""), ((), ()))
-    own = dict(objective) if keys is None else {key: objective.get(key) for key in keys}
+    own = {key: objective.get(key) for key in keys or objective if key not in WITHOUT_MEANING}
     return {measure.key: own for measure in affected}
 
 

@@ -9,23 +9,32 @@ the files beside them what other tools write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.masking.learned import learned
 from tunesmith.data.problems import Problems, listed
+from tunesmith.data.reading.empty_cells import is_filled
 from tunesmith.data.reading.files import INDEX, RawRow
+from tunesmith.data.rows import unused
+from tunesmith.data.rows.beside import SYSTEMS, TOOLS
 from tunesmith.data.rows.conversation_rows import alpaca, messages, prompt, prompt_completion, text
 from tunesmith.data.rows.labels import labelled
-from tunesmith.data.rows.messages import KNOWN_KEYS, Names, Unreadable, refuse_surrogates
+from tunesmith.data.rows.messages import Names, Unreadable, refuse_surrogates
 from tunesmith.data.rows.other_rows import input_output, nectar, nemo, openpipe, verl
 from tunesmith.data.rows.pieces import segments, tokens
-from tunesmith.data.rows.preferences import openai_preference, passed_over, passed_over_of_one, preference, unpaired
+from tunesmith.data.rows.preferences import (
+    ANSWERS,
+    openai_preference,
+    passed_over,
+    passed_over_of_one,
+    preference,
+    unpaired,
+)
 from tunesmith.data.rows.question_rows import (
     CONTEXTS,
     QUESTIONS,
-    SYSTEMS,
     UNCLEAR,
     multiple_choice,
     passed_over_questions,
@@ -33,7 +42,7 @@ from tunesmith.data.rows.question_rows import (
     unanswerable,
 )
 from tunesmith.data.rows.repeated import spoken_apart
-from tunesmith.data.rows.template_rows import makes, template
+from tunesmith.data.rows.template_rows import columns_named, makes, template
 from tunesmith.data.rows.unwanted import refuse_unwanted
 from tunesmith.data.settings import Learn, MessageKey, TemplateFormat
 from tunesmith.data.types import Conversation, Document, Judged, Labelled, Origin, Preference, Prompt, Row
@@ -77,37 +86,38 @@ def _format(
     return Format(read, makes, alternatives, reads, passed_over, frozenset(unless.split()))
 
 
+_SYSTEMS, _BESIDE = " ".join(SYSTEMS), " ".join((*SYSTEMS, *TOOLS))
 FORMATS: dict[str, Format] = {
     "text": _format(lambda row, origin, _: text(row, origin), Document, "text"),
-    "messages": _format(messages, Conversation, "messages | conversations", "tools system"),
-    "prompt-completion": _format(prompt_completion, Conversation, "prompt completion", "tools"),
+    "messages": _format(messages, Conversation, "messages | conversations", _BESIDE),
+    "prompt-completion": _format(prompt_completion, Conversation, "prompt completion", _BESIDE),
     "alpaca": _format(
-        lambda row, origin, _: alpaca(row, origin), Conversation, "instruction output", "input system history"
+        lambda row, origin, _: alpaca(row, origin), Conversation, "instruction output", f"input history {_SYSTEMS}"
     ),
     "preference": _format(
         preference,
         Preference,
-        "chosen rejected | chosen_response rejected_response",
-        "prompt messages conversations instruction question input system tools margin",
+        " | ".join(map(" ".join, ANSWERS)),
+        f"prompt messages conversations instruction question query input margin {_BESIDE}",
         passed_over,
     ),
     "openai-preference": _format(openai_preference, Preference, "input preferred_output non_preferred_output"),
-    "prompt": _format(prompt, Prompt, "prompt | messages | conversations | question", "tools"),
+    "prompt": _format(prompt, Prompt, "prompt | messages | conversations | question", " ".join(TOOLS)),
     "labelled": _format(
         labelled,
         Labelled,
         "text label | text labels | messages label | messages labels | conversations label | conversations labels",
-        "system tools",
+        _BESIDE,
     ),
-    "input-output": _format(input_output, Conversation, "input output", unless="instruction"),
-    "openpipe": _format(openpipe, Preference, "messages rejected_message", "tools split"),
-    "nemo": _format(nemo, Preference, "context completions", "tools"),
+    "input-output": _format(input_output, Conversation, "input output", _SYSTEMS, unless="instruction"),
+    "openpipe": _format(openpipe, Preference, "messages rejected_message", f"split {' '.join(TOOLS)}"),
+    "nemo": _format(nemo, Preference, "context completions", " ".join(TOOLS)),
     "verl": _format(verl, Prompt, "data_source prompt reward_model", "ability extra_info tools"),
     "nectar": _format(
         nectar,
         Preference,
         "prompt answers",
-        "messages conversations instruction question input system tools",
+        f"messages conversations instruction question query input {_BESIDE}",
         passed_over,
         unless="chosen",
     ),
@@ -115,14 +125,14 @@ FORMATS: dict[str, Format] = {
         question_answer,
         Conversation,
         " | ".join(map(" ".join, QUESTIONS)),
-        " ".join((*CONTEXTS, *SYSTEMS, "tools")),
+        " ".join((*CONTEXTS, _BESIDE)),
         passed_over_questions,
-        unless="messages conversations choices",
+        unless="messages conversations choices rejected rejected_response",
     ),
     "multiple-choice": _format(
-        multiple_choice, Conversation, "question choices solution | question choices explanation"
+        multiple_choice, Conversation, "question choices solution | question choices explanation", _SYSTEMS
     ),
-    "unanswerable": _format(unanswerable, Conversation, "article unanswerable_question"),
+    "unanswerable": _format(unanswerable, Conversation, "article unanswerable_question", _SYSTEMS),
     "segments": _format(segments, Document, "segments"),
     "tokens": _format(tokens, Document, "input_ids", "labels attention_mask token_type_ids position_ids length"),
     "unpaired": _format(
@@ -130,7 +140,7 @@ FORMATS: dict[str, Format] = {
         Judged,
         "prompt completion label | instruction completion label | question completion label | input completion label | "
         "messages label | conversations label | messages kto_tag | conversations kto_tag",
-        "tools system input",
+        f"input {_BESIDE}",
         passed_over_of_one,
     ),
 }
@@ -169,30 +179,36 @@ def convert(
     message_keys: Mapping[MessageKey, str | None] | None = None,
     roles: Mapping[str, str] | None = None,
     learn: Learn = "answers",
+    also_read: Collection[str] = (),
 ) -> Reading:
     """Every raw row by its meaning. `columns` renames first: {wanted: yours}, or null.
 
     `takes`: what the objective learns from; rows that can be read so are, and others must be of `or_else`.
     `message_keys` {ours: theirs} and `roles` {theirs: ours} are the rows' own names; `learn`: whose turns are learned.
+    `also_read`: columns that something else reads, and that are not told as unused.
     """
     names = Names(message_keys or {}, roles or {})
-    unread = [name for name, yours in columns.items() if yours is None]
-    unread = [name for name in unread if any(row.get(name) is not None for _, row in raw)]
+    left = dict.fromkeys(unused.taken_out(raw, columns))
     if columns:
         raw = _renamed(raw, columns)
     raw, notes = _without_index(raw)
     source = raw[0][0].source if raw else None
     reader: Reader
+    passed: Callable[[RawColumns], set[str]]
     if isinstance(format, TemplateFormat):
         fill = template(format)
         name, reader = "template", lambda row, origin, _: fill(row, origin)
-        _refuse_others(name, makes(format), takes + or_else, source)
+        kind, reads, passed = makes(format), columns_named(format), _nothing
     else:
         name = recognise(raw, takes, or_else) if format == "auto" else format
-        _refuse_others(name, FORMATS[name].makes, takes + or_else, source)
         reader = FORMATS[name].read
-        if FORMATS[name].makes is not Prompt:  # of a prompt, every column is for the rewards
-            notes += _unused(raw, name, names, unread)
+        kind, reads, passed = FORMATS[name].makes, FORMATS[name].reads, FORMATS[name].passed_over
+    _refuse_others(name, kind, takes + or_else, source)
+    if kind is not Prompt:  # of a prompt, every column is for the rewards
+        left |= unused.unread(raw, reads.union(also_read), passed)
+    notes += unused.told(left)
+    if kind is not Prompt and name != "template":
+        notes += unused.told_keys(raw, reads, names)
     own: Learn = learn
     if learn == "completions":
         own = "answers" if name == "prompt-completion" else "everything"
@@ -255,7 +271,8 @@ def _refuse_others(name: str, makes: type[Row], takes: tuple[type[Row], ...], wh
 _ADVICE = {
     Conversation: "take objective.kind sft, or give rows of that kind",
     Document: "take objective.kind sft, or give rows of that kind",
-    Preference: "set objective.kind=preference, or data.columns={completion: chosen} to learn the chosen answers alone",
+    Preference: "set objective.kind=preference; to learn the better answers alone, data.columns={completion: chosen}, "
+    "or where they stand in a column response data.format=question-answer",
     Judged: "set objective.kind=preference objective.loss=kto",
     Prompt: "set objective.kind=policy and objective.rewards, or say what the answer is",
     Labelled: "set objective.kind=classify",
@@ -282,7 +299,7 @@ def recognise(
     others, to be refused by name. `first` and `apart` (rows/repeated.py): the first rows, and the formats beside whose
     columns `text` says something of its own, where `raw` only stands in for the rows.
     """
-    filled = [frozenset(name for name, value in row.items() if value is not None) for _, row in raw]
+    filled = [frozenset(name for name, value in row.items() if is_filled(value)) for _, row in raw]
     ways = [_candidates(filled), _candidates([frozenset(row) for _, row in raw])]
     wanted = (_of(kinds, there) for kinds in (takes, or_else) for there in ways)
     candidates = _widest(next((names for names in wanted if names), [])) or _most_telling(ways[0] or ways[1])
@@ -291,9 +308,9 @@ def recognise(
         (other,) = set(candidates) - {"text"}
         candidates = [other] if other in BESIDE_TEXT and other not in apart else candidates
     first = (raw if first is None else first)[:LOOKED_AT]
-    if Conversation in takes + or_else and not any(FORMATS[name].makes is not Conversation for name in candidates):
-        _refuse_unclear(filled, first)
     if len(candidates) == 1:
+        if Conversation in takes + or_else:
+            _refuse_unclear(candidates[0], filled, first)
         return candidates[0]
     seen = listed(dict.fromkeys(name for _, row in first for name in row))
     known = "; ".join(f"{name}: {_needs_in_words(kind)}" for name, kind in FORMATS.items() if kind.makes in takes)
@@ -318,16 +335,16 @@ def _advice_on(columns: set[str]) -> str:
     return "rename with data.columns {wanted: yours}, or set data.format to {prompt: …, answer: …} over your columns"
 
 
-def _refuse_unclear(filled: Sequence[frozenset[str]], first: Sequence[RawRow]) -> None:
+def _refuse_unclear(guess: str, filled: Sequence[frozenset[str]], first: Sequence[RawRow]) -> None:
     """Columns that most rows fill, and of which nobody can tell which is the answer."""
-    for what, (names, ways) in UNCLEAR.items():
-        if 2 * sum(names <= there for there in filled) > len(filled):
+    for what, unclear in UNCLEAR.items():
+        if guess == unclear.guess and 2 * sum(unclear.names <= there for there in filled) > len(filled):
             raise DataError(
                 f"the rows could be read in several ways: they hold {what}",
                 where=first[0][0].source if first else None,
-                found=f"columns {listed(sorted(names))}",
+                found=f"columns {listed(sorted(unclear.names))}",
                 expected="data.format, to say which is meant",
-                fix=f"set data.format to {' or '.join(ways)}",
+                fix=f"set data.format to {' or '.join(unclear.ways)}",
             )
 
 
@@ -365,19 +382,17 @@ def _candidates(columns: Sequence[frozenset[str]]) -> list[str]:
 
 
 def _renamed(raw: Sequence[RawRow], columns: Mapping[str, str | None]) -> list[RawRow]:
+    """The rows by our names of columns; what another column is renamed to is replaced."""
     problems = Problems("rows lack a column that data.columns renames")
     given = {wanted: yours for wanted, yours in columns.items() if yours is not None}
     gone = {*given.values(), *(columns.keys() - given.keys())}
     renamed: list[RawRow] = []
     for origin, row in raw:
         missing = [yours for yours in given.values() if yours not in row]
-        taken = [wanted for wanted in given if wanted in row and wanted not in columns.values()]
-        if missing or taken:
+        if missing:
             problems.add(
                 DataError(
-                    f"data.columns names {listed(missing)}, which the row does not have"
-                    if missing
-                    else f"data.columns writes over {listed(taken)}, which the row has already",
+                    f"data.columns names {listed(missing)}, which the row does not have",
                     where=str(origin),
                     found=f"columns {listed(row)}",
                     fix="write data.columns as {wanted: yours}",
@@ -388,27 +403,3 @@ def _renamed(raw: Sequence[RawRow], columns: Mapping[str, str | None]) -> list[R
         renamed.append((origin, kept | {wanted: row[yours] for wanted, yours in given.items()}))
     problems.raise_if_any()
     return renamed
-
-
-def _unused(raw: Sequence[RawRow], name: str, names: Names, unread: Sequence[str]) -> list[str]:
-    """What the rows hold and the format does not look at: said, never dropped in silence. Null is nothing. `unread`:
-    columns that were taken out before."""
-    notes = []
-    reads, passed_over = FORMATS[name].reads, FORMATS[name].passed_over
-    extra = dict.fromkeys(unread)
-    extra |= dict.fromkeys(
-        key for _, row in raw for key, value in row.items() if key not in reads and value is not None
-    )
-    extra |= dict.fromkeys(key for _, row in raw for key in sorted(passed_over(row)))
-    if extra:
-        notes.append(f"columns not used: {listed(extra)}")
-    speakers, known = {"role", "from", names.keys.get("role")}, KNOWN_KEYS.union(names.keys.values()) - names.unread
-    turns = [turn for _, row in raw for key in reads for turn in _dicts(row.get(key)) if not speakers.isdisjoint(turn)]
-    odd = dict.fromkeys(key for turn in turns for key, value in turn.items() if key not in known and value is not None)
-    if odd:
-        notes.append(f"message keys not used: {listed(odd)}")
-    return notes
-
-
-def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -14,7 +14,7 @@ from tunesmith.data.problems import counted, listed
 from tunesmith.data.reading.files import RawRow
 from tunesmith.data.reading.sources import read
 from tunesmith.data.settings import DataSettings, Learn
-from tunesmith.data.split import split
+from tunesmith.data.split import as_held_out, split
 from tunesmith.data.types import Answer, Example, Row
 from tunesmith.errors import DataError, TunesmithError, together
 
@@ -48,7 +48,7 @@ class Part:
         learn: Learn = "answers",
     ) -> Reading:
         """The rows by their meaning."""
-        how = self.settings
+        how, held_out = self.settings, as_held_out(self.settings.held_out)
         return convert(
             self.raw,
             how.format,
@@ -58,6 +58,7 @@ class Part:
             message_keys=how.message_keys,
             roles=how.roles,
             learn=learn,
+            also_read=[name for name in (how.group_by, held_out.key if held_out else None) if name is not None],
         )
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from tunesmith.data.cache.digests import digest_of, fingerprint
 from tunesmith.data.check.counts import Counts, Finding, OfSource, Tally, by_shape, told, total
+from tunesmith.data.check.replaced import Replacing
 from tunesmith.data.formats import IN_WORDS, LEARNABLE, Reading
-from tunesmith.data.masking.answering import Place, answering
 from tunesmith.data.masking.fit import fit, measure, whole_pairs
 from tunesmith.data.masking.unlearned import asked, classified
 from tunesmith.data.mixture import Part, each, mixed, part_rows, read_parts, refuse_unseen_keys, unseen_roles
-from tunesmith.data.problems import Problems, counted
+from tunesmith.data.problems import Problems, counted, listed
 from tunesmith.data.reading.files import RawRow
 from tunesmith.data.render import Renderer
 from tunesmith.data.settings import DataSettings
@@ -59,8 +59,6 @@ class Prepared:
     renderer: Renderer
     sources: tuple[OfSource, ...] = ()
     """Of each of several sources."""
-    answering: Mapping[Place, tuple[bool, ...]] = field(default_factory=dict)
-    """Which of its learned runs are answers, of each row that learns others too."""
     shapes: Mapping[str, Mapping[tuple[str, ...], Tally]] = field(default_factory=dict)
     """Of each source whose rows do not all fill the same columns: the rows by those that they fill."""
     found: tuple[Finding, ...] | None = None
@@ -77,7 +75,6 @@ class Side:
     examples: list[Example] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     rows: list[Row] = field(default_factory=list)
-    answering: dict[Place, tuple[bool, ...]] = field(default_factory=dict)
     shapes: dict[tuple[str, ...], Tally] = field(default_factory=dict)
 
 
@@ -90,21 +87,23 @@ def prepare(
     most_tokens: int | None = None,
     made_for: int | None = None,
     takes: tuple[type[Row], ...] = LEARNABLE,
+    replaced: Any = None,
 ) -> Prepared:
     """All examples of a recipe's `data` section; `rows` stand in for `settings.train` where given.
 
     `takes`: what the objective learns from (formats.py).
     `most_tokens`: the model has no more positions, whatever `data.max_length` says. `made_for`: it goes on beyond
-    these, but was not made for it; rows that do are counted in a note.
+    these, but was not made for it; rows that do are counted in a note. `replaced`: the chat template that the
+    tokenizer had before it was given another; what that changes is counted in a note.
     """
-    task = Task.of(settings, seed, most_tokens, made_for, takes)
+    task = Task.of(settings, seed, most_tokens, made_for, takes, replaced)
     settings = task.settings
     parts = read_parts(settings, rows)
     parted = part_rows(parts, settings, seed=seed)
     readings = _read(parted.train, takes), _read(parted.held_out, takes)
     read = [one for side in readings for one in side if one[0].raw]
     refuse_unseen_keys(read)
-    worded = renderers(tokenizer, settings, [part.template for part in parts])
+    worded = renderers(tokenizer, settings, [part.template for part in parts], replaced)
     of_train, of_held_out = (
         [side_of(part, reading, worded[part.template], task.advice) for part, reading in side] for side in readings
     )
@@ -113,13 +112,15 @@ def prepare(
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be prepared, whatever the rows. `bound`: the note that the model's positions are the limit."""
+    """What is to be prepared, whatever the rows. `bound`: the note that the model's positions are the limit;
+    `replaced`: the chat template that the tokenizer's stands in place of."""
 
     settings: DataSettings
     seed: int
     made_for: int | None
     takes: tuple[type[Row], ...]
     bound: tuple[str, ...] = ()
+    replaced: Any = None
 
     @classmethod
     def of(
@@ -129,13 +130,14 @@ class Task:
         most_tokens: int | None,
         made_for: int | None,
         takes: tuple[type[Row], ...],
+        replaced: Any = None,
     ) -> Task:
         bound: tuple[str, ...] = ()
         if most_tokens is not None and most_tokens < settings.max_length:
             settings = settings.model_copy(update={"max_length": most_tokens})
             bound = (f"the model has {most_tokens:,} positions for a row: that is data.max_length here",)
         _refuse_unread(settings, takes)
-        return cls(settings, seed, made_for, takes, bound)
+        return cls(settings, seed, made_for, takes, bound, replaced)
 
     @property
     def advice(self) -> Mapping[str, str]:
@@ -184,20 +186,28 @@ def joined(
         fingerprint(train, held_out),
         worded[None],
         _by_source(of_train, of_held_out),
-        {key: runs for side in (*of_train, *of_held_out) for key, runs in side.answering.items()},
         {side.part.path: side.shapes for side in of_train if len(side.shapes) > 1},
     )
 
 
-def renderers(tokenizer: Any, settings: DataSettings, templates: Sequence[str | None]) -> dict[str | None, Renderer]:
-    """The model's own renderer, and one for each template that only some rows are worded by."""
-    made: dict[str | None, Renderer] = {}
-    for template in dict.fromkeys([None, *templates]):
-        own = tokenizer
-        if template is not None:
-            own = copy.deepcopy(tokenizer)
-            install(template, own)
-        made[template] = Renderer(own, system_turn=settings.system_turn, learn_ends=settings.learn_ends)
+def renderers(
+    tokenizer: Any, settings: DataSettings, templates: Sequence[str | None], replaced: Any = None
+) -> dict[str | None, Renderer]:
+    """The model's own renderer, and one for each template that only some rows are worded by. `replaced`: the template
+    that the tokenizer had before its own."""
+    how: dict[str, Any] = {"system_turn": settings.system_turn, "learn_ends": settings.learn_ends}
+
+    def renderer(own: Any, before: Any, names: tuple[str, str], note: str | None = None) -> Renderer:
+        before = before.get("default") if isinstance(before, dict) else before
+        return Replacing(own, before, names, note, **how) if before else Renderer(own, **how)
+
+    names = "model.template", "the tokenizer's own chat template"
+    made: dict[str | None, Renderer] = {None: renderer(tokenizer, replaced, names)}
+    for template in dict.fromkeys(template for template in templates if template is not None):
+        own = copy.deepcopy(tokenizer)
+        where = listed(f"data.train[{place}].template" for place, one in enumerate(templates) if one == template)
+        note = install(template, own, f"{where} replaces the model's chat template")
+        made[template] = renderer(own, tokenizer.chat_template, (where, "the model's chat template"), note)
     return made
 
 
@@ -318,7 +328,6 @@ def side_of(part: Part, reading: Reading, renderer: Renderer, advice: Mapping[st
         for origin in dict.fromkeys(getattr(rendering, kind)):
             counts.add(kind, origin)
     rendered = _judged(full, rendering.examples)
-    side.answering = answering(written, rendered, renderer)
     if settings.group_by is not None:
         groups = _groups(part.raw, settings.group_by)
         rendered = [replace(example, group=groups[example.origin]) for example in rendered]
@@ -353,10 +362,11 @@ def answered(row: Row) -> Row:
 def _judged(rows: Sequence[Row], examples: Sequence[Example]) -> list[Example]:
     """`examples`, in the order of `written_as`, with the side that each of them is."""
     sides = [(side, getattr(row, "margin", None)) for row in rows for side in written_as(row)]
-    return [
-        Answer(example.token_ids, example.loss_weights, example.origin, side=side, margin=margin) if side else example
-        for example, (side, margin) in zip(examples, sides, strict=True)
-    ]
+    made: list[Example] = []
+    for one, (side, margin) in zip(examples, sides, strict=True):
+        said = (one.token_ids, one.loss_weights, one.origin)
+        made.append(Answer(*said, side=side, margin=margin, answers=one.answers) if side else one)
+    return made
 
 
 def _groups(raw: Sequence[RawRow], column: str) -> dict[Origin, str]:

@@ -16,13 +16,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tunesmith.data.masking.answering import answer_spans, learned_runs
 from tunesmith.data.masking.mask import Marks, MaskUnknown, Span, ends_of_others, learned_spans, with_ends
+from tunesmith.data.masking.tokens import learned_tokens, token_run
 from tunesmith.data.problems import Problems, shown
 from tunesmith.data.rows.messages import framed
 from tunesmith.data.settings import Ends
 from tunesmith.data.templating import call_ids
 from tunesmith.data.templating.chat import ANSWER, USER, ChatTemplate, TemplateFailed, as_turn
-from tunesmith.data.types import Conversation, Document, Example, Marked, Message, Origin, Piece, Pieces, Text
+from tunesmith.data.types import Conversation, Document, Example, Marked, Message, Origin, Piece, Pieces, Runs, Text
 from tunesmith.errors import DataError, ModelError
 
 BATCH = 512
@@ -64,6 +66,7 @@ class _Text:
     is_hidden: bool = False
     is_whole: bool = False
     learns_eos: bool = True
+    answers: list[Span] | None = None
 
 
 class Renderer:
@@ -210,7 +213,9 @@ class Renderer:
             ids += own
             weights += [float(piece.is_learned)] * len(own)
         weights[:1] = [0.0] * len(weights[:1])  # nothing comes before the first token
-        return Example(np.array(ids, dtype=np.int64), np.array(weights, dtype=np.float32), origin)
+        made = Example(np.array(ids, dtype=np.int64), np.array(weights, dtype=np.float32), origin)
+        runs = learned_runs(made)  # pieces know no turns: the last that is learned answers
+        return replace(made, answers=tuple(runs[-1:])) if len(runs) > 1 else made
 
     def _conversation(self, row: Conversation) -> _Text:
         messages, tools = self._fitted(row.messages, row.tools)
@@ -231,10 +236,13 @@ class Renderer:
         if ends_open:
             self._notes[f"the chat template never ends an answer: {self._remedy()}"] = None
             text = text[: spans[-1].end]
-        spans = with_ends(self.chat, text, spans, self.learn_ends)
-        if self.learn_ends in ("all", "learned") and not row.is_whole:
-            of_learned = self.learn_ends == "learned"
-            spans += ends_of_others(self.chat, text, turns, learned, tools, of_learned=of_learned)
+        answers = answer_spans(row, messages, turns, tools, self.chat, spans, self.learn_ends)
+        which = self.learn_ends
+        last_is_other = bool(spans) and not spans[-1].is_answer
+        spans = with_ends(self.chat, text, spans, which)
+        if not row.is_whole and (which in ("learned", "all") or (which == "last" and last_is_other)):
+            wanted = [turn.learns_words for turn in messages] if which == "last" else learned
+            spans += ends_of_others(self.chat, text, turns, wanted, tools, which)
         return _Text(
             text,
             spans,
@@ -243,6 +251,7 @@ class Renderer:
             is_hidden=is_hidden,
             is_whole=row.is_whole,
             learns_eos=self.learn_ends != "none",
+            answers=answers,
         )
 
     def _remedy(self) -> str:
@@ -314,7 +323,7 @@ class Renderer:
                 continue
             ids = encoding.ids
             offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-            learned, straddled = _learned_tokens(item.text, offsets, item.spans)
+            learned, straddled = learned_tokens(item.text, offsets, item.spans)
             if item.is_whole:
                 learned, straddled = np.ones(len(ids), dtype=bool), False
             drop, before = (0, list(self._before)) if item.is_document else self._bos_repair(ids)
@@ -325,7 +334,12 @@ class Renderer:
             of_after = np.full(len(after), float(item.learns_eos))
             weights = np.concatenate([np.zeros(len(before)), learned[drop:], of_after]).astype(np.float32)
             weights[:1] = 0.0  # nothing comes before the first token, so nothing can predict it
-            rendering.examples.append(Example(token_ids, weights, item.origin))
+            made = Example(token_ids, weights, item.origin)
+            if item.answers is not None:
+                made = replace(made, answers=_answer_runs(item, offsets, len(before) - drop, len(after)))
+            elif weights[1:2].any() and not item.is_document:  # else it would pass for plain text
+                made = replace(made, answers=tuple(learned_runs(made)))
+            rendering.examples.append(made)
             if item.is_hidden:
                 rendering.hidden.append(item.origin)
             prompted = (span.start for span in item.spans if span.is_prompted and not span.is_inner)
@@ -344,27 +358,11 @@ class Renderer:
         return bool(together[: len(alone)] != alone)
 
 
-def _learned_tokens(text: str, offsets: np.ndarray, spans: Sequence[Span]) -> tuple[np.ndarray, bool]:
-    """Tokens [n, 2] that share a character with a learned span, and whether one reaches over a turn's start.
-
-    White space at the beginning of a token goes with what stands behind it: " fox" is learned where "fox" is, and not
-    where the space alone is.
-    """
-    starts, ends = offsets[:, 0], offsets[:, 1]
-    learned = np.zeros(len(offsets), dtype=bool)
-    straddled = False
-    for span in spans:
-        if span.start == span.end:
-            continue  # a token that reaches over the place where nothing is said
-        # An empty token at the very start (a tokenizer's word mark) is the answer's own.
-        shares = (starts < span.end) & ((ends > span.start) | ((starts == span.start) & (ends == span.start)))
-        for token in np.flatnonzero((starts < span.end) & (ends > span.end)):
-            first, last = offsets[token].tolist()
-            if text[first : span.end].isspace() and not text[first:last].isspace():
-                shares[token] = False
-        learned |= shares
-        straddled |= not span.is_inner and bool(((starts < span.start) & (ends > span.start)).any())
-    return learned, straddled
+def _answer_runs(item: _Text, offsets: np.ndarray, shift: int, num_after: int) -> Runs:
+    """Where answers stand in an example: `shift` tokens behind their place in the text, the last with what is added."""
+    runs = [token_run(item.text, offsets, span) for span in item.answers or ()]
+    runs = [(max(start + shift, 0), max(end + shift, 0)) for start, end in runs]
+    return (*runs[:-1], *((start, end + num_after) for start, end in runs[-1:]))
 
 
 def _system_into_user(turns: list[Message]) -> list[Message]:

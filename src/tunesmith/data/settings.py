@@ -108,7 +108,7 @@ class SourceSettings(Settings):
     come once."""
 
 
-ONCE = "name it once, and say by its weight how often its rows come"
+ONCE = "name it once, and say by its weight how often its rows come; slices of it (limit) want files of their own"
 """What to do about a source that is named twice."""
 OF_A_SOURCE = ("split", "subset", "format", "columns", "message_keys", "roles", "limit")
 """What a source may say otherwise than the section."""
@@ -143,7 +143,7 @@ class DataSettings(Settings):
     learned whole."""
     learn_ends: Ends = "turn"
     """Whose end token is learned: that of each learned turn of the assistant (turn), or of any role (learned), of the
-    last of the assistant's alone (last), none, or that of every turn, learned or not and of any role (all)."""
+    last learned turn alone, of any role (last), none, or that of every turn, learned or not and of any role (all)."""
     held_out: float | int | str | HeldOut | None = None
     """Share (0.1), count (200), a source of its own ("valid.jsonl", "folder:test", "owner/name:test"), or
     {key: column}."""

@@ -80,7 +80,8 @@ def _whole_groups(raw: Sequence[RawRow], key: str, share: float, seed: int) -> s
         if key in row:
             groups.setdefault(group_of(row[key]), []).append(index)
         else:
-            problems.add(DataError(f"no column {key!r} to split by", where=str(origin), found=f"columns {listed(row)}"))
+            what, fix = f"no column {key!r} to split by", "set data.held_out.key to a column that every row has"
+            problems.add(DataError(what, where=str(origin), found=f"columns {listed(row)}", fix=fix))
     problems.raise_if_any()
     if len(groups) < 2:
         raise DataError(

@@ -46,6 +46,11 @@ class Message:
     def is_learned(self) -> bool:
         return self.role == "assistant" if self.learn is None else self.learn
 
+    @property
+    def learns_words(self) -> bool:
+        """Whether any of its content is learned."""
+        return self.is_learned and bool(self.content)
+
 
 LearnedSpan = tuple[int, int, bool]
 """Characters [start, end) of a content, and whether they are learned."""
@@ -69,6 +74,12 @@ class Marked(Message):
     @property
     def is_learned_whole(self) -> bool:
         return self.is_learned and self.learns_rest and all(learn for _, _, learn in self.spans)
+
+    @property
+    def learns_words(self) -> bool:
+        named = sum(end - start for start, end, _ in self.spans)
+        some = any(learn and start < end for start, end, learn in self.spans)
+        return self.is_learned and (some or (self.learns_rest and named < len(self.content)))
 
 
 @dataclass(frozen=True)
@@ -198,6 +209,10 @@ def continued(
     return Conversation(tuple(replace(turn, learn=False) for turn in prompt) + answer, origin, tools)
 
 
+Runs = tuple[tuple[int, int], ...]
+"""[start, end) of tokens."""
+
+
 @dataclass(frozen=True)
 class Example:
     """What the model sees of one row.
@@ -212,6 +227,8 @@ class Example:
     origin: Origin
     group: str | None = None
     """Rows of one group are likely to begin alike (`data.group_by`)."""
+    answers: Runs | None = field(default=None, kw_only=True)
+    """[start, end) of each answer in it; None where they are its runs of learned tokens (masking/answering.py)."""
 
     def __len__(self) -> int:
         return len(self.token_ids)

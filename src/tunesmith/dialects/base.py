@@ -31,6 +31,7 @@ T = TypeVar("T", bool, int, float, str)
 LONGEST = 100
 """Letters of a value in the report; the recipe holds it whole."""
 NO_SUBSET = "a subset is of a hub data set, and these rows lie here"
+WALKED = "large sources are walked over row by row in any case"
 NO_EMBEDDING = "no table of tokens is among the layers that are adapted"
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 _YES, _NO = ("true", "yes", "on"), ("false", "no", "off")

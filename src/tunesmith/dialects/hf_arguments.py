@@ -17,6 +17,9 @@ from tunesmith.notation import write_inline
 ALL_CHECKPOINTS = 1_000_000
 """train.keep_checkpoints where none is ever deleted."""
 
+_OF_LLAMA_FACTORY = ("stage", "finetuning_type", "template", "cutoff_len", "dataset_dir")
+_ALSO_OF_LLAMA_FACTORY = ("dataset", "lora_rank", "lora_target", "quantization_bit")
+"""Marks too, but in a file with TRL's own `dataset_name` they are slips."""
 _ONE_PROCESS = "one process on one device does the work"
 _FUSED = "the kernels here are always the fused ones; the numbers are the same"
 _KEPT = "every step's numbers are kept"
@@ -120,6 +123,12 @@ _AS_HERE: dict[str, dict[str, float]] = {
 """Numbers of a schedule's kwargs with which it is the one here."""
 _FLOORS = {"cosine_with_min_lr": ("min_lr", "min_lr_rate"), "polynomial": ("lr_end",)}
 _SERVICES = ("wandb", "trackio", "tensorboard", "mlflow")
+
+
+def is_llama_factorys(values: Mapping[str, Any]) -> bool:
+    """Whether a file with TrainingArguments is LLaMA-Factory's, and not TRL's."""
+    marks = _OF_LLAMA_FACTORY if "dataset_name" in values else _OF_LLAMA_FACTORY + _ALSO_OF_LLAMA_FACTORY
+    return any(key in values for key in marks)
 
 
 def steps(said: Said, *, learning_rate: float = 5e-5, packed: int | None = None) -> None:

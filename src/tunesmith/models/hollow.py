@@ -36,7 +36,8 @@ def hollow_model(
     `blocks`: so many of its blocks, the first ones, stand in for it. `decided`: how it runs, where that is known.
     """
     config = load_config(settings, trust_remote_code=trust_remote_code)
-    storage = settle(settings, config, trust_remote_code=trust_remote_code, ends_in_words=head is None)
+    ends = head is None
+    storage = settle(settings, config, trust_remote_code=trust_remote_code, ends_in_words=ends, is_read=False)
     model = without_weights(settings, trust_remote_code=trust_remote_code, head=head)
     if model is None:
         raise ModelError(f"{settings.name} cannot be built from its config alone", fix="tunesmith rehearse loads it")

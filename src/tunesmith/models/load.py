@@ -265,10 +265,20 @@ def stored_dtype(settings: ModelSettings, *, trust_remote_code: bool = False) ->
     return next((name for name, dtype in _DTYPES.items() if dtype == stored), "auto")
 
 
-def settle(settings: ModelSettings, config: Any, *, trust_remote_code: bool = False, ends_in_words: bool = True) -> str:
-    """The storage that the model's matrices will have; refused where it cannot be, before any weight is read."""
+def settle(
+    settings: ModelSettings,
+    config: Any,
+    *,
+    trust_remote_code: bool = False,
+    ends_in_words: bool = True,
+    is_read: bool = True,
+) -> str:
+    """The storage that the model's matrices will have; refused where it cannot be, before any weight is read.
+
+    `is_read`: not where shapes alone are asked for, which need no package."""
     storage = stored.choose(settings.storage, config, settings.name)
-    stored.reading(copy.deepcopy(config), storage, torch.device("cpu"))  # a package that is missing shows here
+    if is_read:
+        stored.reading(copy.deepcopy(config), storage, torch.device("cpu"))  # a package that is missing shows here
     if storage != "plain" and stored.in_files(config, settings.name) is None:
         stored.refuse_without_matrices(storage, config, settings.name, trust_remote_code, ends_in_words)
     return storage

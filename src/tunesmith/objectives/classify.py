@@ -28,14 +28,14 @@ from tunesmith.data.types import Batch, Classified, Example, Labelled, Row
 from tunesmith.errors import DataError
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Foreseen, Loss, Stage, Step
-from tunesmith.objectives.classify_losses import MEANINGS, ClassifySettings
+from tunesmith.objectives.classify_losses import MEANINGS, ClassifySettings, rank
 from tunesmith.objectives.features import features_of, fitted, take_over
 from tunesmith.objectives.order import Order
-from tunesmith.score.classification import at_thresholds, best_thresholds, confusion, decided, measured
+from tunesmith.score.classification import at_thresholds, best_thresholds, confusion, decided, measured, too_few
 from tunesmith.score.classification_picture import draw
 
 ENOUGH = 10
-"""Held-out rows of each of two classes, from which on a threshold is looked for."""
+"""Held-out rows of each of two classes, or with a label and without it, from which on a threshold is looked for."""
 Settings = ClassifySettings
 LEARNING_RATE = 2e-4
 
@@ -157,9 +157,8 @@ class Classification:
             told = at_thresholds(probabilities, truth, several, head.thresholds)
         if not several:
             told["classes"] = list(self.labels)
-            told["rows of each class, by what they are taken for"] = confusion(
-                decided(probabilities, False), truth
-            ).tolist()
+            counts = confusion(self._said(probabilities), truth)
+            told["rows of each class, by what they are taken for"] = counts.tolist()
         return told
 
     @torch.no_grad()
@@ -175,8 +174,7 @@ class Classification:
     def by_row(self, outputs: Tensor, rows: Sequence[Classified], head: ClassHead) -> tuple[list[float], list[float]]:
         """(loss of each row, 1 where it is right and 0 where not, at the thresholds that `head` has)."""
         losses = self.meaning.loss(outputs, self._wanted(rows).to(outputs), torch.ones(len(self.labels)))
-        several = self.settings.classes == "several"
-        said = decided(self.meaning.probabilities(outputs).numpy(), several, head.thresholds)
+        said = self._said(self.meaning.probabilities(outputs).numpy(), head.thresholds)
         return losses.tolist(), (said == self.truth(rows)).all(1).astype(float).tolist()
 
     def figures(self, outputs: Tensor, rows: Sequence[Classified]) -> dict[str, float]:
@@ -201,20 +199,17 @@ class Classification:
         with policy.answering():
             rows, outputs = self.outputs(policy, self.held_out, max_tokens)
         probabilities, truth = self.meaning.probabilities(outputs).numpy(), self.truth(rows)
-        lines = []
-        two = len(self.labels) == 2 and self.settings.classes == "one" and truth.sum(0).min() >= ENOUGH
-        if self.settings.classes == "several" or two:
-            kept = slice(None) if self.settings.classes == "several" else slice(1, None)
-            thresholds = best_thresholds(probabilities[:, kept], truth[:, kept], both=two)
-            self.head = replace(self.head, thresholds=thresholds)
-            named = zip(self.labels[kept], thresholds, strict=True)
-            lines.append(
-                f"thresholds of the highest {'macro-F1' if two else 'F1'} on the held-out rows: "
-                + ", ".join(f"{label} {threshold:.2f}" for label, threshold in named)
-            )
-        picture = folder / "classes.png"
-        several = self.settings.classes == "several"
-        draw(picture, probabilities, truth, self.labels, several=several, title=folder.absolute().name)
+        lines = self._choose_thresholds(probabilities, truth)
+        picture, classes = folder / "classes.png", self.settings.classes
+        draw(
+            picture,
+            probabilities,
+            truth,
+            self.labels,
+            several=classes == "several",
+            ordered=classes == "ordered",
+            title=folder.absolute().name,
+        )
         return [*lines, f"confusion and calibration on the held-out rows: {picture}"]
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,6 +219,33 @@ class Classification:
         self._order.done = int(state["steps_done"])
 
     # ---- inside -------------------------------------------------------------------------------------------------
+
+    def _choose_thresholds(self, probabilities: np.ndarray, truth: np.ndarray) -> list[str]:
+        """Into the head, where it has a use for them; what is said of them."""
+        two = self.settings.classes == "one" and len(self.labels) == 2
+        if not two and self.settings.classes != "several":
+            return []
+        kept = slice(1, None) if two else slice(None)
+        few = too_few(truth[:, kept], ENOUGH)
+        thresholds = best_thresholds(probabilities[:, kept], truth[:, kept], both=two, enough=ENOUGH)
+        if not (two and few.all()):
+            self.head = replace(self.head, thresholds=thresholds)
+        named = list(zip(self.labels[kept], thresholds, few, strict=True))
+        lines = []
+        if found := [f"{label} {threshold:.2f}" for label, threshold, is_few in named if not is_few]:
+            figure = "macro-F1" if two else "F1"
+            lines.append(f"thresholds of the highest {figure} on the held-out rows: {', '.join(found)}")
+        if left := [label for label, _, is_few in named if is_few]:
+            lines.append(
+                f"the threshold stays at a half for {listed(left)}: "
+                f"fewer than {ENOUGH} held-out rows are of it, or fewer are not"
+            )
+        return lines
+
+    def _said(self, probabilities: np.ndarray, thresholds: Sequence[float] = ()) -> np.ndarray:
+        """[n, K] bool: what is decided."""
+        classes = self.settings.classes
+        return decided(probabilities, classes == "several", thresholds, ordered=classes == "ordered")
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -245,7 +267,8 @@ class Classification:
             if self.settings.classes == "several":
                 right = ((probabilities >= 0.5) == truth.bool()).all(1)
             else:
-                right = probabilities.argmax(1) == truth.argmax(1)
+                said = rank(outputs) if self.settings.classes == "ordered" else probabilities.argmax(1)
+                right = said == truth.argmax(1)
         return Loss({"loss": losses.sum()}, {"accuracy": right.sum()})
 
     def _denominator(self, rows: Sequence[Classified]) -> float:
@@ -352,4 +375,12 @@ def build(
     shuffle: bool = True,
     renderer: Renderer | None = None,
 ) -> Classification:
+    learns = bool(train) and train is not held_out
+    if learns and settings.classes == "several" and not any(row.labels for row in cast(Sequence[Classified], train)):
+        raise DataError(
+            "no training row has a label: there is nothing to tell apart",
+            found=f"{len(train):,} rows, each without labels",
+            expected="rows with labels, and rows without",
+            fix="name the labels of each row in its column labels",
+        )
     return Classification(train, held_out, settings, batch_size=batch_size, seed=seed, shuffle=shuffle)

@@ -4,7 +4,8 @@
 one       softmax cross entropy of one class among K
 several   a sigmoid for each of K labels, their mean binary cross entropy (torch's multilabel form)
 ordered   CORN (Shi, Cao, Raschka 2021, arXiv:2111.08851, eq. 4): output k is P(y > k | y > k - 1), learned from rows
-          of class k and above alone; P(y > k) is the product of the first k + 1
+          of class k and above alone; P(y > k) is the product of the first k + 1, and the class is how many of these
+          are above a half
 """
 
 from __future__ import annotations
@@ -83,9 +84,19 @@ def _sigmoids(outputs: Tensor) -> Tensor:
     return torch.sigmoid(outputs)
 
 
+def _above(outputs: Tensor) -> Tensor:
+    """[n, K - 1] P(y > k)."""
+    return torch.cumprod(torch.sigmoid(outputs), dim=-1)
+
+
+def rank(outputs: Tensor) -> Tensor:
+    """Of ordered classes, [n, K - 1] -> [n]: the class that is decided for."""
+    return (_above(outputs) > 0.5).sum(-1)
+
+
 def _corn(outputs: Tensor) -> Tensor:
     """[n, K - 1] -> [n, K]: P(y = k) from P(y > k) = Π σ(outputs_j), j ≤ k."""
-    above = torch.cumprod(torch.sigmoid(outputs), dim=-1)
+    above = _above(outputs)
     ones, zeros = torch.ones_like(above[:, :1]), torch.zeros_like(above[:, :1])
     return torch.cat([ones, above], dim=-1) - torch.cat([above, zeros], dim=-1)
 

@@ -1,8 +1,8 @@
 """Environments: what a policy answers to, turn after turn, and what it earns.
 
     class Guess:
-        def reset(self, **row): ...     the row's columns, `prompt` and a `seed` among them. None: the prompt stands;
-                                        text, or messages, take its place
+        def reset(self, **row): ...     the row's columns, `prompt` and a `seed` among them: the row's own, or one that
+                                        is drawn. None: the prompt stands; text, or messages, take its place
         def step(self, answer): ...     (what the world says, text or messages; what was earned; whether it is over)
 
 One object plays one episode. Tokens stay what they were: what was sampled is kept, what the world says is written as
@@ -95,7 +95,9 @@ class Episode:
     def begin(self, renderer: Renderer, seed: int, most_tokens: int | None) -> tuple[list[Message], list[int]]:
         """The turns and ids that it begins with."""
         prompt = self.asked.prompt
-        row = {**prompt.columns, "prompt": prompt.given, "seed": seed}
+        row = {**prompt.columns, "prompt": prompt.given}
+        if row.get("seed") is None:
+            row["seed"] = seed
         self.environment = self._called(self.world.make, "cannot be made")
         first = self._called(lambda: self.environment.reset(**row), "failed in reset")
         turns = list(prompt.messages) if first is None else self.heard(first)
@@ -194,7 +196,8 @@ def play(
 ) -> list[Played]:
     """`num_each` episodes of each prompt, side by side, of at most `most_tokens` behind the prompt.
 
-    Episodes of one prompt are reset with one seed, so that they play the same task. `positions`: the model has no more.
+    Episodes of one prompt are reset with one seed, so that they play the same task: the row's own, or one of `seed` and
+    its place. `positions`: the model has no more.
     """
     decode = renderer.tokenizer.decode
     episodes = [world.episode(one) for one in asked for _ in range(num_each)]

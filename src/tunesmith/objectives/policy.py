@@ -6,9 +6,9 @@ The choices stand in `policy_losses.py`, the rewards in `rewards.py`. A step is 
 Tokens      what was sampled is what is trained: ids go from the sampler to the loss, text is made for the rewards alone
 Old         with one update to a rollout the old policy is the policy: its pass is left out, and the ratio is 1
 Zero        completions whose advantage is 0 have no gradient and are not run, unless a KL term gives them one
-Reference   one pass over what was sampled, where beta asks for it
-Gap         the sampler's log-probabilities are held against the trainer's in every step: a sampler that lags behind, or
-            computes something else, ends the run
+Reference   one pass over the groups that are trained, where beta asks for it
+Gap         the sampler's log-probabilities are held against the trainer's in the first update from each rollout: a
+            sampler that lags behind, or computes something else, ends the run
 """
 
 from __future__ import annotations
@@ -35,20 +35,35 @@ from tunesmith.objectives.environment import Played, alone, load_environment, pl
 from tunesmith.objectives.foreseen import written
 from tunesmith.objectives.logprobs import TokenLogps, token_logps
 from tunesmith.objectives.order import Order
-from tunesmith.objectives.policy_losses import PolicySettings, advantages, kl, overlong, ratios, token_losses
-from tunesmith.objectives.rewards import (
-    Completion,
-    Judge,
-    Told,
-    judge,
-    load,
-    means_of,
-    none_applied,
-    refuse_without,
-    source_of,
-    total,
+from tunesmith.objectives.policy_losses import PolicySettings, advantages, clipped, kl, ratios, token_losses
+from tunesmith.objectives.policy_metrics import (
+    dropped,
+    entropy_of,
+    lengths_of,
+    mean_reward,
+    parts_of,
+    said_of,
+    shown,
+    spread_of,
 )
-from tunesmith.objectives.rollout import Rollout, as_json, from_json, joined, lengths_of, price, shown, spreads
+from tunesmith.objectives.reward_rows import refuse_rows
+from tunesmith.objectives.rewards import Judge, Told, judge, load, none_applied, source_of
+from tunesmith.objectives.rollout import (
+    Draw,
+    Group,
+    Judged,
+    Rollout,
+    apart,
+    are_enough,
+    as_json,
+    completion_of,
+    denominators,
+    from_json,
+    judged_of,
+    moving,
+    sample_of,
+    worth,
+)
 from tunesmith.objectives.samplers import Drawing, InProcess, Sampler, Server, told_of
 
 Settings = PolicySettings
@@ -62,9 +77,9 @@ CANARY = 64
 DEFAULT_TURNS = 8
 """Of an environment: answers in an episode."""
 SHOW_EVERY = 10
-"""Steps between completions that are shown."""
+"""Updates between completions that are shown."""
 MOST_UNJUDGED = 5
-"""Times in a row that no reward may apply to anything before the run ends."""
+"""Rollouts in a row that no reward may apply to anything of before the run ends."""
 
 
 def takes(settings: Settings) -> tuple[type[Row], ...]:
@@ -110,7 +125,7 @@ class PolicyGradient:
         self.settings, self.seed, self.batch_size = settings, seed, batch_size
         self.train, self.held_out = cast(Sequence[Asked], train), cast(Sequence[Asked], held_out)
         self.rewards = load(settings.rewards, settings.reward_weights, settings.gold)
-        refuse_without(settings.gold, settings.rewards, (*self.train, *self.held_out))
+        refuse_rows(settings.gold, settings.rewards, (*self.train, *self.held_out))
         self.beta = settings.beta
         self._order = Order([None] * len(train), batch_size=batch_size, seed=seed, shuffle=shuffle)
         self.steps_per_epoch = self._order.steps_per_epoch * settings.num_iterations
@@ -125,6 +140,8 @@ class PolicyGradient:
         self._rollout: Rollout | None = None
         self._sampler: Sampler | None = None
         self._untold, self._unjudged = False, 0
+        self._updates = 0
+        """That were handed out: all of them are made where anything is sampled."""
         self._news: tuple[str, ...] = ()
         self._dtype = torch.float32
 
@@ -164,10 +181,11 @@ class PolicyGradient:
             rollout = self._rollout
             rollout.iteration += 1
             first = rollout.iteration == 1
-            kept = self._with_gradient(rollout.samples)
+            kept, shares = moving(rollout.samples, self.settings), denominators(rollout.samples, self.settings)
             notes = (*self._news, *(rollout.notes if first else ()))
             self._news = ()
-            yield Step(kept, self._denominators(rollout.samples), rollout.epoch, rollout.metrics, notes)
+            self._updates += 1
+            yield Step(kept, shares, rollout.epoch, rollout.metrics, notes)
 
     def micro_batches(self, step: Step, max_tokens: int) -> list[Batch]:
         return micro_batches(step.examples, max_tokens, share=self.share)
@@ -195,10 +213,10 @@ class PolicyGradient:
         gain = torch.tensor([row.advantage for row in rows], dtype=wide, device=device)[found.row]
         ratio = ratios(found.values, old, found.row, counts, settings.importance_sampling_level)
         losses = token_losses(found.values, ratio, gain, settings)
-        metrics = {
-            "entropy": -found.values.detach().sum(),
-            "sampling_gap": (found.values.detach() - sampled).abs().sum(),
-        }
+        metrics = {"sampling_gap": (found.values.detach() - sampled).abs().sum()}
+        each = 1.0 if settings.importance_sampling_level == "token" else 1.0 / counts[found.row]  # or one by completion
+        for name, is_clipped in clipped(ratio.detach(), gain, settings).items():
+            metrics[name] = (is_clipped.to(wide) * each).sum()
         if self.beta:
             reference = of_tokens([row.reference for row in rows])
             metrics["kl"] = kl(found.values.detach(), reference, "k3").sum()
@@ -214,18 +232,18 @@ class PolicyGradient:
         """The mean reward of the likeliest completions of the held-out prompts; `loss` is less that."""
         if not self.held_out:
             return {}
-        made, values, totals = self._tried(policy)
-        known = [value for value in totals if not math.isnan(value)]
-        self._untold = not known
-        if not known:
+        made = self._tried(policy)
+        reward = mean_reward(made)
+        self._untold = not reward
+        if not reward:
             return {}
-        reward = sum(known) / len(known)
-        return {"loss": -reward, "reward": reward, **self._parts(made, values), **lengths_of(made)}
+        parts = parts_of(made, self.rewards, self._world)
+        return {"loss": -reward["reward"], **reward, **parts, **lengths_of(made)}
 
     @torch.no_grad()
     def by_row(self, policy: Policy) -> list[float]:
         """What the likeliest completion of each held-out prompt earns; NaN where no reward applies."""
-        return self._tried(policy)[2]
+        return [one.earned for one in self._tried(policy)]
 
     def close(self) -> None:
         """Lets go of what answers and judges."""
@@ -244,6 +262,7 @@ class PolicyGradient:
     def state_dict(self) -> dict[str, Any]:
         """With what was sampled, where further updates come from it."""
         rollout, state = self._rollout, {"steps_done": self._order.done, "rewards": self._source}
+        state["updates"] = self._updates
         if rollout is None or rollout.iteration >= self.settings.num_iterations:
             return state
         return state | {"rollout": as_json(rollout)}
@@ -251,64 +270,76 @@ class PolicyGradient:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("rewards", self._source) != self._source:
             self._news = ("the code of the rewards is not what it was: from this step on the new one judges",)
+        if "updates" not in state:
+            old = "this run was begun by an older version: trainer_state.global_step now counts updates"
+            self._news += (f"{old}, and an environment gets a row's own column seed",)
         self._order.done = int(state["steps_done"])
         self._rollout = from_json(held) if (held := state.get("rollout")) else None
+        left = 0 if self._rollout is None else self.settings.num_iterations - self._rollout.iteration
+        self._updates = int(state.get("updates", self._order.done * self.settings.num_iterations - left))
 
     # ---- sampling ------------------------------------------------------------------------------------------------
 
     def _roll_out(self, policy: Policy, drawn: Iterator[tuple[np.ndarray, float]]) -> Rollout:
-        """Completions of the next prompts; with dynamic sampling, of further ones until enough of them differ."""
-        rows, epoch = next(drawn)
-        number = self._order.done
+        """Completions of the next prompts; with dynamic sampling, of further ones until enough groups differ."""
         self._known_sampler().sync(policy)
-        rollout = self._sampled(policy, rows, epoch, number)
-        if self.settings.dynamic_sampling:
-            wanted, groups = len(rows), self._differing(rollout)
-            for _ in range(MOST_TRIES - 1):
-                if len(groups) >= wanted:
-                    break
-                rows, epoch = next(drawn)
-                more = self._sampled(policy, rows, epoch, self._order.done)
-                groups += self._differing(more)
-            if groups:
-                rollout = joined(groups[:wanted], rollout, epoch)
-        return rollout
+        draws = [self._drawn(policy, *next(drawn))]
+        if not self.settings.dynamic_sampling:
+            return self._of_draws(policy, draws, draws[0].groups)
+        while len(draws) < MOST_TRIES and not are_enough(draws):
+            draws.append(self._drawn(policy, *next(drawn)))
+        groups = apart(draws)
+        made = self._of_draws(policy, draws, groups)
+        return replace(made, metrics=made.metrics | dropped(draws, groups))
 
-    def _sampled(self, policy: Policy, rows: np.ndarray, epoch: float, number: int) -> Rollout:
+    def _drawn(self, policy: Policy, rows: np.ndarray, epoch: float) -> Draw:
+        """Each of these prompts answered `num_generations` times, and judged."""
         settings, n = self.settings, self.settings.num_generations
         asked = [self.train[row] for row in rows]
-        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self.seed, self._order.done]).generate_state(1)[0])
         made = self._played(policy, asked, n, temperature=settings.temperature, seed=seed)
-        completions = self._completions(made)
-        said = Told(number)
-        values = judge(self.rewards, completions, settings.reward_seconds, said)
-        rewards = torch.tensor(self._totals(made, values), dtype=torch.float64)
-        lengths = torch.tensor([one.num_sampled for one in made], dtype=torch.float64)
-        told = {} if bool(rewards.isnan().all()) else {"reward": float(rewards.nanmean())}
-        if settings.overlong_buffer is not None:
-            rewards = rewards + overlong(lengths, settings.max_completion_length, settings.overlong_buffer)
-        samples = [self._sample(one, place) for place, one in enumerate(made)]
+        said = Told(self._updates)
+        judged = self._judged(made, said)
+        return Draw([judged[at : at + n] for at in range(0, len(judged), n)], said.metrics, epoch)
+
+    def _of_draws(self, policy: Policy, draws: Sequence[Draw], groups: Sequence[Group]) -> Rollout:
+        """`groups` of what was drawn, with their advantages; what is told is of them."""
+        settings = self.settings
+        judged = [one for group in groups for one in group]
+        cut = settings.mask_truncated_completions
+        samples = [sample_of(one.played, place, mask_truncated=cut) for place, one in enumerate(judged)]
         sampled = [
-            np.array(one.logprobs if sample.num_learned else [], dtype=np.float32)
-            for sample, one in zip(samples, made, strict=True)
+            np.array(one.played.logprobs if sample.num_learned else [], dtype=np.float32)
+            for one, sample in zip(judged, samples, strict=True)
         ]
         if self.beta:
             samples = self._with_reference(policy, samples)
-            if settings.kl_in == "reward":
-                rewards = rewards - self.beta * price(sampled, samples, settings.kl)
-        groups = torch.arange(len(made)) // n
-        gains = advantages(rewards, groups, settings.advantage).tolist()
+        numbers = torch.arange(len(judged)) // settings.num_generations
+        gains = advantages(worth(judged, samples, sampled, settings), numbers, settings.advantage).tolist()
         samples = [replace(sample, advantage=gain) for sample, gain in zip(samples, gains, strict=True)]
-        equal, spread = spreads(rewards, n)
-        metrics = {**said.metrics, **told, **spread, **self._parts(made, values), **lengths_of(made)}
-        parts = {reward.short: own for reward, own in zip(self.rewards, values, strict=True)}
-        notes = [] if (number - 1) % SHOW_EVERY else shown(made, completions, rewards, parts, said)
-        self._unjudged = 0 if told else self._unjudged + 1
-        if self._unjudged:
-            notes.append("no reward applied to any completion of this step: nothing is learned from it")
+        metrics = {
+            **said_of(draws),
+            **mean_reward(judged),
+            **spread_of(groups),
+            **parts_of(judged, self.rewards, self._world),
+            **lengths_of(judged),
+            **entropy_of(draws),
+        }
+        notes = self._shown(judged) + self._watched([one for draw in draws for group in draw.groups for one in group])
+        return Rollout(samples, sampled, metrics, notes, draws[-1].epoch)
+
+    def _shown(self, judged: Sequence[Judged]) -> list[str]:
+        """The table of what is trained, where one is due since the rollout before."""
+        since = self._updates - self.settings.num_iterations
+        return shown(judged, self.rewards) if self._updates // SHOW_EVERY > since // SHOW_EVERY else []
+
+    def _watched(self, judged: Sequence[Judged]) -> list[str]:
+        """What is said where no reward applied to anything that was sampled; it ends the run in the long run."""
+        silent = all(math.isnan(one.earned) for one in judged)
+        self._unjudged = self._unjudged + 1 if silent else 0
         if self._unjudged >= MOST_UNJUDGED:
-            raise none_applied(self.rewards, completions, self._unjudged)
-        return Rollout(samples, sampled, metrics, notes, epoch, number, {}, differs=[not same for same in equal])
+            raise none_applied(self.rewards, [one.completion for one in judged], self._unjudged)
+        return ["no reward applied to any completion of this step: nothing is learned from it"] if silent else []
 
     def _played(self, policy: Policy, asked: Sequence[Asked], n: int, *, temperature: float, seed: int) -> list[Played]:
         """`n` completions of each prompt: answers, or episodes of the environment."""
@@ -329,28 +360,16 @@ class PolicyGradient:
         positions = most_tokens(policy.model.config)
         return play(self._world, asked, n, renderer, turn, most, seed, positions)
 
-    def _tried(self, policy: Policy) -> tuple[list[Played], list[list[float]], list[float]]:
-        """The likeliest completions of the held-out prompts, what each reward says of them, and what they earn."""
+    def _tried(self, policy: Policy) -> list[Judged]:
+        """The likeliest completions of the held-out prompts."""
         self._known_sampler().sync(policy)
         made = self._played(policy, self.held_out, 1, temperature=0.0, seed=0)
-        values = judge(self.rewards, self._completions(made), self.settings.reward_seconds)
-        return made, values, self._totals(made, values)
+        return self._judged(made, Told(self._updates))
 
-    def _completions(self, made: Sequence[Played]) -> list[Completion]:
-        """The last answer of each, and what it is to."""
-        completions = []
-        for one in made:
-            prompt = one.as_prompt()
-            ids = one.token_ids[len(one.token_ids) - one.last :]
-            completions.append(Completion(prompt.given, one.said[-1], ids, prompt.columns, prompt.origin, prompt))
-        return completions
-
-    def _totals(self, made: Sequence[Played], values: Sequence[Sequence[float]]) -> list[float]:
-        """What each earned in all; NaN where nothing judged it."""
-        judged = total(values, self.rewards) if self.rewards else [math.nan] * len(made)
-        pairs = zip(made, judged, strict=True)
-        both = [[part for part in (one.earned, own) if not math.isnan(part)] for one, own in pairs]
-        return [sum(parts) if parts else math.nan for parts in both]
+    def _judged(self, made: Sequence[Played], said: Told) -> list[Judged]:
+        completions = [completion_of(one) for one in made]
+        values = judge(self.rewards, completions, self.settings.reward_seconds, said)
+        return judged_of(made, completions, self.rewards, values, said.extra)
 
     def _known_sampler(self) -> Sampler:
         if self._sampler is None:
@@ -373,17 +392,6 @@ class PolicyGradient:
             raise ValueError("an online objective needs the renderer of its tokenizer")
         return self._renderer
 
-    def _sample(self, one: Played, number: int) -> Sampled:
-        is_cut = one.is_cut and self.settings.mask_truncated_completions
-        own = np.array(one.learned, dtype=np.float32) * (not is_cut)
-        return Sampled(
-            np.array([*one.prompt_ids, *one.token_ids], dtype=np.int64),
-            np.concatenate([np.zeros(len(one.prompt_ids), dtype=np.float32), own]),
-            one.asked.origin,
-            number=number,
-            prompt_tokens=len(one.prompt_ids),
-        )
-
     def _with_reference(self, policy: Policy, samples: Sequence[Sampled]) -> list[Sampled]:
         """With the reference's log-probabilities of their tokens."""
         found: dict[int, np.ndarray] = {}
@@ -398,34 +406,6 @@ class PolicyGradient:
         nothing = np.zeros(0, dtype=np.float32)
         return [replace(sample, reference=found.get(sample.number, nothing)) for sample in samples]
 
-    def _differing(self, rollout: Rollout) -> list[tuple[list[Sampled], list[np.ndarray]]]:
-        """The groups whose completions did not all earn the same."""
-        n = self.settings.num_generations
-        groups = [slice(n * place, n * (place + 1)) for place, differs in enumerate(rollout.differs) if differs]
-        return [(rollout.samples[group], rollout.sampled[group]) for group in groups]
-
-    # ---- the step ------------------------------------------------------------------------------------------------
-
-    def _with_gradient(self, samples: Sequence[Sampled]) -> list[Sampled]:
-        """Those that move something; where none does, the shortest, so that the update is that of a gradient of 0."""
-        in_loss = self.beta > 0 and self.settings.kl_in == "loss"
-        learned = [sample for sample in samples if sample.num_learned]
-        moving = [sample for sample in learned if sample.advantage or in_loss]
-        return moving or sorted(learned or samples, key=len)[:1]
-
-    def _denominators(self, samples: Sequence[Sampled]) -> dict[str, float]:
-        tokens = float(sum(sample.num_learned for sample in samples))
-        run = float(sum(sample.num_learned for sample in self._with_gradient(samples)))
-        by = {
-            "sequences": len(samples),
-            "tokens": max(tokens, 1.0),
-            "constant": len(samples) * self.settings.max_completion_length,
-        }
-        return {
-            "loss": by[self.settings.aggregation],
-            **dict.fromkeys(("entropy", "sampling_gap", "kl"), run),
-        }
-
     def _hold_against(self, sampled: Tensor, found: TokenLogps) -> None:
         """The sampler must have computed what the trainer computes."""
         most = self._most_gap
@@ -439,10 +419,3 @@ class PolicyGradient:
                 if self.settings.sampler is None
                 else "start the server on the same base and dtype, with --logprobs-mode processed_logprobs",
             )
-
-    def _parts(self, made: Sequence[Played], values: Sequence[Sequence[float]]) -> dict[str, float]:
-        means = means_of(self.rewards, values)
-        if self._world is not None:
-            means[f"rewards/{self._world.short}"] = sum(one.earned for one in made) / len(made)
-            means["turns"] = sum(len(one.said) for one in made) / len(made)
-        return means

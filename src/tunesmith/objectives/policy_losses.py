@@ -26,7 +26,7 @@ from tunesmith.settings import Contradiction
 STD_EPS = 1e-4
 """Added to a standard deviation before it divides, as TRL does (verl 1e-6, OpenRLHF 1e-9)."""
 
-Advantage = Literal["group", "group_mean", "leave_one_out", "batch"]
+Advantage = Literal["group", "group_mean", "group_mean_batch_std", "leave_one_out", "batch"]
 Level = Literal["token", "sequence", "product"]
 Clipping = Literal["ratio", "cispo", "none"]
 Aggregation = Literal["sequences", "tokens", "constant"]
@@ -86,8 +86,8 @@ class PolicySettings(ObjectiveSettings):
     top_k: PositiveInt | None = None
     """Sample from so many likeliest tokens."""
     advantage: Advantage = "group"
-    """group: (r - mean) / std of the prompt's completions; group_mean: r - mean; leave_one_out: r - mean of the others;
-    batch: (r - mean) / std of the whole step."""
+    """group: (r - mean) / std of the prompt's completions; group_mean: r - mean; group_mean_batch_std: that mean, and
+    the std of the whole step; leave_one_out: r - mean of the others; batch: (r - mean) / std of the whole step."""
     importance_sampling_level: Level = "token"
     """The ratio to the sampling policy: of each token; of the whole completion as the geometric mean over its tokens
     (sequence, GSPO) or as their product (RLOO)."""
@@ -109,8 +109,8 @@ class PolicySettings(ObjectiveSettings):
     kl_in: Literal["loss", "reward"] = "loss"
     """Whether it is a part of the loss, or taken from the reward."""
     dynamic_sampling: bool = False
-    """Further prompts are sampled in place of those whose completions all earned the same, three times as many at
-    most."""
+    """Further prompts are sampled in place of those whose completions all earned the same by the rewards, three times
+    as many at most."""
     overlong_buffer: Annotated[float, Field(gt=0, le=1)] | None = None
     """The last share of max_completion_length, over which the reward falls by up to 1."""
     num_iterations: PositiveInt = 1
@@ -178,6 +178,8 @@ def advantages(r: Tensor, g: Tensor, kind: Advantage) -> Tensor:
         own = whole & (g == group)
         if own.any():
             made[own] = _ADVANTAGES[kind](r[own])
+    if kind == "group_mean_batch_std" and whole.sum() > 1:
+        made /= r[whole].std() + STD_EPS
     return made
 
 
@@ -194,7 +196,12 @@ def _leave_one_out(r: Tensor) -> Tensor:
     return _centred(r) * (len(r) / (len(r) - 1)) if len(r) > 1 else torch.zeros_like(r)
 
 
-_ADVANTAGES = {"group": _scaled, "group_mean": _centred, "leave_one_out": _leave_one_out}
+_ADVANTAGES = {
+    "group": _scaled,
+    "group_mean": _centred,
+    "group_mean_batch_std": _centred,
+    "leave_one_out": _leave_one_out,
+}
 
 
 def kl(logp: Tensor, ref: Tensor, kind: Kl) -> Tensor:
@@ -221,15 +228,39 @@ def ratios(logp: Tensor, old: Tensor, row: Tensor, counts: Tensor, level: Level)
 
 def token_losses(logp: Tensor, ratio: Tensor, advantage: Tensor, settings: PolicySettings) -> Tensor:
     """[m] before aggregation. ratio, advantage [m]; the advantage of a token is that of its completion."""
-    low, high = settings.epsilon, settings.epsilon_high
+    low, high = _bounds(settings)
     match settings.clipping:
         case "ratio":
-            clipped = ratio.clamp(1 - low, 1 + (low if high is None else high))
-            return -torch.minimum(ratio * advantage, clipped * advantage)
+            return -torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
         case "cispo":
-            return -ratio.clamp(max=5.0 if high is None else high).detach() * advantage * logp
+            return -ratio.clamp(max=high).detach() * advantage * logp
         case _:
             return -ratio * advantage
+
+
+CLIP_RATIOS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+
+
+def clipped(ratio: Tensor, advantage: Tensor, settings: PolicySettings) -> dict[str, Tensor]:
+    """[m] by metric, whether a token's ratio is beyond its bound: it moves nothing any more; of cispo, its weight is
+    the cap. Without an advantage there is nothing to clip."""
+    low, high = _bounds(settings)
+    match settings.clipping:
+        case "ratio":
+            below, above = (ratio < low) & (advantage < 0), (ratio > high) & (advantage > 0)
+            return dict(zip(CLIP_RATIOS, (below, above, below | above), strict=True))
+        case "cispo":
+            return {CLIP_RATIOS[1]: (ratio > high) & (advantage != 0)}
+        case _:
+            return {}
+
+
+def _bounds(settings: PolicySettings) -> tuple[float, float]:
+    """Of the ratio: the least and the most. Of cispo there is a cap alone."""
+    low, high = settings.epsilon, settings.epsilon_high
+    if settings.clipping == "cispo":
+        return 0.0, 5.0 if high is None else high
+    return 1 - low, 1 + (low if high is None else high)
 
 
 def overlong(lengths: Tensor, most: int, share: float) -> Tensor:

@@ -9,9 +9,11 @@ Rewards      beta times the scores, in the names that TRL gives them
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,11 +65,9 @@ class PreferenceTuning:
         """
         self.settings, self.kind = settings, LOSSES[settings.loss]
         self.train, self.held_out = self._units(train), self._units(held_out)
-        if self.kind.is_single and batch_size < 2:
-            raise RecipeError(
-                "train.batch_size is 1: kto compares each answer with those to the other prompts of its step",
-                fix="set train.batch_size to 2 or more",
-            )
+        self._learns = train is not held_out  # rows that stand on both sides are scored, and nothing is learned
+        if self.kind.is_single:
+            self._check_single(batch_size)
         self.share, self._may_share = bool(share), share is not False
         self.nll_weight = self.kind.nll_weight if settings.nll_weight is None else settings.nll_weight
         self._order = Order(
@@ -85,6 +85,10 @@ class PreferenceTuning:
         self._counts: dict[str, float] = defaultdict(float)
         """What the sums of the step, or of the evaluation, under way are divided by."""
         self._last: dict[str, float] = {}
+        self._before: dict[str, float] = {}
+        """Of each side, the mean log-probability of the held-out answers before the first step, where no reference is
+        kept that tells it."""
+        self._goes_on = False
 
     def begin(
         self,
@@ -95,12 +99,22 @@ class PreferenceTuning:
         cache: Path,
         stage: Stage,
     ) -> list[str]:
-        """The reference's log-probabilities of all rows that will be visited."""
+        """The reference's log-probabilities of all rows that will be visited; where none are kept, how likely the
+        held-out answers are before the first step."""
         self.share, self._max_tokens = policy.flat and self._may_share, max_tokens
         notes = []
         if any(answer.margin is not None for unit in self.train for answer in unit):
             notes = ["the rows' margins are not looked at: a reward model learns them (objective.kind=reward)"]
+        if self.settings.loss == "robust" and self.settings.label_smoothing == 0:
+            notes.append(
+                "label_smoothing is 0, and robust is then loss sigmoid: set the share of wrong labels, say 0.1"
+            )
+        if self.kind.is_single and self._learns:
+            notes += self._remarks_on_single(num_steps)
         if not self.kind.has_reference or self.settings.reference == "online":
+            if self._learns and self.held_out:
+                with stage("how likely the held-out answers are before training") as told:
+                    self._before = self._measured(policy, max_tokens, told)
             return notes
         if num_steps is None:
             self._references = References({})
@@ -182,34 +196,89 @@ class PreferenceTuning:
 
     def conclude(self, policy: Policy, max_tokens: int, folder: Path) -> list[str]:
         """What a person should know of the adapter that is published."""
-        chosen = [answer for unit in self.held_out for answer in unit if answer.side == CHOSEN]
-        if self._references is None or not chosen or not self._last:
-            return []
-        if self._evaluations > 1:  # the last one may be of another step
+        held_out = [answer for unit in self.held_out for answer in unit]
+        if not any(answer.side == CHOSEN for answer in held_out):
+            return ["whether the chosen answers have become less likely is not known: data.held_out has none"]
+        if self._evaluations != 1 or self._goes_on:  # the last one may be of another step
             with policy.answering():
                 self.evaluate(policy, max_tokens)
-        before = float(np.mean([self._references.sums[row_digest(answer)] for answer in chosen]))
-        after, margin = self._last["logps/chosen"], self._last.get("rewards/margins", 0.0)
-        if after > before - max(0.5, 0.01 * abs(before)):
+        before = self._before
+        if self._references is not None:
+            before = _by_side((answer, self._references.sums[row_digest(answer)]) for answer in held_out)
+        if not before:
             return []
-        why = ": the margin grew because the rejected ones fell further" if margin > 0 else ""
+        fell = {side: value - self._last[f"logps/{side}"] for side, value in before.items()}
+        if fell[CHOSEN] < max(0.5, 0.01 * abs(before[CHOSEN])):
+            return []
+        grew = fell.get(REJECTED, -math.inf) > fell[CHOSEN]
+        why = ": the margin grew because the rejected ones fell further" if grew else ""
+        common, remedy = "That is common with losses of a margin alone; ", "objective.nll_weight"
+        if self.kind.is_single:
+            remedy = "a lower train.learning_rate"
+        elif self.nll_weight:
+            common, remedy = "", f"a lower train.learning_rate, or objective.nll_weight above {self.nll_weight:g},"
         return [
-            f"the chosen answers have become less likely (held out: log p {before:.1f} before, {after:.1f} now){why}. "
-            "That is common with losses of a margin alone; "
-            + ("a lower train.learning_rate" if self.kind.is_single else "objective.nll_weight")
-            + " holds the chosen answers up"
+            "the chosen answers have become less likely (held out: log p "
+            f"{before[CHOSEN]:.1f} before, {self._last[f'logps/{CHOSEN}']:.1f} now){why}. "
+            f"{common}{remedy} holds the chosen answers up"
         ]
 
     def held_out_lengths(self) -> list[int]:
         return [len(example) for unit in self.held_out for example in unit]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps_done": self._order.done}
+        return {"steps_done": self._order.done, **({"before": self._before} if self._before else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._order.done = int(state["steps_done"])
+        self._goes_on = self._order.done > 0
+        self._before = state.get("before", self._before)
 
     # ---- inside -------------------------------------------------------------------------------------------------
+
+    def _check_single(self, batch_size: int) -> None:
+        """Of kto: RecipeError where its settings leave nothing to learn from."""
+        if batch_size < 2:
+            raise RecipeError(
+                "train.batch_size is 1: kto compares each answer with those to the other prompts of its step",
+                fix="set train.batch_size to 2 or more",
+            )
+        weights = {CHOSEN: self.settings.desirable_weight, REJECTED: self.settings.undesirable_weight}
+        sides = {answer.side for (answer,) in self.train}
+        if self._learns and sides and not any(weights[side] for side in sides):
+            raise RecipeError(
+                f"nothing can be learned: {_shown(sides)}, which weighs 0",
+                expected="objective.desirable_weight above 0 for wanted rows, undesirable_weight for the others",
+                fix="raise the weight, or give rows of the other kind",
+            )
+
+    def _remarks_on_single(self, num_steps: int | None) -> list[str]:
+        """Of kto: what its rows, and the steps that they are cut into, cannot teach."""
+        notes, sides = [], {answer.side for (answer,) in self.train}
+        if len(sides) == 1:
+            notes.append(f"{_shown(sides)}: kto learns from rows of both kinds, and here nothing holds the model back")
+        order, looked = copy.copy(self._order), min(self.steps_per_epoch, num_steps or self.steps_per_epoch)
+        order.done = 0
+        prompts = [_prompt(answer).tobytes() for (answer,) in self.train]
+        alone = sum(len({prompts[row] for row in rows}) == 1 for rows, _ in islice(order.steps(), looked))
+        if alone:
+            fix = "rows of other prompts mend" if len(set(prompts)) == 1 else "another train.batch_size may mend"
+            notes.append(
+                f"in {alone} of the first {looked} steps all answers are to one prompt: kto's kl is 0 there, for want "
+                f"of another prompt to compare with; {fix} it"
+            )
+        return notes
+
+    @torch.no_grad()
+    def _measured(self, policy: Policy, max_tokens: int, told: Callable[[float], None]) -> dict[str, float]:
+        """Of each side, the mean log-probability of the held-out answers under the adapter as it is."""
+        batches, found = self._cut(self.held_out, max_tokens), list[tuple[Answer, float]]()
+        for done, batch in enumerate(batches, 1):
+            with policy.answering():
+                sums = row_logps(policy, batch.to(policy.device)).sums.tolist()
+            found += zip(_answers(batch), sums, strict=True)
+            told(done / len(batches))
+        return _by_side(found)
 
     def _units(self, examples: Sequence[Example]) -> list[list[Answer]]:
         """What stays together in a batch: the two sides of a pair, or one answer."""
@@ -293,6 +362,20 @@ class PreferenceTuning:
 def _answers(batch: Batch) -> list[Answer]:
     """The rows of `batch`, in the order of its leaves."""
     return [cast(Answer, batch.examples[leaf]) for leaf in batch.leaves]
+
+
+def _by_side(found: Iterable[tuple[Answer, float]]) -> dict[str, float]:
+    """The mean value of each side's answers."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for answer, value in found:
+        values[answer.side].append(value)
+    return {side: float(np.mean(own)) for side, own in values.items()}
+
+
+def _shown(sides: Collection[str]) -> str:
+    """Of training rows that are all of one side; of both where they are not."""
+    kinds = {CHOSEN: "wanted", REJECTED: "unwanted"}
+    return f"every training row is {' or '.join(kinds[side] for side in sorted(sides))}"
 
 
 def _is_pair(unit: Sequence[Answer]) -> bool:

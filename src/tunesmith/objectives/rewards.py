@@ -4,10 +4,12 @@
 
 Every argument is a keyword and a list of one entry for each completion: `prompts`, `completions` (text, or lists of
 messages where the prompt is one), `completion_ids`, and every column of the rows. None: not for this function to judge.
-`trainer_state.global_step` counts steps, `log_metric(name, value)` adds to what is told of the step, and
-`log_extra(name, values)` to the completions that are shown. A coroutine function is awaited; all calls of one function
-run in one thread with one loop, which is not the main one: so a function that takes too long can be left. What a
-function does wrong is said with its name and the row, and ends the run, saved as it is after the last whole step.
+`trainer_state.global_step` is the number of updates made so far, `log_metric(name, value)` adds to what is told of the
+step, and `log_extra(name, values)` to the completions that are shown. A coroutine function is awaited, several of them
+at the same time; all calls of one function run in one thread with one loop, which is not the main one: so a function
+that takes too long can be left. What a function does wrong ends the run, saved as it is after the last whole step, and
+is said with the function's name and the row. A call that raises is made again for one completion at a time: the first
+that fails alone in the same words has the row; where none does, the rows of the call are named.
 """
 
 from __future__ import annotations
@@ -19,20 +21,30 @@ import importlib
 import importlib.util
 import inspect
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from tunesmith.data.problems import listed
-from tunesmith.data.types import Asked, Origin, Prompt
+from tunesmith.data.types import Origin, Prompt
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.objectives.plugins import TimedOut, Worker, imported, is_number, short_name
-from tunesmith.objectives.rewards_built_in import OTHERS, PLAIN, WITH_ARGUMENT, Function, scorer
+from tunesmith.objectives.plugins import (
+    Call,
+    TimedOut,
+    Worker,
+    ended_after,
+    imported,
+    is_number,
+    rows_of,
+    short_name,
+)
+from tunesmith.objectives.rewards_built_in import OTHERS, PLAIN, WITH_ARGUMENT, Form, Function, scorer
 from tunesmith.score import SCORERS
 
 _GO_ON = "; --resume goes on after the last whole step"
@@ -62,14 +74,19 @@ class Reward:
         """The code that judges."""
         return self.function if self.wraps is None else self.wraps
 
-    def asked(self, seconds: float, call: Callable[[], Any], rows: Sequence[str]) -> Any:
-        """What `call` gives, in the thread and the loop that all its calls run in."""
+    @property
+    def worker(self) -> Worker:
+        """The thread and the loop that all its calls run in."""
         if self._worker is None:
             self._worker = Worker(f"the reward {self.name}")
+        return self._worker
+
+    def answer(self, call: Call, seconds: float) -> Any:
+        """What came of a call of its worker's; one that took longer than `seconds` is left, with the worker."""
         try:
-            return self._worker.ask(seconds, call, rows)
+            return call.answer(seconds)
         except TimedOut:
-            self._worker = None
+            self.close()
             raise
 
     def close(self) -> None:
@@ -88,7 +105,7 @@ class Judge:
     ready: Callable[[], object]
     digest: str
 
-    def __call__(self, **arguments: Any) -> Any:
+    def __call__(self, /, **arguments: Any) -> Any:
         return self.function(**arguments)
 
 
@@ -109,19 +126,6 @@ class Completion:
         """As a reward gets it: text, or a list of one message where the prompt is a list of them."""
         is_text = isinstance(self.prompt, str)
         return self.text if is_text else [{"role": "assistant", "content": self.text}]
-
-
-def refuse_without(gold: str, names: Sequence[str], asked: Sequence[Asked]) -> None:
-    """Refuse scorers whose column of right answers no row has."""
-    scored = [name for name in names if name in SCORERS]
-    if scored and asked and not any(gold in one.prompt.columns for one in asked):
-        there = dict.fromkeys(key for one in asked for key in one.prompt.columns)
-        raise DataError(
-            f"no row has the column {gold!r} with the right answer, which objective.rewards {listed(scored)} asks for",
-            where=str(asked[0].origin),
-            found=listed(there) or "no column beside the prompt",
-            fix="name the column in objective.gold",
-        )
 
 
 def load(names: Sequence[str], weights: Sequence[float] | None, gold: str) -> list[Reward]:
@@ -151,7 +155,7 @@ def _function(name: str, gold: str) -> Function:
     if head in WITH_ARGUMENT:
         try:
             return WITH_ARGUMENT[head](rest)
-        except (ValueError, re.error) as error:
+        except ValueError as error:
             raise RecipeError(f"objective.rewards: {name!r} cannot be read: {error}") from None
     if not head.endswith(".py") and "." not in head and importlib.util.find_spec(head) is None:
         raise _unknown(name, head)
@@ -199,11 +203,36 @@ class Told:
         }
 
 
+ARGUMENTS = ("prompts", "completions", "completion_ids", *Told().arguments())
+"""What a reward is handed beside the columns."""
+
+
 def judge(
     rewards: Sequence[Reward], completions: Sequence[Completion], seconds: float, told: Told | None = None
 ) -> list[list[float]]:
-    """For each reward its value for each completion; NaN where it does not apply. `told` gathers what they say."""
-    return [_judged(reward, completions, seconds, told or Told()) for reward in rewards]
+    """For each reward its value for each completion; NaN where it does not apply. `told` gathers what they say.
+
+    Functions are asked one after another; behind them all coroutine functions at the same time, `seconds` for each.
+    """
+    told = Told() if told is None else told
+    own = [Told(told.step) for _ in rewards]
+    values: list[list[float]] = [[] for _ in rewards]
+    for places in _turns(rewards):
+        turn = [rewards[place] for place in places]
+        calls = _asked(turn, completions, seconds, [own[place] for place in places])
+        for place, call in zip(places, calls, strict=True):
+            values[place] = _judged(rewards[place], call, completions, seconds, told.step)
+    for said in own:  # in the order of the rewards, whichever spoke first
+        told.metrics |= said.metrics
+        told.extra |= said.extra
+    return values
+
+
+def _turns(rewards: Sequence[Reward]) -> list[list[int]]:
+    """Places of the rewards that are asked at the same time, in the order of asking."""
+    together = [place for place, reward in enumerate(rewards) if inspect.iscoroutinefunction(reward.own)]
+    apart = [[place] for place in range(len(rewards)) if place not in together]
+    return [*apart, together] if together else apart
 
 
 def total(values: Sequence[Sequence[float]], rewards: Sequence[Reward]) -> list[float]:
@@ -236,27 +265,33 @@ def none_applied(rewards: Sequence[Reward], completions: Sequence[Completion], t
     )
 
 
-def _judged(reward: Reward, completions: Sequence[Completion], seconds: float, told: Told) -> list[float]:
+def _judged(reward: Reward, call: Call, completions: Sequence[Completion], seconds: float, step: int) -> list[float]:
+    """The values in what a reward answered, or the error that says what it did wrong."""
     try:
-        found = _called(reward, completions, seconds, told)
+        found = reward.answer(call, seconds)
     except TimedOut:
         raise
-    except DataError as error:
-        raise error.at(_culprit(reward, completions, seconds) or "").noted("reward", reward.name) from error
     except Exception as error:
+        said = type(error), str(error)
+        where = _fault(reward, completions, seconds, step, lambda _, own: (type(own), str(own)) == said)
+        if isinstance(error, DataError):
+            raise error.at(where).noted("reward", reward.name) from error
         raise DataError(
             f"the reward {reward.name} failed: {type(error).__name__}: {error}",
-            where=_culprit(reward, completions, seconds),
+            where=where,
             fix=_IN_A_THREAD if "thread" in str(error) else "mend the function" + _GO_ON,
         ) from error
     values = _listed(found)
     if values is None or len(values) != len(completions):
-        what = f"{len(values)} values" if values is not None else f"{type(found).__name__} {found!r:.60}"
+
+        def alike(alone: Any, error: Exception | None) -> bool:
+            own = _listed(alone)
+            return error is None and (own is None if values is None else own is not None and len(own) != 1)
+
         raise DataError(
             f"the reward {reward.name} must give one value for each completion",
-            where=_culprit(reward, completions, seconds, one_each=True)
-            or listed(dict.fromkeys(str(one.origin) for one in completions)),
-            found=what,
+            where=_fault(reward, completions, seconds, step, alike),
+            found=f"{len(values)} values" if values is not None else f"{type(found).__name__} {found!r:.60}",
             expected=f"a list of {len(completions)}",
             fix="give None for a completion that it does not apply to" + _GO_ON,
         )
@@ -282,8 +317,22 @@ def _listed(found: Any) -> list[Any] | None:
     return list(plain) if isinstance(plain, list | tuple) else None
 
 
-def _called(reward: Reward, completions: Sequence[Completion], seconds: float, told: Told) -> Any:
-    """What the function gives, within `seconds`."""
+def _asked(
+    rewards: Sequence[Reward], completions: Sequence[Completion], seconds: float, told: Sequence[Told]
+) -> list[Call]:
+    """What each reward was asked of the completions, all at the same time, once they have answered or `seconds` have
+    passed. `told`: by reward, what gathers what it says."""
+    rows = [str(completion.origin) for completion in completions]
+    with ended_after(seconds):
+        calls = [
+            reward.worker.begin(partial(reward.function, **_arguments(reward, completions, seconds, own)), rows)
+            for reward, own in zip(rewards, told, strict=True)
+        ]
+        wait([call.future for call in calls], seconds)
+    return calls
+
+
+def _arguments(reward: Reward, completions: Sequence[Completion], seconds: float, told: Told) -> dict[str, Any]:
     columns = dict.fromkeys(key for completion in completions for key in completion.row)
     arguments: dict[str, Any] = {key: [completion.row.get(key) for completion in completions] for key in columns}
     arguments |= {
@@ -294,28 +343,37 @@ def _called(reward: Reward, completions: Sequence[Completion], seconds: float, t
     }
     if isinstance(reward.function, Judge):
         arguments["asked"] = [completion.asked for completion in completions]
+    if isinstance(reward.function, Form):
+        arguments["seconds"] = seconds
+    return arguments
+
+
+def _fault(
+    reward: Reward,
+    completions: Sequence[Completion],
+    seconds: float,
+    step: int,
+    is_it: Callable[[Any, Exception | None], bool],
+) -> str:
+    """Where a call went wrong: the row of the first completion with which alone it goes wrong alike, else the rows of
+    the call. `is_it` says so of what the function gave alone, and of what it raised."""
     rows = [str(completion.origin) for completion in completions]
-    return reward.asked(seconds, lambda: reward.function(**arguments), rows)
-
-
-def _culprit(
-    reward: Reward, completions: Sequence[Completion], seconds: float, *, one_each: bool = False
-) -> str | None:
-    """The row of the first completion that the function fails at when it is alone; `one_each`: or for which it does not
-    give one value."""
-    begun = time.monotonic()
-    for completion in completions:
-        if (left := seconds - (time.monotonic() - begun)) <= 0:
+    end = time.monotonic() + seconds
+    for row, completion in zip(rows, completions, strict=True):
+        left = end - time.monotonic()
+        if left <= 0 or len(set(rows)) == 1:
             break
+        (call,) = _asked([reward], [completion], left, [Told(step)])
+        found, error = None, None
         try:
-            found = _listed(_called(reward, [completion], left, Told()))
-            if one_each and (found is None or len(found) != 1):
-                return str(completion.origin)
+            found = reward.answer(call, left)
         except TimedOut:
             break
-        except Exception:
-            return str(completion.origin)
-    return None
+        except Exception as raised:
+            error = raised
+        if is_it(found, error):
+            return row
+    return rows_of(rows)
 
 
 def source_of(rewards: Sequence[Reward], others: Sequence[Any] = ()) -> str:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import re
+import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from tunesmith.errors import RecipeError
+from tunesmith.objectives.plugins import OutOfTime
 from tunesmith.score import SCORERS
 
 Function = Callable[..., Any]
@@ -40,10 +48,40 @@ def scorer(name: str, gold: str) -> Function:
     return score
 
 
-def _format(pattern: str) -> Function:
-    """1 where the whole completion has the form of a regular expression."""
-    compiled = re.compile(pattern, re.DOTALL)
-    return lambda completions, **_: [float(compiled.fullmatch(text_of(c).strip()) is not None) for c in completions]
+@dataclass(frozen=True)
+class Form:
+    """1 where the whole completion has the form of a regular expression. All of them together may take `seconds`, then
+    it ends by itself: `regex` counts the time, which `re` does not, and lets other threads run meanwhile."""
+
+    pattern: regex.Pattern[str]
+
+    def __call__(self, /, completions: Sequence[Any], seconds: float = 60.0, **_: Any) -> list[float]:
+        end, fits = time.monotonic() + seconds, []
+        for completion in completions:
+            left = max(end - time.monotonic(), 1e-3)
+            try:
+                found = self.pattern.fullmatch(text_of(completion).strip(), timeout=left)
+            except TimeoutError:
+                raise OutOfTime from None
+            fits.append(float(found is not None))
+        return fits
+
+
+_NO_COUNT = regex.compile(r"(\\N\{[^}]*\}|\\.)|\{(?!(?:\d+(?:,\d*)?|,\d*)\})", regex.DOTALL)
+"""An escape, or a brace that counts nothing: Python reads it as itself, `regex` as leave to match nearly."""
+
+
+def _format(pattern: str) -> Form:
+    """The form that Python's `re` reads; one that it does not, or warns of, is an error, whatever `regex` would make of
+    it."""
+    plain = _NO_COUNT.sub(lambda found: found[1] or r"\{", pattern)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # [[:alpha:]]: another set in each of the two
+            re.compile(pattern, re.DOTALL)
+        return Form(regex.compile(plain, regex.DOTALL | regex.VERSION0))
+    except (re.error, FutureWarning, regex.error) as error:
+        raise ValueError(str(error)) from None
 
 
 def _length(target: str) -> Function:
@@ -71,7 +109,7 @@ def is_json(completions: Sequence[Any], **_: Any) -> list[float]:
     def reads(text: str) -> float:
         try:
             json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # nested too deeply to be read
             return 0.0
         return 1.0
 
@@ -98,7 +136,7 @@ def _json_schema(file: str) -> Function:
     def allows(text: str) -> float:
         try:
             return float(check.is_valid(json.loads(text)))
-        except ValueError:
+        except (ValueError, RecursionError):
             return 0.0
 
     return lambda completions, **_: [allows(text_of(completion)) for completion in completions]
@@ -118,9 +156,10 @@ reward model, comes from where models are opened (reward_model.py)."""
 
 
 def _of_verl(function: Function, gold: str) -> Function:
-    """compute_score(data_source, solution_str, ground_truth, extra_info) of one answer, a number or {"score": …}."""
+    """compute_score(data_source, solution_str, ground_truth, extra_info) of one answer, a number or {"score": …}; of a
+    coroutine function, all answers at the same time."""
 
-    def score(completions: Sequence[Any], **columns: Any) -> list[Any]:
+    def score(completions: Sequence[Any], **columns: Any) -> Any:
         made, columns = [], lists_of(columns)
         for place, completion in enumerate(completions):
             row = {key: values[place] for key, values in columns.items()}
@@ -130,22 +169,41 @@ def _of_verl(function: Function, gold: str) -> Function:
                 ground_truth=row.get(gold),
                 extra_info=row.get("extra_info"),
             )
-            made.append(found["score"] if isinstance(found, Mapping) else found)
-        return made
+            made.append(found)
+        return _gathered(made) if any(map(inspect.isawaitable, made)) else [_within(one, "score") for one in made]
+
+    async def _gathered(made: Sequence[Any]) -> list[Any]:
+        found = await asyncio.gather(*map(_awaited, made), return_exceptions=True)
+        for one in found:
+            if isinstance(one, BaseException):
+                raise one
+        return [_within(one, "score") for one in found]
 
     return score
 
 
 def _of_openrlhf(function: Function, gold: str) -> Function:
-    """reward_func(queries, prompts, labels), the queries being prompt and answer; values, or {"rewards": values}."""
+    """reward_func(queries, prompts, labels), the queries being prompt and answer; values, or {"rewards": values}; a
+    coroutine function too."""
 
     def score(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Any:
         asked = [prompt if isinstance(prompt, str) else text_of(prompt) for prompt in prompts]
         queries = [prompt + text_of(completion) for prompt, completion in zip(asked, completions, strict=True)]
         found = function(queries, asked, columns.get(gold, [None] * len(queries)))
-        return found["rewards"] if isinstance(found, Mapping) else found
+        return _later(found) if inspect.isawaitable(found) else _within(found, "rewards")
+
+    async def _later(found: Awaitable[Any]) -> Any:
+        return _within(await found, "rewards")
 
     return score
+
+
+def _within(found: Any, key: str) -> Any:
+    return found[key] if isinstance(found, Mapping) else found
+
+
+async def _awaited(made: Any) -> Any:
+    return await made if inspect.isawaitable(made) else made
 
 
 OTHERS: dict[str, Callable[[Function, str], Function]] = {"verl": _of_verl, "openrlhf": _of_openrlhf}

@@ -1,10 +1,11 @@
-"""What one sampling gave, and how it goes into a checkpoint."""
+"""From what was sampled to what is trained: completions with what they earned, the groups of them that make a step, and
+how a rollout goes into a checkpoint."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,41 +14,161 @@ from torch import Tensor
 
 from tunesmith.data.types import Origin, Sampled
 from tunesmith.objectives.environment import Played
-from tunesmith.objectives.policy_losses import Kl, kl
-from tunesmith.objectives.rewards import Completion, Told
+from tunesmith.objectives.policy_losses import CLIP_RATIOS, Kl, PolicySettings, kl, overlong
+from tunesmith.objectives.rewards import Completion, Reward, total
 
-SHOWN = 5
-"""Completions in the table of a step."""
+# ---- what was sampled, as it was judged ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One completion, and what it earned."""
+
+    played: Played
+    completion: Completion
+    values: tuple[float, ...]
+    """Of each reward; NaN where it does not apply."""
+    earned: float
+    """In all, the environment's part with it; NaN where nothing judged it."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What rewards say of it beside their values."""
+
+
+Group = Sequence[Judged]
+"""The completions of one prompt."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sampling: a group of each of its prompts."""
+
+    groups: list[Group]
+    metrics: dict[str, float]
+    """What rewards say of all of it beside their values."""
+    epoch: float
+    """Passes over the rows, after it."""
+
+
+def completion_of(played: Played) -> Completion:
+    """The last answer of it, and what that is to."""
+    prompt = played.as_prompt()
+    ids = played.token_ids[len(played.token_ids) - played.last :]
+    return Completion(prompt.given, played.said[-1], ids, prompt.columns, prompt.origin, prompt)
+
+
+def judged_of(
+    made: Sequence[Played],
+    completions: Sequence[Completion],
+    rewards: Sequence[Reward],
+    values: Sequence[Sequence[float]],
+    extra: Mapping[str, Sequence[Any]],
+) -> list[Judged]:
+    """`values`: by reward, one for each completion. `extra`: by name, one for each completion or fewer."""
+    by_completion = list(zip(*values, strict=True)) if rewards else [()] * len(made)
+    totals = total(values, rewards) if rewards else [math.nan] * len(made)
+    judged = []
+    for place, one in enumerate(made):
+        parts = [part for part in (one.earned, totals[place]) if not math.isnan(part)]
+        earned = sum(parts) if parts else math.nan
+        more = {name: own[place] for name, own in extra.items() if place < len(own)}
+        judged.append(Judged(one, completions[place], by_completion[place], earned, more))
+    return judged
+
+
+def differs(group: Group) -> bool:
+    """Whether its completions did not all earn the same, those aside that nobody judged. What length or divergence cost
+    is no part of that: the rewards say whether a prompt has something to teach."""
+    known = [one.earned for one in group if not math.isnan(one.earned)]
+    return any(value != known[0] for value in known)
+
+
+def are_enough(draws: Sequence[Draw]) -> bool:
+    """Whether as many groups differ as the first draw has prompts."""
+    return sum(differs(group) for draw in draws for group in draw.groups) >= len(draws[0].groups)
+
+
+def apart(draws: Sequence[Draw]) -> list[Group]:
+    """The groups that differ, at most as many as the first draw has prompts; where none does, those of that draw."""
+    found = [group for draw in draws for group in draw.groups if differs(group)]
+    return found[: len(draws[0].groups)] or draws[0].groups
+
+
+# ---- what is trained -------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Rollout:
-    """What one sampling gave: completions with their advantages, and what is told of them."""
+    """What several updates are made from: completions with their advantages, and what is told of them."""
 
     samples: list[Sampled]
     sampled: list[np.ndarray]
-    """By sample, the sampler's log-probabilities [m]."""
+    """By sample, the sampler's log-probabilities of what is learned of it [m]."""
     metrics: dict[str, float]
     notes: list[str]
     epoch: float
-    number: int
-    old: dict[int, list[float]]
+    old: dict[int, list[float]] = field(default_factory=dict)
     """By sample, the trainer's log-probabilities before the first update."""
-    differs: list[bool] = field(default_factory=list)
-    """By prompt, whether its completions did not all earn the same."""
     iteration: int = 0
     """Updates that were made from it, the one under way among them."""
 
 
-def joined(groups: Sequence[tuple[list[Sampled], list[np.ndarray]]], like: Rollout, epoch: float) -> Rollout:
-    """One rollout of `groups`, its samples numbered anew."""
-    samples = [sample for own, _ in groups for sample in own]
-    sampled = [values for _, own in groups for values in own]
-    numbered = [replace(sample, number=place) for place, sample in enumerate(samples)]
-    return Rollout(numbered, sampled, like.metrics, like.notes, epoch, like.number, {})
+def sample_of(played: Played, number: int, *, mask_truncated: bool) -> Sampled:
+    """Its tokens; of one that met its limit none is learned where that is asked for."""
+    is_left_out = played.is_cut and mask_truncated
+    own = np.array(played.learned, dtype=np.float32) * (not is_left_out)
+    return Sampled(
+        np.array([*played.prompt_ids, *played.token_ids], dtype=np.int64),
+        np.concatenate([np.zeros(len(played.prompt_ids), dtype=np.float32), own]),
+        played.asked.origin,
+        number=number,
+        prompt_tokens=len(played.prompt_ids),
+    )
 
 
-_PLAIN = ("metrics", "notes", "epoch", "number", "iteration")
+def worth(
+    judged: Sequence[Judged], samples: Sequence[Sampled], sampled: Sequence[np.ndarray], settings: PolicySettings
+) -> Tensor:
+    """[n] what advantages are reckoned from: what each earned, less what its length and its divergence cost."""
+    made = torch.tensor([one.earned for one in judged], dtype=torch.float64)
+    if settings.overlong_buffer is not None:
+        lengths = torch.tensor([one.played.num_sampled for one in judged], dtype=torch.float64)
+        made = made + overlong(lengths, settings.max_completion_length, settings.overlong_buffer)
+    if settings.beta and settings.kl_in == "reward":
+        made = made - settings.beta * price(sampled, samples, settings.kl)
+    return made
+
+
+def price(sampled: Sequence[np.ndarray], samples: Sequence[Sampled], estimator: Kl) -> Tensor:
+    """[n] the estimated divergence of each completion from the reference; `sampled`: by sample its log-probabilities
+    [m], beside which its `reference` stands."""
+    pairs = [(torch.from_numpy(own), torch.from_numpy(s.reference)) for own, s in zip(sampled, samples, strict=True)]
+    return torch.stack([kl(own.double(), reference.double(), estimator).sum() for own, reference in pairs])
+
+
+def moving(samples: Sequence[Sampled], settings: PolicySettings) -> list[Sampled]:
+    """Those that have a gradient; where none has, the shortest, so that the update is that of a gradient of 0."""
+    in_loss = settings.beta > 0 and settings.kl_in == "loss"
+    learned = [sample for sample in samples if sample.num_learned]
+    found = [sample for sample in learned if sample.advantage or in_loss]
+    return found or sorted(learned or samples, key=len)[:1]
+
+
+def denominators(samples: Sequence[Sampled], settings: PolicySettings) -> dict[str, float]:
+    """Of a step: what its sums are divided by. `sampling_gap` and `kl` are of what is run alone."""
+    tokens = max(float(sum(sample.num_learned for sample in samples)), 1.0)
+    run = float(sum(sample.num_learned for sample in moving(samples, settings)))
+    by = {"sequences": len(samples), "tokens": tokens, "constant": len(samples) * settings.max_completion_length}
+    ratios = tokens if settings.importance_sampling_level == "token" else len(samples)
+    return {
+        "loss": by[settings.aggregation],
+        **dict.fromkeys(("sampling_gap", "kl"), run),
+        **dict.fromkeys(CLIP_RATIOS, ratios),
+    }
+
+
+# ---- in a checkpoint -------------------------------------------------------------------------------------------------
+
+_PLAIN = ("metrics", "notes", "epoch", "iteration")
 
 
 def as_json(rollout: Rollout) -> dict[str, Any]:
@@ -90,72 +211,3 @@ def _sample_from_json(values: dict[str, Any]) -> Sampled:
         prompt_tokens=values["prompt_tokens"],
         reference=None if values["reference"] is None else np.array(values["reference"], dtype=np.float32),
     )
-
-
-def price(sampled: Sequence[np.ndarray], samples: Sequence[Sampled], estimator: Kl) -> Tensor:
-    """[n] the estimated divergence of each completion from the reference; `sampled`: by sample its log-probabilities
-    [m], beside which its `reference` stands."""
-    pairs = [(torch.from_numpy(own), torch.from_numpy(s.reference)) for own, s in zip(sampled, samples, strict=True)]
-    return torch.stack([kl(own.double(), reference.double(), estimator).sum() for own, reference in pairs])
-
-
-def spreads(rewards: Tensor, n: int) -> tuple[list[bool], dict[str, float]]:
-    """By prompt, whether its `n` completions all earned the same; and what is told of that. rewards [prompts · n]."""
-    known = [group[~group.isnan()] for group in rewards.view(-1, n)]
-    equal = [bool((group == group[:1]).all()) for group in known]
-    apart = [float(group.std()) for group in known if len(group) > 1]
-    mean = {"reward_std": sum(apart) / len(apart)} if apart else {}
-    return equal, {**mean, "frac_reward_zero_std": sum(equal) / len(equal)}
-
-
-def lengths_of(made: Sequence[Played]) -> dict[str, float]:
-    """The mean number of tokens that were sampled, and the share of completions that met the limit."""
-    return {
-        "completions/mean_length": sum(one.num_sampled for one in made) / len(made),
-        "completions/clipped_ratio": sum(one.is_cut for one in made) / len(made),
-    }
-
-
-def shown(
-    made: Sequence[Played],
-    completions: Sequence[Completion],
-    rewards: Tensor,
-    parts: Mapping[str, Sequence[float]],
-    said: Told,
-) -> list[str]:
-    """A table of completions of a step from the best to the worst, one line each: what was earned (and of several
-    rewards each), how long it is, what the rewards say of it, and the ends of prompt and answer."""
-    earned = {place: value for place, value in enumerate(rewards.tolist()) if not math.isnan(value)}
-    ranked = sorted(earned, key=lambda place: -earned[place])
-    if not ranked:
-        return []
-    last = len(ranked) - 1
-    chosen = [ranked[place] for place in sorted({round(last * share / (SHOWN - 1)) for share in range(SHOWN)})]
-    columns = {"reward": [_figure(earned[place]) for place in chosen]}
-    if len(parts) > 1:
-        columns |= {name: [_figure(own[place]) for place in chosen] for name, own in parts.items()}
-    columns["tokens"] = [f"{made[place].num_sampled}{'+' if made[place].is_cut else ''}" for place in chosen]
-    for name, values in said.extra.items():
-        columns[name] = [str(values[place])[:20] if place < len(values) else "" for place in chosen]
-    columns["prompt -> answer"] = [_short(completions[place]) for place in chosen]
-    return _table(columns)
-
-
-def _figure(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.2f}"
-
-
-def _table(columns: Mapping[str, Sequence[str]]) -> list[str]:
-    """Lines of a table whose last column alone is not aligned to the right."""
-    lines = [list(columns), *zip(*columns.values(), strict=True)]
-    widths = [max(map(len, own)) for own in list(zip(*lines, strict=True))[:-1]]
-    return [
-        "  " + "  ".join([*(text.rjust(width) for text, width in zip(line, widths, strict=False)), line[-1]])
-        for line in lines
-    ]
-
-
-def _short(completion: Completion) -> str:
-    asked = completion.prompt if isinstance(completion.prompt, str) else str(completion.prompt[-1].get("content", ""))
-    ends = ["".join(c if c.isprintable() else " " for c in " ".join(text.split())) for text in (asked, completion.text)]
-    return " -> ".join(text if len(text) <= 70 else f"… {text[-68:]}" for text in ends)

@@ -17,10 +17,12 @@ from tunesmith.plan.planner import Need, Planner
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_rules import RULES
 from tunesmith.settings import Contradiction
-from tunesmith.train.optim import check_optimizer
 
 NOTICEABLE = 0.03
 """Share of what the step holds that a change has to save to be worth a line."""
+
+NEEDS = " (needs pip install 'tunesmith[bitsandbytes]')"
+"""The forecast does not: it is of shapes alone."""
 
 
 @dataclass(frozen=True)
@@ -50,33 +52,47 @@ def changes(planner: Planner, need: Need) -> list[Change]:
 
 
 def that_fits(planner: Planner, found: list[Change], room: int) -> Change | None:
-    """The cheapest that fits: one of `found`, or the first so many of them together; None: not even all."""
+    """The cheapest that fits: one of `found`, or the first so many of them together, without those that are not needed;
+    None: not even all."""
     for change in found:
         if change.memory <= room:
             return change
     for count in range(2, len(found) + 1):
-        settings: dict[str, Any] = {}
-        for change in found[:count]:
-            settings |= change.settings
-        after = _with(planner, settings)
-        if after is not None and after.memory <= room:
-            return Change(settings, "; ".join(change.cost for change in found[:count]), after.memory)
+        if (fitting := _fitting(planner, found[:count], room)) is None:
+            continue
+        taken = found[:count]
+        for dear in reversed(found[: count - 1]):  # the last is needed: without it, nothing fitted
+            fewer = [change for change in taken if change is not dear]
+            if len(fewer) > 1 and (without := _fitting(planner, fewer, room)) is not None:
+                taken, fitting = fewer, without
+        return fitting
     return None
+
+
+def _fitting(planner: Planner, together: list[Change], room: int) -> Change | None:
+    """These changes as one, where that fits."""
+    settings: dict[str, Any] = {}
+    for change in together:
+        settings |= change.settings
+    after = _with(planner, settings)
+    if after is None or after.memory > room:
+        return None
+    return Change(settings, "; ".join(change.cost for change in together), after.memory)
 
 
 def _candidates(planner: Planner, need: Need) -> Iterator[Change]:
     recipe, trial = planner.recipe, need.trial
-    has_bitsandbytes = importlib.util.find_spec("bitsandbytes") is not None
     if trial.rows > 1:
         yield Change(
             {"train.micro_batch_tokens": trial.longest}, "the same result, a little slower: one long row at a time"
         )
     if not recipe.train.recompute:
         yield Change({"train.recompute": True}, "the same result, about a third more time")
-    if recipe.train.optimizer != "adamw-8bit" and has_bitsandbytes:
-        yield Change({"train.optimizer": "adamw-8bit"}, "moments rounded to 8 bits")
-    if recipe.model.storage in ("auto", "plain") and has_bitsandbytes and refusal(recipe.adapter, "nf4") is None:
-        yield Change({"model.storage": "nf4"}, "the base rounded to 4 bits, and steps slower")
+    needs = "" if importlib.util.find_spec("bitsandbytes") else NEEDS
+    if recipe.train.optimizer != "adamw-8bit":
+        yield Change({"train.optimizer": "adamw-8bit"}, f"moments rounded to 8 bits{needs}")
+    if recipe.model.storage in ("auto", "plain") and refusal(recipe.adapter, "nf4") is None:
+        yield Change({"model.storage": "nf4"}, f"the base rounded to 4 bits, and steps slower{needs}")
     yield from _shorter(planner, trial.longest // 2)
     is_fresh = recipe.model.adapter is None and recipe.adapter.targets != NONE
     if is_fresh and recipe.adapter.last_blocks is None and planner.num_blocks >= 4:
@@ -107,7 +123,6 @@ def _with(planner: Planner, settings: dict[str, Any]) -> Need | None:
     """What the recipe would need with `settings`; None where they do not go with the rest of it."""
     try:
         recipe = changed(planner.recipe, settings)
-        check_optimizer(recipe.train)
         if recipe.model.adapter is None:
             check(recipe.adapter, planner.budget.num_steps, recipe.train.optimizer)
         cut = None

@@ -24,7 +24,7 @@ def of_hub(settings: ModelSettings, parameters: int | None) -> list[str]:
     parameters: of the model as its config makes it, None where that is not known. Files that hold others are named: the
     forecast is of the config's.
     """
-    if Path(settings.name).expanduser().exists() or settings.name.count("/") != 1 or not hub_answers():
+    if Path(settings.name).expanduser().exists() or settings.name.count("/") > 1 or not hub_answers():
         return []
     from huggingface_hub import HfApi, try_to_load_from_cache
 

@@ -12,6 +12,7 @@ reads. The product is ours (quantised.py).
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.ghost import is_ghost
 from tunesmith.quant.bnb import bitsandbytes, refuse_without_bitsandbytes
 from tunesmith.quant.quantised import QuantisedLinear, stands_for_conv1d
 
@@ -53,6 +55,8 @@ class FourBitLinear(QuantisedLinear):
         return self.kind if self.double_absmax is None else f"{self.kind}-double"
 
     def made(self, dtype: torch.dtype) -> Tensor:
+        if is_ghost(self.q) and importlib.util.find_spec("bitsandbytes") is None:  # a forecast needs shapes alone
+            return torch.empty(self.out_features, self.in_features, dtype=dtype, device=self.q.device)
         made = bitsandbytes().functional
         outer = None
         if self.double_absmax is not None:

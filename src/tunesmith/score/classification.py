@@ -1,4 +1,5 @@
-"""How good probabilities are: accuracy, macro-F1, area under the ROC curve, calibration, the confusion of classes.
+"""What probabilities decide, and how good they are: accuracy, macro-F1, area under the ROC curve, calibration, the
+confusion of classes.
 
 Averages are scikit-learn's; a class that no row has is left out of them, and a figure that cannot be is left out.
 """
@@ -23,8 +24,12 @@ class Bin:
     count: int
 
 
-def decided(probabilities: np.ndarray, several: bool, thresholds: Sequence[float] = ()) -> np.ndarray:
-    """[n, K] probabilities -> [n, K] bool: the likeliest class; of several labels, all that reach their threshold.
+def decided(
+    probabilities: np.ndarray, several: bool, thresholds: Sequence[float] = (), *, ordered: bool = False
+) -> np.ndarray:
+    """[n, K] probabilities -> [n, K] bool: the likeliest class; of several labels, all that reach their threshold; of
+    ordered classes the median: as many classes stand below it as there are k with P(y > k) above a half, which is how
+    CORN decides (arXiv:2111.08851).
 
     Of two classes one threshold is of the second.
     """
@@ -33,12 +38,17 @@ def decided(probabilities: np.ndarray, several: bool, thresholds: Sequence[float
     if len(thresholds):
         second = probabilities[:, 1] >= thresholds[0]
         return np.stack([~second, second], axis=1)
-    return np.asarray(np.eye(probabilities.shape[1], dtype=bool)[probabilities.argmax(1)])
+    if ordered:
+        above = probabilities[:, ::-1].cumsum(1)[:, -2::-1]  # P(y > k)
+        place = (above > 0.5).sum(1)
+    else:
+        place = probabilities.argmax(1)
+    return np.asarray(np.eye(probabilities.shape[1], dtype=bool)[place])
 
 
 def measured(probabilities: np.ndarray, wanted: np.ndarray, several: bool, ordered: bool = False) -> dict[str, float]:
     """Figures by name. probabilities [n, K]; wanted [n, K] 0 or 1."""
-    said = decided(probabilities, several)
+    said = decided(probabilities, several, ordered=ordered)
     return {
         "accuracy": float((said == wanted).all(1).mean()),
         **_figures(probabilities, wanted, said, several, ordered),
@@ -77,23 +87,23 @@ def _figures(
             apart = np.array([False, bool(apart[1])])
         if apart.any():
             figures["auc"] = float(roc_auc_score(truth[:, apart], probabilities[:, apart], average="macro"))
-    figures["ece"] = calibration_error(reliability(probabilities, wanted, several))
+    figures["ece"] = calibration_error(reliability(probabilities, wanted, several, ordered))
     if ordered:
         places = np.arange(probabilities.shape[1])
         figures["mean_error"] = float(np.abs(said @ places - wanted @ places).mean())
     return figures
 
 
-def reliability(probabilities: np.ndarray, wanted: np.ndarray, several: bool) -> list[Bin]:
-    """Tenths of confidence that any row is in. Of one class a row: how sure it is of the likeliest; of several labels:
-    each label of each row, of the side that it takes."""
+def reliability(probabilities: np.ndarray, wanted: np.ndarray, several: bool, ordered: bool = False) -> list[Bin]:
+    """Tenths of confidence that any row is in. Of one class a row: how sure it is of the one that is decided for; of
+    several labels: each label of each row, of the side that it takes."""
     if several:
         says = probabilities >= 0.5
         sure = np.where(says, probabilities, 1 - probabilities).reshape(-1)
         right = (says == wanted.astype(bool)).reshape(-1)
     else:
-        sure = probabilities.max(1)
-        right = wanted[np.arange(len(wanted)), probabilities.argmax(1)].astype(bool)
+        said = decided(probabilities, False, ordered=ordered)
+        sure, right = probabilities[said], wanted[said].astype(bool)
     tenth = np.minimum((sure * BINS).astype(int), BINS - 1)
     return [
         Bin(float(sure[tenth == b].mean()), float(right[tenth == b].mean()), int((tenth == b).sum()))
@@ -113,19 +123,30 @@ def confusion(said: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.asarray(wanted.astype(int).T @ said.astype(int))
 
 
-def best_thresholds(probabilities: np.ndarray, wanted: np.ndarray, *, both: bool = False) -> tuple[float, ...]:
+def best_thresholds(
+    probabilities: np.ndarray, wanted: np.ndarray, *, both: bool = False, enough: int = 1
+) -> tuple[float, ...]:
     """For each label [n, K] the threshold of the highest F1 on these rows: midway between two probabilities; the one
-    nearest a half where several do. A half for a label that all rows have, or none, or where nothing is better.
+    nearest a half where several do. A half where nothing is better, and for a label that fewer than `enough` rows have,
+    or fewer have not (`too_few`).
 
     `both`: of the highest mean of the F1 with the label and without it, as two classes have it: then it does not matter
     which of them is the second.
     """
-    return tuple(_best_threshold(probabilities[:, k], wanted[:, k].astype(bool), both) for k in range(wanted.shape[1]))
+    few = too_few(wanted, enough)
+    return tuple(
+        0.5 if few[k] else _best_threshold(probabilities[:, k], wanted[:, k].astype(bool), both)
+        for k in range(wanted.shape[1])
+    )
+
+
+def too_few(wanted: np.ndarray, enough: int) -> np.ndarray:
+    """[n, K] 0 or 1 -> [K] bool: fewer than `enough` rows have the label, or fewer have not."""
+    count = wanted.sum(0)
+    return np.asarray(np.minimum(count, len(wanted) - count) < enough)
 
 
 def _best_threshold(probabilities: np.ndarray, truth: np.ndarray, both: bool) -> float:
-    if truth.all() or not truth.any():
-        return 0.5
     order = np.argsort(-probabilities, kind="stable")
     ranked = probabilities[order]
     said, hits = np.arange(1, len(ranked) + 1), np.cumsum(truth[order])

@@ -10,14 +10,21 @@ from typing import Any
 import numpy as np
 
 from tunesmith.atomic import write_file
-from tunesmith.score.classification import calibration_error, confusion, decided, reliability
+from tunesmith.score.classification import Bin, calibration_error, confusion, decided, reliability
 
 INK, FAINT, BLUE, ORANGE = "#22272e", "#8b949e", "#2f6fbb", "#d9730d"
 MOST_CLASSES = 20
 
 
 def draw(
-    out: Path, probabilities: np.ndarray, wanted: np.ndarray, labels: Sequence[str], *, several: bool, title: str
+    out: Path,
+    probabilities: np.ndarray,
+    wanted: np.ndarray,
+    labels: Sequence[str],
+    *,
+    several: bool,
+    title: str,
+    ordered: bool = False,
 ) -> None:
     """Left the confusion of classes (of several labels: precision and recall of each), right confidence against truth.
 
@@ -31,8 +38,8 @@ def draw(
     if several:
         _each_label(left, probabilities, wanted, labels)
     else:
-        _confusion(left, probabilities, wanted, labels)
-    _reliability(right, probabilities, wanted, several)
+        _confusion(left, confusion(decided(probabilities, False, ordered=ordered), wanted), labels)
+    _reliability(right, reliability(probabilities, wanted, several, ordered))
     figure.suptitle(
         f"{title}: {len(wanted):,} held-out rows", fontsize=11, color=INK, fontweight="bold", x=0.01, ha="left"
     )
@@ -52,8 +59,7 @@ def _shown(labels: Sequence[str]) -> list[str]:
     return [label if len(label) <= 18 else label[:17] + "…" for label in labels]
 
 
-def _confusion(axes: Any, probabilities: np.ndarray, wanted: np.ndarray, labels: Sequence[str]) -> None:
-    counts = confusion(decided(probabilities, False), wanted)
+def _confusion(axes: Any, counts: np.ndarray, labels: Sequence[str]) -> None:
     most = np.argsort(-counts.sum(1), kind="stable")[:MOST_CLASSES]
     most.sort()
     shown = counts[np.ix_(most, most)]
@@ -95,8 +101,7 @@ def _each_label(axes: Any, probabilities: np.ndarray, wanted: np.ndarray, labels
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")
 
 
-def _reliability(axes: Any, probabilities: np.ndarray, wanted: np.ndarray, several: bool) -> None:
-    bins = reliability(probabilities, wanted, several)
+def _reliability(axes: Any, bins: Sequence[Bin]) -> None:
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--", label="as sure as right")
     total = sum(one.count for one in bins)
     for one in bins:

@@ -14,7 +14,7 @@ import transformers
 import trl
 from datasets import Dataset
 from make_preference_trl import CONFIG, HERE, filled, gradients, padded
-from policy_case import ADVANTAGES, COMPLETIONS, MOST, SHARED, TEMPERATURE
+from policy_case import ADVANTAGES, COMPLETIONS, MOST, REWARDS, SHARED, TEMPERATURE, WITH_PRICE
 from preference_case import PROMPTS, case_model
 from tiny_tokenizers import CHATML, byte_level
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -66,6 +66,22 @@ def trainer_of(kind, config, folder: str):
     )
 
 
+def rloo_of_rewards(trainer) -> dict:
+    """The first update from the case's completions, as if the adapter had sampled them: advantages, loss, gradients."""
+    filled(trainer.model)
+    trainer.model.train()
+    trainer.beta, trainer.normalize_advantages = WITH_PRICE, False
+    prompts = [PROMPTS[number // 2] for number in range(len(COMPLETIONS))]
+    trainer._generate = lambda _: (prompts, COMPLETIONS, ["said"] * len(COMPLETIONS))
+    trainer._calculate_rewards = lambda *_: torch.tensor(REWARDS)[:, None]
+    batch = trainer._generate_and_score_completions([{"prompt": "what"}] * len(COMPLETIONS))
+    trainer.model.zero_grad()
+    loss = trainer._compute_loss(trainer.model, batch)
+    loss.backward()
+    advantages = [round(value, 7) for value in batch["advantages"].tolist()]
+    return {"advantages": advantages, "loss": loss.item(), "gradients": gradients(trainer.model)}
+
+
 def main() -> None:
     made = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,6 +108,7 @@ def main() -> None:
             loss = trainer._compute_loss(trainer.model, batch)
             loss.backward()
             made[name] = {"loss": loss.item(), "gradients": gradients(trainer.model)}
+        made["rloo, beta"] = rloo_of_rewards(rloo)
     versions = {m.__name__: m.__version__ for m in (trl, peft, transformers, torch)}
     (HERE / "policy_trl.json").write_text(json.dumps({"versions": versions, "made": made}) + "\n")
     print({name: round(entry["loss"], 6) for name, entry in made.items()})

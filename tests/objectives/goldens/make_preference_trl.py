@@ -26,7 +26,7 @@ from trl.experimental.orpo import ORPOTrainer
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "data")]
 
-from preference_case import BETA, SHARED, TARGETS, adapter_tensor, answers, case_model  # noqa: E402
+from preference_case import BETA, SHARED, TARGETS, adapter_tensor, answers, case_model, pairs_of  # noqa: E402
 from tiny_tokenizers import CHATML, byte_level  # noqa: E402
 
 OURS = {"f_divergence": "f_divergence_type", "label_smoothing": "label_smoothing"}
@@ -61,6 +61,32 @@ def inputs_of(pairs) -> dict[str, torch.Tensor]:
     ids, mask = padded([row.token_ids.tolist() for row in ordered])
     learned, _ = padded([row.loss_weights.astype(int).tolist() for row in ordered])
     return {"input_ids": ids, "attention_mask": mask, "completion_mask": learned}
+
+
+def whole_loss(method, model: torch.nn.Module, name: str) -> torch.Tensor:
+    """Of CPO or ORPO, the chosen answers' own part with it; a trainer without rows, which its loss does not ask for."""
+    theirs, settings = SHARED[name]
+    trainer, pairs = method.__new__(method), pairs_of(name)
+    vars(trainer).update(
+        beta=BETA,
+        alpha=0.0,
+        cpo_alpha=settings["nll_weight"],
+        loss_type=theirs,
+        simpo_gamma=settings.get("gamma", 0.0),
+        label_smoothing=settings.get("label_smoothing", 0.0),
+        is_encoder_decoder=False,
+        aux_loss_enabled=False,
+        padding_value=0,
+        pad_token_id=0,
+        accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x),
+    )
+    batch = {}
+    for side, rows in (("chosen", pairs[::2]), ("rejected", pairs[1::2])):
+        ids, mask = padded([row.token_ids.tolist() for row in rows])
+        learned, _ = padded([row.loss_weights.astype(int).tolist() for row in rows])
+        labels = ids.masked_fill(learned == 0, -100)
+        batch |= {f"{side}_input_ids": ids, f"{side}_attention_mask": mask, f"{side}_labels": labels}
+    return trainer.get_batch_loss_metrics(model, batch)[0]
 
 
 def gradients(model) -> dict[str, list[float]]:
@@ -99,7 +125,7 @@ def main() -> None:
         )
         model = filled(dpo.model)
         for name, (theirs, settings) in SHARED.items():
-            if name in ("kto", "orpo", "cpo", "simpo"):
+            if name.partition(",")[0] in ("kto", "orpo", "cpo", "simpo"):
                 continue
             dpo.loss_types, dpo.loss_weights = [theirs], [1.0]
             dpo.f_divergence_type = settings.get("f_divergence", "reverse_kl")
@@ -165,6 +191,12 @@ def main() -> None:
                 losses = method.cpo_loss(stub, *logps.chunk(2))[0]
             losses.mean().backward()
             made[name] = {"loss": losses.mean().item(), "gradients": gradients(model)}
+
+        for name in (name for name in SHARED if name.endswith(", nll")):
+            model = filled(get_peft_model(case_model(), CONFIG))
+            loss = whole_loss(ORPOTrainer if name == "orpo, nll" else CPOTrainer, model, name)
+            loss.backward()
+            made[name] = {"loss": loss.item(), "gradients": gradients(model)}
     versions = {m.__name__: m.__version__ for m in (trl, peft, transformers, torch)}
     (HERE / "preference_trl.json").write_text(json.dumps({"versions": versions, "beta": BETA, "made": made}) + "\n")
     print({name: round(entry["loss"], 6) for name, entry in made.items()})

@@ -79,6 +79,7 @@ def key_of(
         "seed": task.seed,
         "made for": task.made_for,
         "bound": task.bound,
+        "replaced": task.replaced,
         "takes": [kind.__name__ for kind in task.takes],
         "sources": [source.digest(known) for source in sources],
         "tokenizers": [[template, _of_tokenizer(renderer)] for template, renderer in worded.items()],

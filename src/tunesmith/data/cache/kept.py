@@ -56,9 +56,10 @@ def prepare_once(
     most_tokens: int | None = None,
     made_for: int | None = None,
     takes: tuple[type[Row], ...] = LEARNABLE,
+    replaced: Any = None,
 ) -> Prepared:
     """As `prepare`, but that large sources are kept in a folder of `root`, and read from it lazily."""
-    task = Task.of(settings, seed, most_tokens, made_for, takes)
+    task = Task.of(settings, seed, most_tokens, made_for, takes, replaced)
     try:
         is_kept = rows is None and Prompt not in takes  # prompts hold columns of any kind
         sources = _contents(settings) if is_kept else []
@@ -70,7 +71,8 @@ def prepare_once(
         pass
     except _Wrong as wrong:
         tell(task, tokenizer, to_the_end=isinstance(wrong.__cause__, TunesmithError))
-    return prepare(settings, tokenizer, seed=seed, rows=rows, most_tokens=most_tokens, made_for=made_for, takes=takes)
+    bounds = {"most_tokens": most_tokens, "made_for": made_for}
+    return prepare(settings, tokenizer, seed=seed, rows=rows, takes=takes, replaced=replaced, **bounds)
 
 
 class _Wrong(Exception):
@@ -101,7 +103,7 @@ def _size(source: Content) -> int:
 
 def _kept(task: Task, tokenizer: Any, sources: list[Content], root: Path, say: Callable[[str], object]) -> Prepared:
     with _in_other_words():
-        worded = renderers(tokenizer, task.settings, task.settings.templates)
+        worded = renderers(tokenizer, task.settings, task.settings.templates, task.replaced)
     before = [source.stamps() for source in sources], moments(worded)
     folder = root / key_of(task, worded, sources, FileDigests(root / KNOWN_FILES))
     found = _opened(folder, worded[None])
@@ -117,11 +119,7 @@ def _kept(task: Task, tokenizer: Any, sources: list[Content], root: Path, say: C
         for one in (*laid.train, *laid.held_out):
             one.side.examples = examples[one.start : one.end]
         train, held_out = [one.side for one in laid.train], [one.side for one in laid.held_out]
-        prepared = replace(
-            joined(task, laid.notes, train, held_out, worded),
-            held_out_rows=table.meanings(),
-            answering=table.answering(),
-        )
+        prepared = replace(joined(task, laid.notes, train, held_out, worded), held_out_rows=table.meanings())
         prepared = replace(prepared, found=tuple(findings(prepared)))
         if before == ([source.stamps() for source in sources], moments(worded)):  # else the name would be a lie
             _write_header(made / HEADER, prepared, described, sum(one.end - one.start for one in laid.train))
@@ -166,7 +164,6 @@ def _prepared(folder: Path, said: Mapping[str, Any], renderer: Renderer) -> Prep
         held_out=examples[num_train:],
         held_out_rows=table.meanings(),
         renderer=renderer,
-        answering=table.answering(),
         **{name: of_plain(said[name]) for name in _OF_ROWS},
     )
 

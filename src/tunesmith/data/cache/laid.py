@@ -8,21 +8,23 @@ starts   [n + 1] int64; row i is tokens[starts[i] : starts[i + 1]]
 sources, numbers   [n]; its origin
 groups, kinds      [n]; its group, and what it is beside its tokens: the side of a pair, the labels of a text
 row_*    held-out rows by their meaning, as JSON
-told*    which learned runs are answers, of rows that learn others too
+answers  [a, 2] the answers of the rows, one behind the other; row i's begin at answer_starts[i], in numbers
+is_told  [n] whether a row tells its answers, if it has none too
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
 import numpy as np
 
 from tunesmith.data.cache.plain_values import of_plain
-from tunesmith.data.types import Answer, Classified, Example, Origin, Row
+from tunesmith.data.types import Answer, Classified, Example, Origin, Row, Runs
 
 COLUMNS = {
     "tokens": "<i4",
@@ -33,15 +35,11 @@ COLUMNS = {
     "kinds": "<i4",
     "row_texts": "u1",
     "row_starts": "<i8",
-    "told": "u1",
-    "told_starts": "<i8",
-    "told_sources": "<i4",
-    "told_numbers": "<i8",
-    "told_sides": "<i4",
+    "answers": "<i4",
+    "answer_starts": "<i8",
+    "is_told": "u1",
 }
 SECTION_BYTES = 1 << 24
-
-Place = tuple[Origin, str]
 
 
 class Table:
@@ -70,9 +68,6 @@ class Table:
 
     def meanings(self) -> Sequence[Row]:
         return Rows(self.columns["row_texts"], self.columns["row_starts"])
-
-    def answering(self) -> Mapping[Place, tuple[bool, ...]]:
-        return Answering(self.names, *(column for name, column in self.columns.items() if name.startswith("told")))
 
 
 def _mapped(path: Path, name: str, length: int) -> np.ndarray:
@@ -126,7 +121,8 @@ class _Laid:
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self.plain, tuple(getattr(self, name) for name in self.plain.__dataclass_fields__)
+        said = {name: getattr(self, name) for name in self.plain.__dataclass_fields__}
+        return partial(self.plain, **said), ()
 
     def __len__(self) -> int:
         return int(self.table.starts[self.place + 1] - self.table.starts[self.place])
@@ -152,6 +148,14 @@ class _Laid:
     def group(self) -> str | None:
         number = int(self.table.groups[self.place])
         return None if number < 0 else self.table.group_names[number]
+
+    @property
+    def answers(self) -> Runs | None:
+        columns = self.table.columns
+        if not columns["is_told"][self.place]:
+            return None
+        start, end = columns["answer_starts"][self.place : self.place + 2]
+        return tuple((first, last) for first, last in columns["answers"][start:end].reshape(-1, 2).tolist())
 
     @property
     def _said(self) -> list[Any]:
@@ -216,47 +220,3 @@ class Rows(Sequence[Row]):
         place = range(len(self))[index]
         row: Row = of_plain(json.loads(self.texts[self.starts[place] : self.starts[place + 1]].tobytes()))
         return row
-
-
-class Answering(Mapping[Place, tuple[bool, ...]]):
-    """Which learned runs are answers, by row and side: looked up among sorted numbers, without an object for each."""
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        told: np.ndarray,
-        starts: np.ndarray,
-        sources: np.ndarray,
-        numbers: np.ndarray,
-        sides: np.ndarray,
-    ) -> None:
-        self.names, self.known = names, {name: number for number, name in enumerate(names)}
-        self.told, self.starts = told, starts
-        self.unsorted = np.stack([sources, numbers, sides])
-        self.order = np.lexsort((sides, numbers, sources))
-        self.in_order = self.unsorted[:, self.order]
-        is_new = np.ones(len(self.order), dtype=bool)
-        is_new[1:] = (self.in_order[:, 1:] != self.in_order[:, :-1]).any(axis=0)
-        self.first = np.sort(self.order[is_new])  # of a row that is read twice, its first place, as a dictionary has it
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def __iter__(self) -> Iterator[Place]:
-        for source, number, side in self.unsorted[:, self.first].T.tolist():
-            yield Origin(self.names[source], number), self.names[side]
-
-    def __getitem__(self, place: Place) -> tuple[bool, ...]:
-        origin, side = place
-        low, high = 0, len(self.order)
-        for column, wanted in zip(
-            self.in_order, (self.known.get(origin.source), origin.row, self.known.get(side)), strict=True
-        ):
-            if wanted is None:
-                raise KeyError(place)
-            within = column[low:high]
-            low, high = (low + int(np.searchsorted(within, wanted, end)) for end in ("left", "right"))
-        if low == high:
-            raise KeyError(place)
-        found = self.order[high - 1]  # of two that say something, the later one
-        return tuple(map(bool, self.told[self.starts[found] : self.starts[found + 1]]))

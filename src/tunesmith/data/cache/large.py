@@ -20,6 +20,7 @@ from tunesmith.data.check.counts import FIRST, Counts, Tally, total
 from tunesmith.data.formats import BESIDE_TEXT, FORMATS, LOOKED_AT, Reading, recognise
 from tunesmith.data.mixture import Part, refuse_unseen_keys, unseen_roles
 from tunesmith.data.prepare import Side, Task, side_of
+from tunesmith.data.reading.empty_cells import is_filled
 from tunesmith.data.reading.files import INDEX, RawRow
 from tunesmith.data.reading.streamed import ReadWhole, walked
 from tunesmith.data.render import BATCH, Renderer
@@ -35,7 +36,7 @@ PIECE = BATCH
 """Rows that are in memory at once: as many as are tokenised together."""
 TELLING = frozenset[str]().union(
     *(names for kind in FORMATS.values() for names in (*kind.needs, kind.unless)),
-    *(names for names, _ in UNCLEAR.values()),
+    *(unclear.names for unclear in UNCLEAR.values()),
 )
 """Columns by which a format is recognised."""
 
@@ -176,7 +177,6 @@ def _side(
         counts.append(made.counts)
         survey.add_shapes(made.shapes, piece)
         laying.add(made.examples)
-        laying.add_told(made.answering)
         if held_out:
             laying.add_meanings(made.rows)
     if not counts:
@@ -232,7 +232,7 @@ class Survey:
                     self.apart |= spoken_apart([{name: row.get(own) for name, own in there.items()}], BESIDE_TEXT)
                 self.filled[
                     frozenset(name for name in there if name in TELLING),
-                    frozenset(name for name, own in there.items() if name in TELLING and row.get(own) is not None),
+                    frozenset(name for name, own in there.items() if name in TELLING and is_filled(row.get(own))),
                 ] += 1
 
     def recognised(self, task: Task) -> str:
@@ -274,7 +274,7 @@ def _shown(row: Mapping[str, object]) -> Iterator[object]:
     """What of a row the notes on unused columns and keys are made of."""
     yield frozenset(name for name, value in row.items() if value not in (None, ""))
     for name, value in row.items():
-        if value is not None:
+        if is_filled(value):
             yield name
         if isinstance(value, list):
             yield from (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from tunesmith.data.cache.laid import COLUMNS, Place
+from tunesmith.data.cache.laid import COLUMNS
 from tunesmith.data.cache.plain_values import NotFlat, plain
 from tunesmith.data.types import Answer, Classified, Example, Row
 
@@ -46,7 +46,7 @@ class Laying:
     def __enter__(self) -> Self:
         opened = {name: self._on_exit.enter_context((self.folder / name).open("wb")) for name in COLUMNS}
         self._columns = {name: _Column(opened[name], dtype) for name, dtype in COLUMNS.items()}
-        for name in ("starts", "row_starts", "told_starts"):
+        for name in ("starts", "row_starts", "answer_starts"):
             self._columns[name].add([0])
         return self
 
@@ -72,19 +72,15 @@ class Laying:
         self._add_texts("tokens", "starts", [np.where(is_learned, ~ids, ids)], map(len, examples))
         self._columns["sources"].add(_number(self._names, origin.source) for origin in origins)
         self._columns["numbers"].add(origin.row for origin in origins)
+        self._columns["is_told"].add(example.answers is not None for example in examples)
+        answers = [np.array(example.answers or (), dtype=np.int64).reshape(-1) for example in examples]
+        self._add_texts("answers", "answer_starts", answers, map(len, answers))
         groups = [example.group for example in examples]
         self._columns["groups"].add(-1 if group is None else _number(self._groups, group) for group in groups)
 
     def add_meanings(self, rows: Sequence[Row]) -> None:
         texts = [np.frombuffer(json.dumps(plain(row)).encode(), dtype=np.uint8) for row in rows]
         self._add_texts("row_texts", "row_starts", texts, map(len, texts))
-
-    def add_told(self, answering: Mapping[Place, tuple[bool, ...]]) -> None:
-        runs = [np.array(told, dtype=np.uint8) for told in answering.values()]
-        self._add_texts("told", "told_starts", runs, map(len, runs))
-        self._columns["told_sources"].add(_number(self._names, origin.source) for origin, _ in answering)
-        self._columns["told_numbers"].add(origin.row for origin, _ in answering)
-        self._columns["told_sides"].add(_number(self._names, side) for _, side in answering)
 
     def _add_texts(self, name: str, starts: str, values: Sequence[np.ndarray], lengths: Iterable[int]) -> None:
         """Rows of these lengths, one behind the other."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from tunesmith.data.formats import FORMATS
 from tunesmith.data.problems import counted
+from tunesmith.data.reading.empty_cells import is_filled
 from tunesmith.data.reading.files import RawRow
 from tunesmith.data.types import Origin
 
@@ -127,12 +128,13 @@ def total(parts: Iterable[Counts]) -> Counts:
 
 def by_shape(rows: Iterable[RawRow], format: str, columns: Mapping[str, str | None]) -> dict[tuple[str, ...], Tally]:
     """The rows by the columns of `TELLING` that they fill, of those that `format` reads, the most frequent first; null
-    is nothing. `columns` renames: {ours: theirs}."""
+    is nothing, and so is an empty cell. `columns` renames: {ours: theirs}."""
     reads = FORMATS[format].reads if format in FORMATS else frozenset()
+    reads -= {"labels"} if format == "labelled" else set()  # a row that none of the labels fits has none
     telling = [own for name in sorted(reads & TELLING) if (own := columns.get(name, name)) is not None]
     shapes: dict[tuple[str, ...], Tally] = {}
     for origin, row in rows:
-        filled = tuple(name for name in telling if row.get(name) is not None)
+        filled = tuple(name for name in telling if is_filled(row.get(name)))
         shapes.setdefault(filled, Tally()).add(origin)
     return dict(sorted(shapes.items(), key=lambda item: -item[1].count))
 

@@ -7,17 +7,17 @@ stop a run, and those that are left out, are counted on their way (counts.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tunesmith.data.check.counts import Finding
-from tunesmith.data.masking.answering import learned_runs, place_of
+from tunesmith.data.masking.answering import answers_of
 from tunesmith.data.prepare import Prepared, digest_of
 from tunesmith.data.problems import counted
-from tunesmith.data.types import Answer, Classified, Example, Origin
+from tunesmith.data.types import Answer, Classified, Example, Origin, Runs
 from tunesmith.errors import DataError
 
 FIRST = 5
@@ -30,96 +30,110 @@ SMALL_EFFECT = 0.2
 
 
 def findings(prepared: Prepared) -> list[Finding]:
-    """All of them, the most telling first."""
+    """All of them, the most telling first; of held-out rows behind those of training."""
     if prepared.found is not None:
         return list(prepared.found)
-    walk = _Walk(prepared, _end_ids(prepared))
+    end_ids, has_held_out = _end_ids(prepared), bool(prepared.held_out)
+    train = _Walk(prepared, end_ids, remembers=has_held_out)
     for unit in _units(prepared.train):
-        walk.look(unit)
-    return [*walk.found(), *_mixed(prepared), *_asked_before(walk, prepared.held_out), *_of_pairs(walk)]
+        train.look(unit)
+    found = [*train.found(_OF_TRAINING), *_mixed(prepared)]
+    held_out = _Walk(prepared, end_ids, asked=train)
+    for unit in _units(prepared.held_out):
+        held_out.look(unit)
+    return [*found, *_asked_before(held_out), *held_out.found(_OF_HELD_OUT, "held_out_"), *_of_pairs(train)]
+
+
+_OF_TRAINING = {
+    "endless": "with an answer whose end token is not learned{some}: the model does not learn from them where to stop; "
+    "raise data.max_length where rows are cut, and leave data.learn_ends at turn",
+    "empty_answer": "with an empty answer: the model learns to say nothing there; fill it, or take the row out",
+    "doubled_bos": "with BOS twice at the start: the text itself writes it; take it out of the text",
+    "duplicate": "like an earlier one: what is said twice weighs twice; take the copies out if that is not meant",
+}
+_OF_HELD_OUT = _OF_TRAINING | {
+    "endless": "with an answer whose end token is not measured{some}: the held-out loss does not say whether the model "
+    "stops; raise data.max_length where rows are cut, and leave data.learn_ends at turn",
+    "empty_answer": "with an empty answer: what is measured there is whether the model says nothing; fill it, or take "
+    "the row out",
+    "duplicate": "like an earlier one: what is asked twice weighs twice in the measure; take the copies out",
+}
 
 
 @dataclass
 class _Walk:
-    """What one walk over the rows of training gathers. Rows are remembered by digests of their tokens."""
+    """What one walk over the rows of a side gathers. Rows are remembered by digests of their tokens.
+
+    `remembers`: whole rows and their questions too, for the walk over held-out rows; `asked`: that walk's, of training.
+    """
 
     prepared: Prepared
     end_ids: frozenset[int]
-    endless: dict[Origin, None] = field(default_factory=dict)
-    empty: dict[Origin, None] = field(default_factory=dict)
-    doubled: dict[Origin, None] = field(default_factory=dict)
-    again: dict[Origin, None] = field(default_factory=dict)
+    remembers: bool = False
+    asked: _Walk | None = None
+    places: dict[str, dict[Origin, None]] = field(default_factory=lambda: {kind: {} for kind in _OF_TRAINING})
     num_answers: int = 0
     num_endless: int = 0
     units: set[bytes] = field(default_factory=set)
     whole: set[bytes] = field(default_factory=set)
     questions: set[bytes] = field(default_factory=set)
+    asked_before: dict[Origin, None] = field(default_factory=dict)
     pairs: list[_Pair] = field(default_factory=list)
 
     def look(self, unit: tuple[Example, ...]) -> None:
         for example in unit:
-            answers = self.answers(example)
+            answers = answers_of(example)
             for start, end in answers:
                 self._answer(example, start, end)
             if self._begins_twice(example):
-                self.doubled[example.origin] = None
-            if self.prepared.held_out:
-                self.whole.add(digest_of(example.token_ids))
-                self.questions.update(_question(example, answers))
+                self.places["doubled_bos"][example.origin] = None
+            self._question(example, answers)
         known = digest_of(*(part for example in unit for part in _parts(example)))
         if known in self.units:
-            self.again[unit[0].origin] = None
+            self.places["duplicate"][unit[0].origin] = None
         self.units.add(known)
         if len(unit) == 2:
             self.pairs.append(_pair(*unit))
 
-    def answers(self, example: Example) -> list[tuple[int, int]]:
-        """Its learned runs that answer something: of plain text, which is learned from its second token on, none."""
-        runs = learned_runs(example)
-        if not runs or runs[0][0] <= 1:
-            return []
-        told = self.prepared.answering.get(place_of(example)) if self.prepared.answering else None
-        if told is not None:
-            runs = [run for run, answers in zip(runs, told, strict=False) if answers]
-        if self.prepared.renderer.learn_ends in ("all", "learned"):  # those of other turns, which stand alone
-            runs = [run for run in runs if not self.end_ids.issuperset(example.token_ids[slice(*run)].tolist())]
-        return runs
-
     def _answer(self, example: Example, start: int, end: int) -> None:
         self.num_answers += 1
-        if int(example.token_ids[end - 1]) not in self.end_ids:
+        if not example.loss_weights[end - 1] or int(example.token_ids[end - 1]) not in self.end_ids:
             self.num_endless += 1
-            self.endless[example.origin] = None
+            self.places["endless"][example.origin] = None
         if end - start < SAYS_SOMETHING:
             words = [token for token in example.token_ids[start:end].tolist() if token not in self.end_ids]
             if not self.prepared.renderer.tokenizer.decode(words).strip():
-                self.empty[example.origin] = None
+                self.places["empty_answer"][example.origin] = None
 
     def _begins_twice(self, example: Example) -> bool:
         bos, ids = self.prepared.renderer.bos_id, example.token_ids
         return bos is not None and len(ids) > 1 and int(ids[0]) == int(ids[1]) == bos
 
-    def found(self) -> Iterator[Finding]:
-        some = (
-            f" ({self.num_endless:,} of {self.num_answers:,} answers)" if self.num_endless > len(self.endless) else ""
-        )
-        what = (
-            f"with an answer whose end token is not learned{some}: the model does not learn from them where to stop; "
-            "raise data.max_length where rows are cut, and leave data.learn_ends at turn"
-        )
-        yield from _told("endless", self.endless, what)
-        what = "with an empty answer: the model learns to say nothing there; fill it, or take the row out"
-        yield from _told("empty_answer", self.empty, what)
-        what = "with BOS twice at the start: the text itself writes it; take it out of the text"
-        yield from _told("doubled_bos", self.doubled, what)
-        what = "like an earlier one: what is said twice weighs twice; take the copies out if that is not meant"
-        yield from _told("duplicate", self.again, what)
+    def _question(self, example: Example, answers: Runs) -> None:
+        """What the last answer of a row answers. Rows of training that held-out ones copy are counted as they are
+        prepared: here are those that are answered otherwise."""
+        if self.remembers:
+            self.whole.add(digest_of(example.token_ids))
+        if not answers or not (self.remembers or self.asked):
+            return
+        question = digest_of(example.token_ids[: answers[-1][0]])
+        if self.remembers:
+            self.questions.add(question)
+        elif self.asked and question in self.asked.questions and digest_of(example.token_ids) not in self.asked.whole:
+            self.asked_before[example.origin] = None
+
+    def found(self, words: Mapping[str, str], side: str = "") -> Iterator[Finding]:
+        is_some = self.num_endless > len(self.places["endless"])
+        some = f" ({self.num_endless:,} of {self.num_answers:,} answers)" if is_some else ""
+        for kind, what in words.items():
+            start = "held out: " if side else ""
+            yield from _told(side + kind, self.places[kind], what.format(some=some), start=start)
 
 
-def _told(kind: str, places: dict[Origin, None], what: str, noun: str = "row") -> Iterator[Finding]:
+def _told(kind: str, places: dict[Origin, None], what: str, noun: str = "row", start: str = "") -> Iterator[Finding]:
     if places:
         first = tuple(str(place) for place in list(places)[:FIRST])
-        yield Finding(kind, f"{counted(len(places), noun)} {what}", len(places), first)
+        yield Finding(kind, f"{start}{counted(len(places), noun)} {what}", len(places), first)
 
 
 def _end_ids(prepared: Prepared) -> frozenset[int]:
@@ -171,24 +185,13 @@ def _mixed(prepared: Prepared) -> Iterator[Finding]:
         yield Finding("mixed_columns", text, sum(tally.count for tally in others), first)
 
 
-def _asked_before(walk: _Walk, held_out: Iterable[Example]) -> Iterator[Finding]:
-    """Held-out rows that training asks the same, and answers otherwise: copies are counted as they are prepared."""
-    same = dict.fromkeys(
-        example.origin
-        for example in held_out
-        if not walk.questions.isdisjoint(_question(example, walk.answers(example)))
-        and digest_of(example.token_ids) not in walk.whole
-    )
+def _asked_before(held_out: _Walk) -> Iterator[Finding]:
+    """Held-out rows that training asks the same, and answers otherwise."""
     what = (
         "with the question of a training row, and another answer: held-out scores say less about new questions; "
         "hold whole groups out, by data.held_out={key: COLUMN}"
     )
-    yield from _told("same_question", same, what, "held-out row")
-
-
-def _question(example: Example, answers: Sequence[tuple[int, int]]) -> list[bytes]:
-    """What its last answer answers, if anything."""
-    return [digest_of(example.token_ids[: answers[-1][0]])] if answers else []
+    yield from _told("same_question", held_out.asked_before, what, "held-out row")
 
 
 @dataclass(frozen=True)

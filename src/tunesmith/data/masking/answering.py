@@ -1,17 +1,20 @@
-"""Which of the learned runs of a row's tokens are answers."""
+"""Where the answers of a row stand among its tokens: the turns of the assistant of which anything is learned.
+
+Of most rows these are the runs of learned tokens, and nothing need be kept. Others keep them (`Example.answers`): rows
+that are learned whole, or learn turns of others, or parts of turns, or begin with an answer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from typing import Any
 
 import numpy as np
 
-from tunesmith.data.render import Renderer
-from tunesmith.data.types import Answer, Conversation, Document, Example, Marked, Message, Origin, Pieces, Text
-
-Place = tuple[Origin, str]
-"""A row; of a pair, one of its sides."""
+from tunesmith.data.masking.mask import MaskUnknown, Span, learned_spans
+from tunesmith.data.settings import Ends
+from tunesmith.data.templating.chat import ChatTemplate, TemplateFailed, Turn
+from tunesmith.data.types import Conversation, Example, Marked, Message, Runs
 
 
 def learned_runs(example: Example) -> list[tuple[int, int]]:
@@ -20,53 +23,44 @@ def learned_runs(example: Example) -> list[tuple[int, int]]:
     return list(zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist(), strict=True))
 
 
-def place_of(example: Example) -> Place:
-    return example.origin, example.side if isinstance(example, Answer) else ""
+def answer_spans(
+    row: Conversation,
+    messages: Sequence[Message],
+    turns: Sequence[Turn],
+    tools: Sequence[dict[str, Any]],
+    chat: ChatTemplate,
+    spans: Sequence[Span],
+    learn_ends: Ends,
+) -> list[Span] | None:
+    """The turns of the assistant of which anything is learned, ends and all; None where they are what is learned, and
+    nothing else is. Of a row that is learned whole, whose template may hide its turns, there are none then.
+
+    messages, turns, tools   what the template is given of `row`
+    spans                    what of them is learned, before `data.learn_ends` changes it
+    """
+    if row.is_whole or any(isinstance(turn, Marked) for turn in messages):
+        answers = [turn.role == "assistant" and turn.is_learned for turn in messages]
+        try:
+            return learned_spans(chat, turns, answers, tools)[1]
+        except (MaskUnknown, TemplateFailed):
+            return []
+    if learn_ends in ("all", "learned") or any(turn.is_learned and turn.role != "assistant" for turn in messages):
+        return [span for span in spans if span.is_answer]
+    return None
 
 
-def answering(rows: Sequence[Text], examples: Sequence[Example], renderer: Renderer) -> dict[Place, tuple[bool, ...]]:
-    """Which learned runs are answers, of rows of which not all are. The end of an answer whose last words are not
-    learned is none by itself."""
-    made: dict[Place, tuple[bool, ...]] = {}
-    for row, example in zip(rows, examples, strict=True):
-        turns = _are_answers(row)
-        if all(turns) and not _is_marked(row):
-            continue
+def answers_of(example: Example) -> Runs:
+    """The answers in a row, of which something is learned; of plain text, which is learned from its second token on,
+    none."""
+    if example.answers is None:
         runs = learned_runs(example)
-        in_part = _in_part(row)
-        if len(runs) != len(turns):  # the template joined or dropped some: of the last one alone it is known
-            before = [False] * (len(runs) - 1)
-            turns, in_part = before + turns[-1:], before + in_part[-1:]
-        ends = [
-            is_part and not renderer.tokenizer.decode(example.token_ids[slice(*run)], skip_special_tokens=True).strip()
-            for run, is_part in zip(runs, in_part, strict=False)
-        ]
-        made[place_of(example)] = tuple(answers and not end for answers, end in zip(turns, ends, strict=False))
-    return made
+        return () if not runs or runs[0][0] <= 1 else tuple(runs)
+    return tuple((start, end) for start, end in example.answers if example.loss_weights[start:end].any())
 
 
-def _is_marked(row: Text) -> bool:
-    """Whether a turn may be several learned runs."""
-    return isinstance(row, Conversation) and any(isinstance(turn, Marked) for turn in row.messages)
-
-
-def _are_answers(row: Text) -> list[bool]:
-    """Of each turn that is learned, whether it is the assistant's. Of pieces, which know no turns, the last one is."""
-    if isinstance(row, Pieces):
-        pieces = [is_learned for is_learned, _ in groupby(row.pieces, key=lambda piece: piece.is_learned) if is_learned]
-        return [False] * (len(pieces) - 1) + pieces[-1:]
-    if isinstance(row, Document) or row.is_whole:
-        return []
-    return [turn.role == "assistant" for turn in _said(row)]
-
-
-def _in_part(row: Text) -> list[bool]:
-    """Of each turn that is learned, whether it says something that need not be learned whole."""
-    if isinstance(row, Document):
-        return []
-    return [isinstance(turn, Marked) and bool(turn.content.strip()) for turn in _said(row)]
-
-
-def _said(row: Conversation) -> list[Message]:
-    """The turns that are learned, in any part."""
-    return [turn for turn in row.messages if turn.is_learned and (turn.content or turn.role == "assistant")]
+def cut(answers: Runs | None, start: int, end: int) -> Runs | None:
+    """The answers in the tokens [start, end) of a row."""
+    if answers is None:
+        return None
+    inside = ((max(first, start), min(last, end)) for first, last in answers)
+    return tuple((first - start, last - start) for first, last in inside if first < last)

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from tunesmith.data.check.counts import Counts
+from tunesmith.data.masking.answering import cut
 from tunesmith.data.problems import Problems
 from tunesmith.data.settings import DataSettings
 from tunesmith.data.types import Document, Example, Origin, Preference, Row
@@ -75,7 +76,8 @@ def _shortened(
 def _piece(example: Example, start: int, end: int) -> Example:
     weights = example.loss_weights[start:end].copy()
     weights[:1] = 0.0
-    return replace(example, token_ids=example.token_ids[start:end], loss_weights=weights)
+    answers = cut(example.answers, start, end)
+    return replace(example, token_ids=example.token_ids[start:end], loss_weights=weights, answers=answers)
 
 
 def measure(

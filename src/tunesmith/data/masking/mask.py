@@ -115,11 +115,12 @@ def _first_written(content: str, written: str, index: int) -> int:
 
 
 def with_ends(chat: ChatTemplate, text: str, spans: Sequence[Span], which: Ends) -> list[Span]:
-    """The spans less what ends an answer, where that is not learned; what then says nothing is left out."""
+    """The spans less what ends an answer, where that is not learned; what then says nothing is left out. Where the last
+    learned turn is no answer, the last end is that turn's, which `ends_of_others` finds."""
     if which in ("turn", "learned", "all"):
         return list(spans)
     answers = [index for index, span in enumerate(spans) if span.is_answer]
-    kept = answers[-1:] if which == "last" else []
+    kept = answers[-1:] if which == "last" and answers[-1:] == [len(spans) - 1] else []
     cut = [
         replace(span, end=_before_end(chat, text, span)) if index in answers and index not in kept else span
         for index, span in enumerate(spans)
@@ -133,17 +134,19 @@ def ends_of_others(
     turns: Sequence[Turn],
     learned: Sequence[bool],
     tools: Sequence[dict[str, Any]],
-    *,
-    of_learned: bool = False,
+    which: Ends,
 ) -> list[Span]:
-    """The end tokens of all turns but learned answers, whose spans hold them; `of_learned`: of those alone that are
-    learned. Turns that no token ends have none."""
+    """The end tokens of turns that are no learned answers, whose spans hold them: of all, of the learned ones, or of
+    the last learned one. Turns that no token ends have none."""
     if not chat.traits.stops:
         return []
+    told = [index for index, is_learned in enumerate(learned) if is_learned]
+    places = {"learned": set(told), "last": set(told[-1:])}
+    wanted = places.get(which, range(len(turns)))
     starts = [_shown_at(chat, text, turns, index, tools) for index in range(len(turns))]
     found = []
     for index, turn in enumerate(turns):
-        if of_learned and not learned[index]:
+        if index not in wanted:
             continue
         if turn["role"] != "assistant":
             limit = next((start for start in starts[index + 1 :] if start is not None), len(text))

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
-import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, islice
@@ -20,20 +18,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.problems import Problems, counted, listed, shown
-from tunesmith.data.reading.json_list import NoList, items
+from tunesmith.data.reading.empty_cells import EmptyCell
+from tunesmith.data.reading.json_rows import read_json, read_jsonl
+from tunesmith.data.reading.opened import LONGEST_BYTES, RawRow, checked_head, decoded, ending, lines, too_long
 from tunesmith.data.reading.quiet import quiet_datasets
-from tunesmith.data.reading.strict_json import Fault, Parsed, first_fault, parse
 from tunesmith.data.types import Origin
 from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
     from _csv import Reader as CsvReader
-
-RawRow = tuple[Origin, dict[str, Any]]
-
-_BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-_UTF8_MARK = b"\xef\xbb\xbf"
-_BINARY = {b"\x1f\x8b": "a gzip archive", b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file", b"%PDF": "a PDF"}
 
 
 def read_file(path: Path, limit: int | None) -> list[RawRow]:
@@ -70,174 +63,14 @@ def rows_of(path: Path, problems: Problems) -> Iterator[RawRow]:
         ) from error
 
 
-def ending(path: Path) -> str:
-    """By which a file's reader is found: ".jsonl", or ".jsonl.gz" where it is packed."""
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    return "".join(suffixes if suffixes[-1:] == [".gz"] else suffixes[-1:])
-
-
-def _opened(path: Path) -> io.BufferedIOBase:
-    """The bytes of a file, unpacked."""
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
-
-
-def _checked_head(path: Path) -> None:
-    """Refuse what is not UTF-8 text by its first bytes."""
-    with _opened(path) as file:
-        head = file.read(8192)
-    for mark, name in _BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            raise DataError("the file is not UTF-8", where=str(path), found=name, fix="save it as UTF-8")
-    kind = next((name for magic, name in _BINARY.items() if head.startswith(magic)), None)
-    if kind is None and b"\0" in head:
-        kind = "zero bytes"
-    if kind:
-        raise DataError(
-            "this looks like a binary file, not text",
-            where=str(path),
-            found=kind,
-            expected=f"{ending(path)} as UTF-8 text",
-            fix="unpack or convert it, or give it the ending of what it is",
-        )
-
-
-def _decode(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            "not valid UTF-8",
-            where=where,
-            found=f"byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line",
-            fix="save the file as UTF-8",
-        ) from None
-
-
-def _parse(text: str, where: str) -> Parsed:
-    try:
-        return parse(text)
-    except json.JSONDecodeError as error:
-        at = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise DataError(
-            f"not valid JSON: {error.msg} at {at}",
-            where=where,
-            found=shown(text[max(error.pos - 20, 0) : error.pos + 20].strip() or "nothing"),
-            expected="a JSON object",
-            fix="mend or remove the row",
-        ) from None
-    except RecursionError:
-        raise DataError("nested too deeply", where=where, fix="mend or remove the row") from None
-
-
-def _as_object(value: Any, where: str, *, has_faults: bool) -> dict[str, Any]:
-    fault = first_fault(value) if has_faults else None
-    if fault is not None:
-        raise DataError(f"not valid JSON: {fault}", where=where, fix="mend or remove the row")
-    if isinstance(value, dict):
-        return value
-    raise DataError(
-        "a row must be a JSON object",
-        where=where,
-        found=f"{type(value).__name__} {shown(value, 40)}",
-        expected='{"column": value, …}',
-        fix="mend or remove the row",
-    )
-
-
-def _read_jsonl(path: Path, problems: Problems) -> Iterator[RawRow]:
-    _checked_head(path)
-    is_first = True
-    with _opened(path) as file:
-        for number, raw in enumerate(file, start=1):
-            raw = raw.removeprefix(_UTF8_MARK) if number == 1 else raw
-            if not raw.strip():
-                continue
-            where = f"{path}, line {number}"
-            if is_first and raw.lstrip().startswith(b"["):
-                yield from _read_json(path, problems)
-                return
-            is_first = False
-            try:
-                parsed = _parse(_decode(raw, where), where)
-                row = _as_object(parsed.value, where, has_faults=parsed.has_faults)
-            except DataError as error:
-                problems.add(error)
-            else:
-                yield Origin(str(path), number), row
-
-
-def _read_json(path: Path, problems: Problems) -> Iterator[RawRow]:
-    """A list is read item by item, and any other text whole."""
-    _checked_head(path)
-    number = 0
-    with _opened(path) as file:
-        try:
-            for number, item in enumerate(items(file), start=1):
-                yield from _row_of_list(path, number, item, problems)
-            return
-        except NoList:
-            pass
-    for place, other in enumerate(_whole_list(path, problems), start=1):
-        if isinstance(other, tuple):
-            yield other
-        elif place > number:
-            yield from _row_of_list(path, place, other, problems)
-
-
-def _row_of_list(path: Path, number: int, item: Parsed, problems: Problems) -> Iterator[RawRow]:
-    try:
-        row = _as_object(item.value, f"{path}, row {number}", has_faults=item.has_faults)
-    except DataError as error:
-        problems.add(error)
-    else:
-        yield Origin(str(path), number), row
-
-
-def _whole_list(path: Path, problems: Problems) -> Iterator[Parsed | RawRow]:
-    """The items of a list that stands in an object, or the rows of a file that has one on each line."""
-    with _opened(path) as file:
-        raw = file.read().removeprefix(_UTF8_MARK)
-    if not raw.strip():
-        return
-    first_line = raw.lstrip().partition(b"\n")[0]
-    try:
-        parsed = _parse(_decode(raw, str(path)), str(path))
-    except DataError:
-        # Many files named .json hold one object per line.
-        if first_line.rstrip().startswith(b"{") and first_line.rstrip().endswith(b"}"):
-            del raw
-            yield from _read_jsonl(path, problems)
-            return
-        raise
-    value = parsed.value
-    if isinstance(value, dict) and isinstance(value.get("data"), list):
-        value = value["data"]
-    if isinstance(value, dict) and b"\n" not in raw.strip():
-        value = [value]
-    del raw
-    if isinstance(value, Fault):
-        raise DataError(f"not valid JSON: {value.what}", where=str(path), fix="mend the file")
-    if not isinstance(value, list):
-        raise DataError(
-            "a JSON file must hold a list of objects",
-            where=str(path),
-            found=f"an object with keys {listed(list(value)[:8])}" if isinstance(value, dict) else type(value).__name__,
-            expected='[{…}, …] or {"data": [{…}, …]}',
-        )
-    for item in value:
-        yield Parsed(item, parsed.has_faults)
-
-
 def _text_lines(path: Path, problems: Problems) -> Iterator[str]:
     """The lines of a file; one that is not UTF-8 is a problem, and does not hide those behind it."""
-    with _opened(path) as file:
-        for number, raw in enumerate(file, start=1):
-            raw = raw.removeprefix(_UTF8_MARK) if number == 1 else raw
-            try:
-                yield _decode(raw, f"{path}, line {number}")
-            except DataError as error:
-                problems.add(error)
-                yield raw.decode("utf-8", errors="replace")
+    for number, raw in lines(path):
+        try:
+            yield decoded(raw, f"{path}, line {number}")
+        except DataError as error:
+            problems.add(error)
+            yield raw.decode("utf-8", errors="replace")
 
 
 INDEX = "(index)"
@@ -270,7 +103,7 @@ def _checked_header(header: list[str], path: Path) -> list[str]:
 
 
 def _read_csv(path: Path, problems: Problems) -> Iterator[RawRow]:
-    _checked_head(path)
+    checked_head(path)
     delimiter = "\t" if ".tsv" in ending(path) else ","
     reader = csv.reader(_text_lines(path, problems), delimiter=delimiter, strict=True)
     records = _csv_records(reader, path, problems)
@@ -286,7 +119,7 @@ def _read_csv(path: Path, problems: Problems) -> Iterator[RawRow]:
             problems.add(_no_index(path, line, header, values[0]))
             return
         if len(values) == len(header):
-            yield Origin(str(path), line), dict(zip(header, map(_plain_line_ends, values), strict=True))
+            yield Origin(str(path), line), dict(zip(header, map(_cell, values), strict=True))
             continue
         problems.add(
             DataError(
@@ -299,8 +132,10 @@ def _read_csv(path: Path, problems: Problems) -> Iterator[RawRow]:
         )
 
 
-def _plain_line_ends(value: str) -> str:
-    """Windows' line ends inside quotes: as in plain text, the model should not learn to write them."""
+def _cell(value: str) -> str:
+    """Windows' line ends inside quotes become plain ones, which the model should learn to write, as in plain text."""
+    if not value:
+        return EmptyCell()
     return value.replace("\r\n", "\n") if "\r" in value else value
 
 
@@ -338,7 +173,7 @@ def _csv_records(reader: CsvReader, path: Path, problems: Problems) -> Iterator[
 def _next_record(reader: CsvReader) -> list[str] | None:
     """The csv module refuses fields over 128 KiB unless told, and is told for all its readers: so for one record at a
     time, since a walk may rest between two of them. Texts are longer."""
-    previous = csv.field_size_limit(2**31 - 1)
+    previous = csv.field_size_limit(LONGEST_BYTES)
     try:
         return next(reader, None)
     finally:
@@ -350,16 +185,19 @@ def _read_text(path: Path, problems: Problems) -> Iterator[RawRow]:
 
     Windows' line ends become plain ones: the model should not learn to write them.
     """
-    _checked_head(path)
+    checked_head(path)
     by_paragraph = _has_paragraphs(path)
     paragraph: list[str] = []
-    start = 1
+    start, length = 1, 0
     for number, line in enumerate(chain(_text_lines(path, problems), [""]), start=1):
         if paragraph and (not by_paragraph or not line.strip()):
             yield Origin(str(path), start), {"text": "".join(paragraph).rstrip("\r\n")}
-            paragraph = []
+            paragraph, length = [], 0
         if line.strip():
             start = start if paragraph else number
+            length += len(line)
+            if length > LONGEST_BYTES:
+                raise too_long("the paragraph", f"{path}, line {start}")
             paragraph.append(line.removesuffix("\r\n") + "\n" if line.endswith("\r\n") else line)
 
 
@@ -416,9 +254,9 @@ def _without_filled(value: Any, *, inside: bool = False) -> Any:
 
 
 _OF_TEXT = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_json,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".txt": _read_text,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import sys
 from collections.abc import Iterator
 
 from tunesmith.data.reading.strict_json import Parsed, parse_from
@@ -54,8 +55,9 @@ class _Text:
         return found
 
 
-def items(file: io.BufferedIOBase) -> Iterator[Parsed]:
-    """Raises NoList, behind the items that come before what is wrong."""
+def items(file: io.BufferedIOBase, longest: int = sys.maxsize) -> Iterator[Parsed]:
+    """Raises NoList, behind the items that come before what is wrong; RecursionError for an item that is nested too
+    deeply, OverflowError for one of more letters than `longest`."""
     text = _Text(file)
     try:
         text.until("[")
@@ -67,7 +69,7 @@ def items(file: io.BufferedIOBase) -> Iterator[Parsed]:
             if is_first and found == "]":
                 text.until("]")
                 break
-            item, end = _item(text)
+            item, end = _item(text, longest)
             yield item
             text.at, is_first = end, False
             if text.until(",]") == "]":
@@ -75,12 +77,12 @@ def items(file: io.BufferedIOBase) -> Iterator[Parsed]:
         while not text.next(text.at)[0]:
             if not text.read():
                 return
-    except (UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise NoList from error
     raise NoList  # something stands behind the list
 
 
-def _item(text: _Text) -> tuple[Parsed, int]:
+def _item(text: _Text, longest: int) -> tuple[Parsed, int]:
     """The item that begins here, and where it ends. It is whole once it is seen what stands behind it: a number may go
     on in what is not read yet."""
     while True:
@@ -91,5 +93,7 @@ def _item(text: _Text) -> tuple[Parsed, int]:
                 return item, end
         except json.JSONDecodeError:
             pass
+        if len(text.text) - text.at > longest:
+            raise OverflowError
         if not text.read():
             raise NoList

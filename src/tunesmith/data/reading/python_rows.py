@@ -10,6 +10,7 @@ from typing import Any
 
 from tunesmith.data.problems import Problems, listed, shown
 from tunesmith.data.reading.files import RawRow, of_arrow
+from tunesmith.data.reading.strict_json import DEEPEST, is_deep
 from tunesmith.data.types import Origin
 from tunesmith.errors import DataError
 
@@ -70,10 +71,19 @@ def _plain(value: Any) -> Any:
 
 def read_python(source: Any, limit: int | None) -> list[RawRow]:
     """The rows with their numbers; those that are no dictionaries are one DataError that names them all."""
-    problems = Problems("rows are not dictionaries")
+    problems = Problems("broken rows")
     rows: list[RawRow] = []
     for number, row in enumerate(dictionaries(source), start=1):
-        if isinstance(row, Mapping):
+        if isinstance(row, Mapping) and is_deep(row := dict(row)):
+            problems.add(
+                DataError(
+                    "nested too deeply",
+                    where=f"rows, row {number}",
+                    found=f"lists and dictionaries in one another, more than {DEEPEST} of them",
+                    fix="mend or leave out the row",
+                )
+            )
+        elif isinstance(row, Mapping):
             rows.append((Origin("rows", number), dict(row)))
         else:
             problems.add(
@@ -82,6 +92,7 @@ def read_python(source: Any, limit: int | None) -> list[RawRow]:
                     where=f"rows, row {number}",
                     found=f"{type(row).__name__} {shown(row, 40)}",
                     expected='{"column": value, …}',
+                    fix="give a dictionary for each row",
                 )
             )
         if limit is not None and len(rows) >= limit:

@@ -95,7 +95,12 @@ def data_files(folder: Path, split: str) -> list[Path]:
     """Every data file in the folder; where file names speak of splits, only those of `split`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and _is_data(path.relative_to(folder)))
     if not files:
-        raise DataError("the folder has no data files", where=str(folder), expected=listed(READERS))
+        raise DataError(
+            "the folder has no data files",
+            where=str(folder),
+            expected=listed(READERS),
+            fix="name the folder or the file in which the rows are",
+        )
     by_split = {path: _split_of(path) for path in files}
     if any(by_split.values()):
         if of_none := [path for path in files if by_split[path] is None]:
@@ -176,7 +181,12 @@ def _read_saved(folder: Path, split: str, limit: int | None) -> list[RawRow]:
         try:
             saved = load_from_disk(str(folder))
         except Exception as error:  # pyarrow and datasets raise a dozen kinds for a damaged folder
-            raise DataError("not a readable saved data set", where=str(folder), found=shown(str(error), 160)) from error
+            raise DataError(
+                "not a readable saved data set",
+                where=str(folder),
+                found=shown(str(error), 160),
+                fix="write it anew by save_to_disk; an interrupted copy looks like this",
+            ) from error
         return _collected(saved_split(saved, folder, split), str(folder), limit)
 
 
@@ -187,7 +197,7 @@ def _collected(dataset: Iterable[Any], name: str, limit: int | None) -> list[Raw
         if limit is not None and number >= limit:
             break
     if not rows:
-        raise DataError("the data set has no rows", where=name)
+        raise DataError("the data set has no rows", where=name, fix="name another one, or another split by data.split")
     return rows
 
 

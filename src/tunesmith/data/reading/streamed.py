@@ -5,7 +5,6 @@ A walk ends with `ReadWhole` at whatever is broken: cache/telling.py says what, 
 
 from __future__ import annotations
 
-import gzip
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 from tunesmith.data.problems import Problems
 from tunesmith.data.reading.files import READERS, RawRow, ending, of_arrow, rows_of, told_rows
 from tunesmith.data.reading.hub import is_out_of_reach
+from tunesmith.data.reading.opened import lines
 from tunesmith.data.reading.quiet import quiet_datasets
 from tunesmith.data.reading.sources import data_files, is_saved, read, refuse_split_of_file, saved_split
 from tunesmith.data.settings import DataSettings
@@ -23,9 +23,6 @@ from tunesmith.data.types import Origin
 from tunesmith.errors import DataError
 
 LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-
-
-UTF8_MARK = b"\xef\xbb\xbf"
 
 
 class ReadWhole(Exception):
@@ -74,12 +71,8 @@ class File(_Walked):
 
     def _num_lines(self) -> int:
         """Lines that hold anything."""
-        with (
-            _or_read_whole(),
-            gzip.open(self.path) if self.path.suffix.lower() == ".gz" else self.path.open("rb") as file,
-        ):
-            first = file.readline().removeprefix(UTF8_MARK)
-            return sum(1 for raw in chain([first], file) if raw.strip())
+        with _or_read_whole():
+            return sum(1 for _, raw in lines(self.path) if raw.strip())
 
     def __iter__(self) -> Iterator[RawRow]:
         problems, is_empty = Problems(""), True

@@ -16,6 +16,9 @@ from tunesmith.data.problems import shown
 # Python itself refuses longer ones (`sys.set_int_max_str_digits`), without saying where.
 _MOST_DIGITS = 4000
 
+DEEPEST = 200
+"""Lists and objects in one another. Python's parser takes some 900, and what walks over them afterwards fewer."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -26,24 +29,41 @@ class Fault:
 
 @dataclass(frozen=True)
 class Parsed:
-    """`has_faults`: somewhere in `value` there are faults, for `first_fault` to find."""
+    """`has_faults`: somewhere in `value` there are faults, for `first_fault` to find; `may_be_deep`: that is for
+    `is_deep` to say."""
 
     value: Any
     has_faults: bool
+    may_be_deep: bool = False
 
 
 def parse(text: str) -> Parsed:
     """Raises JSONDecodeError for broken syntax, RecursionError for what is nested too deeply, and nothing else."""
     faults, how = _strictly()
     value = json.loads(text, **how)
-    return Parsed(value, bool(faults))
+    return Parsed(value, bool(faults), _opens_many(text, 0, len(text)))
 
 
 def parse_from(text: str, start: int) -> tuple[Parsed, int]:
     """The value that begins at `start`, and where it ends; what stands behind is not looked at. Raises as `parse`."""
     faults, how = _strictly()
     value, end = json.JSONDecoder(**how).raw_decode(text, start)
-    return Parsed(value, bool(faults)), end
+    return Parsed(value, bool(faults), _opens_many(text, start, end)), end
+
+
+def _opens_many(text: str, start: int, end: int) -> bool:
+    return text.count("[", start, end) + text.count("{", start, end) > DEEPEST
+
+
+def is_deep(value: Any) -> bool:
+    """Whether more than `DEEPEST` lists and objects stand in one another."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [item for item in level if isinstance(item, (dict, list, tuple))]
+        if not level:
+            return False
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return True
 
 
 def _strictly() -> tuple[list[Fault], dict[str, Any]]:
@@ -88,6 +108,8 @@ def first_fault(value: Any) -> str | None:
 def strict_value(text: str) -> Any:
     """The value of `text`; a ValueError for anything that is not strict JSON."""
     parsed = parse(text)
+    if parsed.may_be_deep and is_deep(parsed.value):
+        raise ValueError(f"nested too deeply, more than {DEEPEST} lists and objects in one another")
     if parsed.has_faults:
         raise ValueError(first_fault(parsed.value))
     return parsed.value

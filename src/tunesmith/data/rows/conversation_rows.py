@@ -4,8 +4,10 @@ text                {"text": …}
 messages            {"messages": [{"role", "content", …}], "tools": […]},
                     or ShareGPT's {"conversations": [{"from", "value"}], …}
 prompt-completion   {"prompt": …, "completion": …}, both strings or both message lists
-alpaca              {"instruction": …, "output": …}, with or without input, system, history
+alpaca              {"instruction": …, "output": …}, with or without input, history
 prompt              {"prompt": …}, or messages, conversations or a question
+
+A system turn (system, system_prompt) may stand in a column of its own beside the second, the third and the fourth.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.data.problems import shown
+from tunesmith.data.reading.empty_cells import is_filled
+from tunesmith.data.rows.beside import tools_of, with_system
 from tunesmith.data.rows.cells import turns_in
 from tunesmith.data.rows.messages import Names, Unreadable, need, parsed, read_messages, read_tools, text_of
 from tunesmith.data.types import Conversation, Document, Message, Origin, Prompt
@@ -26,19 +30,12 @@ def text(row: RawColumns, origin: Origin) -> Document:
 
 
 def messages(row: RawColumns, origin: Origin, names: Names | None = None) -> Conversation:
-    keys = [key for key in ("messages", "conversations") if row.get(key) is not None]
+    keys = [key for key in ("messages", "conversations") if is_filled(row.get(key))]
     if len(keys) > 1:
         raise Unreadable("the row has both messages and conversations")
-    if not keys:
-        need(row, "conversations" if "conversations" in row else "messages")
-    turns = read_messages(turns_in(row[keys[0]], keys[0], names), keys[0], names)
-    if _has(row, "system") and turns:
-        system = Message("system", text_of(row, "system"))
-        if turns[0].role != "system":
-            turns = (system, *turns)
-        elif turns[0].content != system.content:
-            raise Unreadable("the row has two system turns: the column 'system', and the first of its turns")
-    return Conversation(turns, origin, read_tools(row.get("tools")))
+    key = keys[0] if keys else "conversations" if "conversations" in row else "messages"
+    turns = read_messages(turns_in(need(row, key), key, names), key, names)
+    return Conversation(with_system(turns, row), origin, tools_of(row))
 
 
 def prompt_completion(row: RawColumns, origin: Origin, names: Names | None = None) -> Conversation:
@@ -47,9 +44,10 @@ def prompt_completion(row: RawColumns, origin: Origin, names: Names | None = Non
         if not isinstance(value, (str, list, tuple)):
             said = f"{type(value).__name__} {shown(value, 40)}"
             raise Unreadable(f"the column {key!r} must be text or a list of messages", found=said)
-    tools = read_tools(row.get("tools"))
+    tools = tools_of(row)
     if isinstance(prompt, str) and isinstance(completion, str):
-        return Conversation((Message("user", prompt), Message("assistant", completion)), origin, tools)
+        both = (Message("user", prompt), Message("assistant", completion))
+        return Conversation(with_system(both, row), origin, tools)
     if isinstance(prompt, str) or isinstance(completion, str):
         raise Unreadable(
             "prompt and completion must both be text or both be message lists",
@@ -61,7 +59,8 @@ def prompt_completion(row: RawColumns, origin: Origin, names: Names | None = Non
             'data.format={prompt: "{{ prompt }}", answer: "{{ completion }}"}',
         )
     asked, answer = read_messages(prompt, "prompt", names), read_messages(completion, "completion", names)
-    return Conversation(asked + answer, origin, tools, num_asked=len(asked))
+    turns = with_system(asked + answer, row)
+    return Conversation(turns, origin, tools, num_asked=len(turns) - len(answer))
 
 
 def _has(row: RawColumns, key: str) -> bool:
@@ -70,7 +69,7 @@ def _has(row: RawColumns, key: str) -> bool:
 
 
 def alpaca(row: RawColumns, origin: Origin) -> Conversation:
-    turns = [Message("system", text_of(row, "system"))] if _has(row, "system") else []
+    turns = list[Message]()
     history = parsed(row["history"], "history") if _has(row, "history") else []
     if not isinstance(history, list):
         raise Unreadable("history must be a list of [question, answer] pairs", found=shown(history))
@@ -82,13 +81,13 @@ def alpaca(row: RawColumns, origin: Origin) -> Conversation:
     if _has(row, "input"):
         question += "\n\n" + text_of(row, "input")
     turns += [Message("user", question), Message("assistant", text_of(row, "output"))]
-    return Conversation(tuple(turns), origin)
+    return Conversation(with_system(tuple(turns), row), origin)
 
 
 def prompt(row: RawColumns, origin: Origin, names: Names | None = None) -> Prompt:
     """A question alone: text or messages, of which an answer at the end is left off."""
     there = [key for key in ("prompt", "messages", "conversations", "question") if key in row]
-    key = next((key for key in there if row[key] is not None), there[0] if there else "prompt")
+    key = next((key for key in there if is_filled(row[key])), there[0] if there else "prompt")
     given = turns_in(need(row, key), key, names)
     turns = (Message("user", given),) if isinstance(given, str) else read_messages(given, key, names)
     if turns and turns[-1].role == "assistant":
@@ -97,4 +96,5 @@ def prompt(row: RawColumns, origin: Origin, names: Names | None = None) -> Promp
         given = [{"role": turn.role, "content": turn.content} for turn in turns]
     if not turns:
         raise Unreadable(f"the column {key!r} holds no turn to answer")
-    return Prompt(turns, given, {k: v for k, v in row.items() if k != key}, origin, read_tools(row.get("tools")))
+    tools = tools_of(row) if key in ("messages", "conversations") else read_tools(row.get("tools"))
+    return Prompt(turns, given, {k: v for k, v in row.items() if k != key}, origin, tools)

@@ -12,26 +12,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.data.problems import shown
-from tunesmith.data.rows.messages import Names, Unreadable, read_messages, read_tools, text_of
-from tunesmith.data.types import Conversation, Document, Labelled, Message, Origin
+from tunesmith.data.reading.empty_cells import is_filled
+from tunesmith.data.rows.beside import tools_of, with_system
+from tunesmith.data.rows.messages import Names, Unreadable, read_messages, text_of
+from tunesmith.data.types import Conversation, Document, Labelled, Origin
 
 
 def labelled(row: Mapping[str, Any], origin: Origin, names: Names | None = None) -> Labelled:
-    keys = [key for key in ("text", "messages", "conversations") if row.get(key) is not None]
+    keys = [key for key in ("text", "messages", "conversations") if is_filled(row.get(key))]
     if len(keys) != 1:
-        empty = [f"{key} is null" for key in ("text", "messages", "conversations") if key in row]
+        empty = [
+            f"{key} is null" if row[key] is None else f"{key} is an empty cell"
+            for key in ("text", "messages", "conversations")
+            if key in row
+        ]
         found = " and ".join(keys or empty) or "no column text, messages or conversations"
         raise Unreadable("what the label is of is not one column", found=found)
     if keys[0] == "text":
         return Labelled(Document(text_of(row, "text"), origin), _labels(row))
     turns = read_messages(row[keys[0]], keys[0], names)
-    if row.get("system") not in (None, ""):
-        turns = (Message("system", text_of(row, "system")), *turns)
-    return Labelled(Conversation(turns, origin, read_tools(row.get("tools"))), _labels(row))
+    return Labelled(Conversation(with_system(turns, row), origin, tools_of(row)), _labels(row))
 
 
 def _labels(row: Mapping[str, Any]) -> tuple[str, ...]:
-    there = [key for key in ("label", "labels") if row.get(key) is not None]
+    there = [key for key in ("label", "labels") if is_filled(row.get(key))]
     if not there and "labels" in row:  # an empty cell of a table
         return ()
     if len(there) != 1:
@@ -48,7 +52,7 @@ def _listed(text: str) -> list[Any]:
     if text.strip().startswith("["):
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Unreadable("the column 'labels' begins like a list of JSON, and is none", found=shown(text)) from None
         return list(found)
     return [part for part in re.split(r"[,;|]", text) if part.strip()]

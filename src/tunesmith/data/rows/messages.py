@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from tunesmith.data.problems import listed, shown
+from tunesmith.data.reading.empty_cells import EmptyCell
 from tunesmith.data.reading.strict_json import strict_value
 from tunesmith.data.settings import MessageKey
 from tunesmith.data.types import Document, Labelled, LearnedSpan, Marked, Message, Row, turns_of
@@ -105,7 +106,7 @@ def need(row: Mapping[str, Any], key: str) -> Any:
         raise Unreadable(f"the column {key!r} is missing")
     if row[key] is None:
         raise Unreadable(f"the column {key!r} is null")
-    return row[key]
+    return "" if isinstance(row[key], EmptyCell) else row[key]
 
 
 def text_of(row: Mapping[str, Any], key: str) -> str:
@@ -351,7 +352,10 @@ def read_tools(tools: Any) -> tuple[dict[str, Any], ...]:
         function = (tool.get("function") or tool) if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise Unreadable("an entry of 'tools' has no name", found=shown(tool))
-        result.append({"type": "function", "function": _without_nulls(function)})
+        try:
+            result.append({"type": "function", "function": _without_nulls(function)})
+        except RecursionError:
+            raise Unreadable("an entry of 'tools' is nested too deeply", fix="mend or remove the row") from None
     return tuple(result)
 
 

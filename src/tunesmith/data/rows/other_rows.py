@@ -1,6 +1,6 @@
 """Rows as other tools write them.
 
-input-output   {"input": …, "output": …}                                                    Lamini
+input-output   {"input": …, "output": …}, with or without a system turn                     Lamini
 openpipe       {"messages": [… answer], "rejected_message": {…}, "split": "TRAIN"}          OpenPipe
 nemo           {"context": […], "completions": [{"rank": 0, "completion": […]}, …]}         NeMo RL
 nectar         {"prompt": …, "answers": [{"answer": …, "rank": 1}, …]}                      Nectar
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.data.problems import shown
+from tunesmith.data.rows.beside import tools_of, with_system
 from tunesmith.data.rows.messages import Names, Unreadable, need, parsed, read_messages, read_tools, text_of
 from tunesmith.data.rows.preferences import pair, preference
 from tunesmith.data.types import Conversation, Message, Origin, Preference, Prompt
@@ -21,8 +22,8 @@ RawColumns = Mapping[str, Any]
 
 
 def input_output(row: RawColumns, origin: Origin, names: Names) -> Conversation:
-    turns = (Message("user", text_of(row, "input")), Message("assistant", text_of(row, "output")))
-    return Conversation(turns, origin, num_asked=1)
+    turns = with_system((Message("user", text_of(row, "input")), Message("assistant", text_of(row, "output"))), row)
+    return Conversation(turns, origin, num_asked=len(turns) - 1)
 
 
 def openpipe(row: RawColumns, origin: Origin, names: Names) -> Preference:
@@ -39,7 +40,7 @@ def openpipe(row: RawColumns, origin: Origin, names: Names) -> Preference:
         raise Unreadable("'messages' must end in the chosen answer", found=turns[-1].role if turns else "no turn")
     rejected = parsed(need(row, "rejected_message"), "'rejected_message'")
     rejected = rejected if isinstance(rejected, list) else [rejected]
-    return pair(turns[:-1], turns[-1:], read_messages(rejected, "rejected_message", names), origin, row.get("tools"))
+    return pair(turns[:-1], turns[-1:], read_messages(rejected, "rejected_message", names), origin, tools_of(row))
 
 
 def nemo(row: RawColumns, origin: Origin, names: Names) -> Preference:
@@ -52,7 +53,7 @@ def nemo(row: RawColumns, origin: Origin, names: Names) -> Preference:
     if better["rank"] == worse["rank"]:
         raise Unreadable("both completions have the same rank: neither is preferred", found=f"rank {better['rank']}")
     chosen, rejected = (read_messages(need(one, "completion"), "completion", names) for one in (better, worse))
-    return pair(read_messages(need(row, "context"), "context", names), chosen, rejected, origin, row.get("tools"))
+    return pair(read_messages(need(row, "context"), "context", names), chosen, rejected, origin, tools_of(row))
 
 
 def nectar(row: RawColumns, origin: Origin, names: Names) -> Preference:

@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from tunesmith.data.problems import shown
+from tunesmith.data.reading.empty_cells import is_filled
 from tunesmith.data.rows.messages import Names, Unreadable, need, parsed
 from tunesmith.data.types import Origin, Piece, Pieces
 
@@ -35,8 +36,9 @@ def segments(row: RawColumns, origin: Origin, names: Names) -> Pieces:
 
 def tokens(row: RawColumns, origin: Origin, names: Names) -> Pieces:
     ids = _integers(need(row, "input_ids"), "input_ids")
-    labels = ids if row.get("labels") is None else _integers(row["labels"], "labels")
-    kept = [1] * len(ids) if row.get("attention_mask") is None else _integers(row["attention_mask"], "attention_mask")
+    labels = ids if not is_filled(row.get("labels")) else _integers(row["labels"], "labels")
+    mask = row.get("attention_mask")
+    kept = _integers(mask, "attention_mask") if is_filled(mask) else [1] * len(ids)
     for name, values in (("labels", labels), ("attention_mask", kept)):
         if len(values) != len(ids):
             raise Unreadable(f"input_ids and {name} differ in length", found=f"{len(ids)} and {len(values)}")

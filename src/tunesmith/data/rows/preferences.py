@@ -3,13 +3,13 @@
 preference          {"prompt": …, "chosen": …, "rejected": …}, text or message lists. Or whole conversations that begin
                     alike in chosen and rejected, as lists or as text ("Human: … Assistant: …"), or two texts, of which
                     the words that they begin with in common are the prompt. The prompt may be ShareGPT's
-                    conversations, Alpaca's instruction and input, or a question; the answers may be Argilla's
-                    chosen_response and rejected_response
+                    conversations, Alpaca's instruction and input, a question or a query; the answers may be Argilla's
+                    chosen_response and rejected_response, or ms-swift's response and rejected_response
 openai-preference   {"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}
 unpaired            {"prompt": …, "completion": …, "label": true}, the prompt under any name as above, or {"messages":
                     […], "label": true}, of which the last answer is judged
 
-A column `system` stands before the prompt of the first and the last.
+A column `system` or `system_prompt` stands before the prompt of the first and the last.
 """
 
 from __future__ import annotations
@@ -20,14 +20,23 @@ from itertools import takewhile
 from typing import Any
 
 from tunesmith.data.problems import shown
+from tunesmith.data.reading.empty_cells import is_filled
+from tunesmith.data.rows.beside import Tools, tools_of, with_system
 from tunesmith.data.rows.cells import turns_in
 from tunesmith.data.rows.messages import Names, Unreadable, need, parsed, read_messages, read_tools, text_of
 from tunesmith.data.rows.unwanted import LABELS, judgement
 from tunesmith.data.types import Judged, Message, Origin, Preference
 
 RawColumns = Mapping[str, Any]
-_PROMPTS = ("prompt", "conversations", "instruction", "question", "messages", "input")
+_PROMPTS = ("prompt", "conversations", "instruction", "question", "messages", "query", "input")
 """Columns that may hold the prompt, the first of them that is there."""
+ANSWERS = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("response", "rejected"),
+    ("response", "rejected_response"),
+)
+"""Columns that may hold the better and the worse answer, the first two of them that are there."""
 _IN_WORD = re.compile(r"[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]{2}")
 """Two letters of a word; of Thai, Lao, Japanese and Chinese, which write none between words, none are."""
 _SPEAKERS = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -45,13 +54,13 @@ def preference(row: RawColumns, origin: Origin, names: Names | None = None) -> P
         prompt, chosen, rejected = _said_in_common(chosen, rejected)
     if prompt[-1].role == "assistant":
         raise Unreadable("the prompt ends in an answer", found=shown(prompt[-1].content))
-    return pair(_with_system(prompt, row), chosen, rejected, origin, row.get("tools"), row.get("margin"))
+    return pair(with_system(prompt, row), chosen, rejected, origin, tools_of(row), row.get("margin"))
 
 
 def passed_over(row: RawColumns) -> set[str]:
     """Columns that could be a prompt or an answer, and are not looked at since another one is."""
-    others = {f"{key}_response" for key in ("chosen", "rejected")} - set(_answers(row))
-    return _other_prompts(row, _PROMPTS) | {key for key in others if row.get(key) is not None}
+    others = {name for names in ANSWERS for name in names}.difference(_answers(row))
+    return _other_prompts(row, _PROMPTS) | {name for name in others if is_filled(row.get(name))}
 
 
 def _other_prompts(row: RawColumns, names: Sequence[str]) -> set[str]:
@@ -68,13 +77,14 @@ def passed_over_of_one(row: RawColumns) -> set[str]:
 
 def _whole(row: RawColumns) -> list[str]:
     """The columns that hold a conversation with its answer."""
-    return [key for key in ("messages", "conversations") if row.get(key) is not None]
+    return [key for key in ("messages", "conversations") if is_filled(row.get(key))]
 
 
 def _answers(row: RawColumns) -> tuple[str, str]:
-    """The columns of the two answers."""
-    argilla = ("chosen_response", "rejected_response")
-    return argilla if "chosen" not in row and argilla[0] in row else ("chosen", "rejected")
+    """The columns of the two answers: the first two that the row has, and does not leave empty both."""
+    there = [names for names in ANSWERS if row.keys() >= set(names)]
+    filled = (names for names in there if any(is_filled(row[name]) for name in names))
+    return next(filled, None) or next((names for names in ANSWERS if names in there or names[0] in row), ANSWERS[0])
 
 
 def _said_in_common(
@@ -105,17 +115,6 @@ def _said_in_common(
     return (Message("user", asked),), (Message("assistant", better[rest]),), (Message("assistant", worse[rest]),)
 
 
-def _with_system(prompt: tuple[Message, ...], row: RawColumns) -> tuple[Message, ...]:
-    if row.get("system") in (None, ""):
-        return prompt
-    system = Message("system", text_of(row, "system"))
-    if prompt[0].role != "system":
-        return (system, *prompt)
-    if prompt[0].content != system.content:
-        raise Unreadable("the row has two system turns: the column 'system', and the first of its turns")
-    return prompt
-
-
 def _last_question(turns: tuple[Message, ...]) -> Message:
     return next((turn for turn in reversed(turns) if turn.role != "assistant"), turns[-1])
 
@@ -131,11 +130,11 @@ def openai_preference(row: RawColumns, origin: Origin, names: Names | None = Non
     prompt = read_messages(need(given, "messages"), "messages", names)
     chosen = read_messages(need(row, "preferred_output"), "preferred_output", names)
     rejected = read_messages(need(row, "non_preferred_output"), "non_preferred_output", names)
-    return pair(prompt, chosen, rejected, origin, given.get("tools"))
+    return pair(prompt, chosen, rejected, origin, read_tools(given.get("tools")))
 
 
 def unpaired(row: RawColumns, origin: Origin, names: Names | None = None) -> Judged:
-    name = next((name for name in LABELS if row.get(name) is not None), "label")
+    name = next((name for name in LABELS if is_filled(row.get(name))), "label")
     label, wanted = need(row, name), judgement(row.get(name))
     keys = _whole(row)
     if len(keys) > 1:
@@ -153,7 +152,7 @@ def unpaired(row: RawColumns, origin: Origin, names: Names | None = None) -> Jud
     _refuse_no_answer(completion, keys[0] if keys else "completion")
     if not prompt:
         raise Unreadable("the prompt is empty")
-    return Judged(_with_system(prompt, row), completion, wanted, origin, read_tools(row.get("tools")))
+    return Judged(with_system(prompt, row), completion, wanted, origin, tools_of(row))
 
 
 def _prompt(row: RawColumns, names: Names | None) -> tuple[Message, ...]:
@@ -207,7 +206,7 @@ def pair(
     chosen: tuple[Message, ...],
     rejected: tuple[Message, ...],
     origin: Origin,
-    tools: Any,
+    tools: Tools,
     margin: Any = None,
 ) -> Preference:
     """Two answers to one prompt; an empty prompt or an answer without a turn of the assistant is refused."""
@@ -215,7 +214,7 @@ def pair(
         raise Unreadable("the prompt is empty")
     for key, answer in (("chosen", chosen), ("rejected", rejected)):
         _refuse_no_answer(answer, key)
-    return Preference(prompt, chosen, rejected, origin, read_tools(tools), _number(margin))
+    return Preference(prompt, chosen, rejected, origin, tools, _number(margin))
 
 
 def _number(margin: Any) -> float | str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from tunesmith.data.reading.empty_cells import is_filled
 from tunesmith.data.rows.messages import Unreadable, parsed
 
 Columns = Mapping[str, Sequence[frozenset[str]]]
@@ -19,7 +20,7 @@ def spoken_apart(rows: Iterable[Mapping[str, Any]], formats: Columns) -> set[str
     """The formats beside whose columns the `text` of some row says something else, or stands alone."""
     apart: set[str] = set()
     for row in rows:
-        if row.get("text") is not None and len(apart) < len(formats):
+        if is_filled(row.get("text")) and len(apart) < len(formats):
             apart |= {name for name, kinds in formats.items() if name not in apart and not _repeats(row, kinds)}
     return apart
 
@@ -29,7 +30,7 @@ def _repeats(row: Mapping[str, Any], kinds: Sequence[frozenset[str]]) -> bool:
     `input` beside them too."""
     text = row["text"]
     for columns in kinds:
-        filled = {name: row[name] for name in sorted(columns | {"input"}) if row.get(name) is not None}
+        filled = {name: row[name] for name in sorted(columns | {"input"}) if is_filled(row.get(name))}
         if not isinstance(text, str) or not columns <= filled.keys():
             continue
         try:

@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jinja2 import Template, TemplateSyntaxError, UndefinedError
+from jinja2 import Template, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.exceptions import SecurityError
 
 from tunesmith.data.problems import listed, shown
 from tunesmith.data.rows.messages import Unreadable
 from tunesmith.data.settings import TemplateFormat
-from tunesmith.data.templating.sandbox import TEMPLATE_ERRORS, Unwritable, bounded, column_environment, time_limit
+from tunesmith.data.templating.limits import TEMPLATE_ERRORS, limited
+from tunesmith.data.templating.sandbox import Unwritable, column_environment
 from tunesmith.data.types import Conversation, Document, Labelled, Message, Origin, Preference, Prompt, Row, Text
 from tunesmith.errors import DataError
 
 RawColumns = Mapping[str, Any]
 _BEFORE = {"system": "system", "prompt": "user"}
 _ANSWERS = dict.fromkeys(("answer", "chosen", "rejected"), "assistant")
+_CLASSES = {"text": "text", "label": "label"}
 
 
 def template(settings: TemplateFormat) -> Callable[[RawColumns, Origin], Row]:
     """A format written by the user: Jinja over the row's columns."""
     turns_before, answers = _written(settings, _BEFORE), _written(settings, _ANSWERS)
-    classes = _written(settings, {"text": "text", "label": "label"})
+    classes = _written(settings, _CLASSES)
 
     def read(row: RawColumns, origin: Origin) -> Row:
         if settings.label is not None:
@@ -40,6 +42,16 @@ def template(settings: TemplateFormat) -> Callable[[RawColumns, Origin], Row]:
         return Preference(before, (said["chosen"],), (said["rejected"],), origin)
 
     return read
+
+
+def columns_named(settings: TemplateFormat) -> frozenset[str]:
+    """The columns that its parts name, in conditions, loops and filters too."""
+    environment, names = column_environment(), set[str]()
+    for part in (*_BEFORE, *_ANSWERS, *_CLASSES):
+        tree = environment.parse(getattr(settings, part) or "")
+        names |= meta.find_undeclared_variables(tree)
+        names |= {node.name for node in tree.find_all(nodes.Name) if node.name in environment.globals}
+    return frozenset(names)
 
 
 def text_template(settings: TemplateFormat) -> Callable[[RawColumns, Origin], Text]:
@@ -86,8 +98,8 @@ def _compile(name: str, source: str) -> Template:
 
 def _fill(part: Template, name: str, row: RawColumns) -> str:
     try:
-        with time_limit():
-            return bounded(part.render(row), *row.values())
+        with limited(*row.values()):
+            return part.render(row)
     except UndefinedError as error:
         raise Unreadable(f"data.format.{name}: {error.message}", found=f"columns {listed(row)}") from None
     except Unwritable as error:

@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from tunesmith.data.problems import shown
-from tunesmith.data.templating.sandbox import TEMPLATE_ERRORS, bounded, time_limit
+from tunesmith.data.templating.limits import TEMPLATE_ERRORS, limited
+from tunesmith.data.templating.rendering import rendered
 from tunesmith.data.types import Message
 from tunesmith.errors import DataError
 
@@ -82,11 +83,8 @@ class ChatTemplate:
     def render(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] = (), *, open_answer: bool = False) -> str:
         """The text of `turns`; `open_answer` adds what comes before an answer."""
         try:
-            with time_limit():
-                text = self.tokenizer.apply_chat_template(
-                    list(turns), tools=list(tools) or None, tokenize=False, add_generation_prompt=open_answer
-                )
-                return bounded(str(text), *turns, *tools)
+            with limited(*turns, *tools):
+                return rendered(self.tokenizer, turns, tools, open_answer=open_answer)
         except TEMPLATE_ERRORS as error:
             raise TemplateFailed(str(error) or type(error).__name__) from error
 

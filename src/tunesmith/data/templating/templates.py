@@ -16,7 +16,8 @@ from jinja2.nodes import Node, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tunesmith.data.problems import listed, shown
-from tunesmith.data.templating.sandbox import TEMPLATE_ERRORS
+from tunesmith.data.templating.limits import TEMPLATE_ERRORS, limited
+from tunesmith.data.templating.rendering import rendered
 from tunesmith.errors import DataError
 
 
@@ -143,11 +144,16 @@ def resolve(template: str, tokenizer: Any) -> str:
                 where="model.template",
                 found=shown(template),
                 expected=f"{listed(NAMED)}; a file; or Jinja text",
+                fix="check the spelling; a file is looked for from where you are",
             )
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"the chat template cannot be read: {error}", where=f"model.template: {path}") from None
+            raise DataError(
+                f"the chat template cannot be read: {error}",
+                where=f"model.template: {path}",
+                fix="give a file of UTF-8 text that you may read",
+            ) from None
     _refuse_syntax_errors(text)
     return text
 
@@ -155,18 +161,22 @@ def resolve(template: str, tokenizer: Any) -> str:
 _SAMPLE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
-def install(template: str, tokenizer: Any) -> str | None:
-    """Give `tokenizer` this chat template. What a person should know where it had one that writes otherwise."""
+def install(
+    template: str, tokenizer: Any, what: str = "model.template replaces the tokenizer's own chat template"
+) -> str | None:
+    """Give `tokenizer` this chat template. What a person should know where it had one that writes otherwise; `what`
+    begins that."""
     before = _tried(tokenizer) if tokenizer.chat_template else None
     tokenizer.chat_template = resolve(template, tokenizer)
     if before is None or before == _tried(tokenizer):
         return None
-    return f"model.template replaces the tokenizer's own chat template, which writes a turn as {shown(before, 80)}"
+    return f"{what}, which writes a turn as {shown(before, 80)}"
 
 
 def _tried(tokenizer: Any) -> str | None:
     try:
-        return str(tokenizer.apply_chat_template(_SAMPLE, tokenize=False))
+        with limited(*_SAMPLE):
+            return rendered(tokenizer, _SAMPLE)
     except TEMPLATE_ERRORS:
         return None
 
@@ -220,4 +230,9 @@ def _refuse_syntax_errors(text: str) -> None:
             f"not a valid chat template: {error.message}",
             where=f"model.template, line {error.lineno}",
             found=shown(text),
+            fix="mend the template there; to try it: tunesmith check",
+        ) from None
+    except RecursionError:
+        raise DataError(
+            "not a valid chat template: nested too deeply", where="model.template", fix="write it with fewer brackets"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 from tunesmith.dialects.base import NO_EMBEDDING, Said, left_over, there
@@ -28,8 +29,7 @@ def adapter(said: Said) -> None:
         return
     method = _lora_method(said)
     said.put("adapter.method", method, "adapter", *(key for key in ("peft_use_dora", "relora") if said.has(key)))
-    said.put("adapter.r", said.take("lora_r", int, 8), *there(said, "lora_r"))
-    said.put("adapter.alpha", said.take("lora_alpha", float, 16.0), *there(said, "lora_alpha"))
+    _size(said)
     said.put("adapter.dropout", said.take("lora_dropout", float, 0.0), *there(said, "lora_dropout"))
     if said.take("peft_use_rslora", bool, False):
         said.put("adapter.rank_stabilised", True, "peft_use_rslora")
@@ -40,16 +40,7 @@ def adapter(said: Said) -> None:
     if said.has("unfrozen_parameters"):
         said.refuse("unfrozen_parameters", "stands beside an adapter", "take adapter out, or use lora_modules_to_save")
     _start(said, method)
-    ratio, rate = said.take("loraplus_lr_ratio", float), said.take("loraplus_lr_embedding", float)
-    if ratio is not None:
-        said.put("adapter.lr_ratio", ratio, "loraplus_lr_ratio")
-    if rate is not None and ratio is not None and not may_be_embedding(_reached(said)):
-        said.idle("loraplus_lr_embedding", NO_EMBEDDING)
-    elif rate is not None and ratio is not None:
-        share = rate / said.take("learning_rate", float, 1.0)
-        said.put("adapter.embedding_lr_ratio", share, "loraplus_lr_embedding")
-    elif rate is not None:
-        said.idle("loraplus_lr_embedding", "loraplus_lr_ratio is not given")
+    _loraplus(said)
 
 
 _RESET = 0.999
@@ -61,6 +52,29 @@ _OF_LORA = (
     *("lora_model_dir", "jagged_restart_steps", "relora_steps", "jagged_restart_warmup_steps", "relora_warmup_steps"),
     *("relora_prune_method", "relora_prune_ratio"),
 )  # fmt: skip
+
+
+def _size(said: Said) -> None:
+    """Rank and alpha. Axolotl has no default of either: what is missing is ours, and is not put down as its own."""
+    rank, alpha = said.take("lora_r", int, 8), said.take("lora_alpha", float, 16.0)
+    for key, setting, value in (("lora_r", "adapter.r", rank), ("lora_alpha", "adapter.alpha", alpha)):
+        if said.has(key):
+            said.put(setting, value, key)
+        else:
+            said.note(f"{key} is missing, and Axolotl has no default for it: {setting} is {value:g}, which is ours")
+
+
+def _loraplus(said: Said) -> None:
+    ratio, rate = said.take("loraplus_lr_ratio", float), said.take("loraplus_lr_embedding", float, 1e-6)
+    if ratio is None:
+        said.idle("loraplus_lr_embedding", "loraplus_lr_ratio is not given")
+        return
+    said.put("adapter.lr_ratio", ratio, "loraplus_lr_ratio")
+    if not may_be_embedding(_reached(said)):
+        said.idle("loraplus_lr_embedding", NO_EMBEDDING)
+    else:
+        share = rate / said.take("learning_rate", float, 1.0)
+        said.put("adapter.embedding_lr_ratio", float(f"{share:.6g}"), *there(said, "loraplus_lr_embedding"))
 
 
 def _reached(said: Said) -> str | list[str]:
@@ -79,20 +93,39 @@ def _in_full(said: Said) -> None:
     if unfrozen:
         said.put("adapter.targets", "none", "unfrozen_parameters")
         said.put("adapter.train_in_full", [_of_modules(said, pattern) for pattern in unfrozen], "unfrozen_parameters")
+        if any(pattern.removesuffix("$").endswith(".weight") for pattern in unfrozen):
+            said.note(
+                "unfrozen_parameters names weights: where such a module has a bias, it is trained beside its weight"
+            )
     _idle_lora(said, "adapter is empty: all weights are trained")
 
 
 def _of_modules(said: Said, pattern: str) -> str:
-    """A regular expression that begins a parameter's name, as one over the paths of modules."""
-    if re.search(r"\[\d*:\d*\]$", pattern):
+    """A regular expression that begins a parameter's name, as one over the paths of modules. A dot is a dot in it, but
+    for that of `.+`."""
+    if re.search(r"\[\d*(:\d*)?\]$", pattern):
         said.refuse(
             "unfrozen_parameters", f"holds {pattern}: a part of a weight is not trained alone", "name all of it"
         )
-    whole = pattern.removeprefix("^")
-    for end in (r"\.weight$", r"\.bias$", ".weight$", ".bias$", ".weight", ".bias"):
-        if whole.endswith(end):
-            return f"re:{whole.removesuffix(end)}"
+    whole = re.sub(r"(?<!\\)\.(?!\+)", r"\\.", pattern.removeprefix("^"))
+    module, dot, last = whole.rpartition(r"\.")
+    if dot and _means(last, "weight"):
+        return f"re:{module}"
+    if dot and _means(last, "bias"):
+        fix = "take it out, or name the weight: its module is then trained with its bias"
+        said.refuse("unfrozen_parameters", f"holds {pattern}: a bias is not trained without its weight", fix)
+    if dot and not last:  # all of a module, be it one that holds others or a matrix
+        return rf"re:(?:{module})(?:\..*)?"
     return f"re:(?:{whole.removesuffix('$')}).*"
+
+
+def _means(pattern: str, parameter: str) -> bool:
+    """Whether the last part of a pattern is this parameter's name; an expression that it fits ends in $."""
+    if pattern == parameter:
+        return True
+    with contextlib.suppress(re.error):
+        return pattern.endswith("$") and re.fullmatch(pattern, parameter) is not None
+    return False
 
 
 def _lora_method(said: Said) -> str:

@@ -7,11 +7,13 @@ from typing import Any
 
 from tunesmith.data.formats import FORMATS
 from tunesmith.dialects.axolotl.learned import learned
+from tunesmith.dialects.axolotl.roles import roles
 from tunesmith.dialects.axolotl.row_types import known_types, rows_of
 from tunesmith.dialects.axolotl.templates import OWN, named
 from tunesmith.dialects.axolotl.types import Rows
 from tunesmith.dialects.base import (
     NO_SUBSET,
+    WALKED,
     Fate,
     Key,
     Said,
@@ -24,7 +26,7 @@ from tunesmith.dialects.base import (
     refused,
     there,
 )
-from tunesmith.dialects.columns import unread
+from tunesmith.dialects.columns import first_row, unread
 from tunesmith.notation import write_inline
 from tunesmith.recipe_paths import DATA_SUFFIXES
 from tunesmith.recipe_rules import BARE
@@ -72,9 +74,7 @@ DATA_KEYS: dict[str, Key] = {
     **refused("write the system turn into the rows or the template", "default_system_message"),
     **refused("leave it out: rows of fewer tokens are learned too", "min_sample_len"),
     **idle(_PREPARED, "dataset_prepared_path", "dataset_prepared_cache", "is_preprocess"),
-    **idle(
-        "rows are read as a whole", "streaming", "streaming_multipack_buffer_size", "pretrain_multipack_buffer_size"
-    ),
+    **idle(WALKED, "streaming", "streaming_multipack_buffer_size", "pretrain_multipack_buffer_size"),
     **idle("rows are not mixed within one attention", "pretrain_multipack_attn"),
 }
 _LENGTHS = {"drop": "drop", "truncate": "truncate", "raise": "error"}
@@ -192,24 +192,26 @@ def _sources(entry: Said, rows: Rows) -> list[dict[str, Any]]:
         source["subset"] = entry.take("name", str)
     if "subset" not in source:
         left_over(entry, NO_SUBSET, "name")
-    if columns := {**_columns(entry, rows), **rows.columns}:
+    if columns := {**_columns(entry, rows, paths), **rows.columns}:
         source["columns"] = columns
-    keys, roles = _message_keys(entry, rows), dict(rows.roles) | _roles(entry)
+    keys: dict[str, str | None] = {}
+    own_roles: dict[str, str] = {}
     if _is_bare(rows) or isinstance(rows.format, dict):
         left_over(entry, "rows of this type have no messages", *_FROM["message_keys"], *_FROM["roles"])
-        keys, roles = {}, {}
+    else:
+        keys, own_roles = _message_keys(entry, rows), dict(rows.roles) | roles(entry)
     if keys:
         source["message_keys"] = keys
-    if roles:
-        source["roles"] = roles
+    if own_roles:
+        source["roles"] = own_roles
     shards = entry.take("shards", int)
     if shards is not None and shards > 1:
         source["weight"] = 1.0 / shards
     return [{"path": each, **source} for each in paths]
 
 
-def _columns(entry: Said, rows: Rows) -> dict[str, str | None]:
-    """Where the rows have what their type reads; columns that it passes over are null."""
+def _columns(entry: Said, rows: Rows, paths: list[str]) -> dict[str, str | None]:
+    """Where the rows have what their type reads; columns that it passes over are null. `paths`: where they lie."""
     reads, form = rows.reads, rows.format
     fields = _FIELDS
     if isinstance(form, dict) or reads is not None:
@@ -225,9 +227,21 @@ def _columns(entry: Said, rows: Rows) -> dict[str, str | None]:
             reads = (turns, *others)
         else:
             reads = ("messages", *others)
+    elif form == "messages" and reads is None:
+        reads = ("messages", "conversations", "tools", "system")
+        columns = _other_turns(entry, paths) | columns
     if isinstance(form, str) and reads is not None:
         columns = unread(form, *reads, *columns) | columns
     return {ours: yours for ours, yours in columns.items() if yours != ours}
+
+
+def _other_turns(entry: Said, paths: list[str]) -> dict[str, str | None]:
+    """Of rows with two lists of messages, the one that is not read: chat_template reads `messages`, sharegpt
+    `conversations`. Rows with one of them are read by it."""
+    if not any(first_row(entry, path).keys() >= {"messages", "conversations"} for path in paths):
+        return {}
+    is_shared = str(entry.values.get("type")).startswith("sharegpt")
+    return {"messages" if is_shared else "conversations": None}
 
 
 def _message_keys(entry: Said, rows: Rows) -> dict[str, str | None]:
@@ -249,24 +263,6 @@ def _message_keys(entry: Said, rows: Rows) -> dict[str, str | None]:
     return keys
 
 
-def _roles(entry: Said) -> dict[str, str]:
-    given = entry.raw("roles")
-    if given is not None and not isinstance(given, dict):
-        fix = "write it so: roles: {user: [human], assistant: [gpt]}"
-        entry.refuse("roles", f"cannot be {write_inline(given)}", fix, expected="a mapping of roles to lists of names")
-        given = None
-    roles = {}
-    for ours, theirs in (given or {}).items():
-        for name in theirs if isinstance(theirs, list) else [theirs]:
-            if name is not None:
-                roles[str(name)] = str(ours)
-    for key, ours in (("field_human", "user"), ("field_model", "assistant")):
-        if entry.has(key):
-            roles[entry.take(key, str, "")] = ours
-    same = {"human": "user", "gpt": "assistant"}
-    return {name: ours for name, ours in roles.items() if name != ours and same.get(name) != ours}
-
-
 def _put_sources(
     said: Said, key: str, entries: list[tuple[Said, list[dict[str, Any]]]], sources: list[dict[str, Any]]
 ) -> None:
@@ -275,12 +271,26 @@ def _put_sources(
         for name, value in sources[0].items():
             entries[0][0].put("data.train" if name == "path" else f"data.{name}", value, *_FROM[name])
         return
+    _refuse_slices(entries)
     for number, (entry, own) in enumerate(entries):
         for name, keys in _FROM.items():
             for of_entry in keys:
                 if entry.has(of_entry) and any(name in source for source in own):
                     entry.carry(of_entry, f"{name} of data.train[{number}]")
     said.ledger.settings[("data", "train")] = (sources, f"{said.where((key,))} ({key})")
+
+
+def _refuse_slices(entries: list[tuple[Said, list[dict[str, Any]]]]) -> None:
+    """Slices of one source by several entries: a row of two of them would be learned twice, or held out and learned."""
+    known: list[tuple[dict[str, Any], bool]] = []
+    for entry, own in entries:
+        for source in own:
+            whole = {name: value for name, value in source.items() if name not in ("limit", "weight")}
+            is_slice = whole != source
+            if any(whole == other and (is_slice or was_slice) for other, was_slice in known):
+                what = f"names {whole['path']} once more, and slices of one source may have rows in common"
+                entry.refuse("path", what, "write each slice into a file of its own, and name these")
+            known.append((whole, is_slice))
 
 
 _OF_ONE = {"path", "split", "limit", "subset", "format", "columns", "message_keys", "roles"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tunesmith.dialects.axolotl.roles import roles_to_train
 from tunesmith.dialects.axolotl.types import Rows
 from tunesmith.dialects.base import Said, left_over
 from tunesmith.recipe_rules import BARE
@@ -16,7 +17,6 @@ from tunesmith.recipe_rules import BARE
 OF_TURNS = ("roles_to_train", "train_on_eos", "train_on_eot")
 _ENDS = ("turn", "last", "none", "all")
 _ALL_ROLES = ["system", "user", "assistant", "tool"]
-_THEIRS = {"human": "user", "gpt": "assistant"}
 _FLAGS = ("message_field_training", "message_field_training_detail")
 
 
@@ -59,7 +59,7 @@ def learned(said: Said, entries: Sequence[Said], rows: Sequence[Rows]) -> None:
 
 def _of_messages(said: Said, entries: Sequence[Said], beside_others: bool, *, everything: bool) -> None:
     """`beside_others`: there are rows too that their type words."""
-    roles, ends = [_roles(entry) for entry in entries], [_ends(entry) for entry in entries]
+    roles, ends = [roles_to_train(entry) for entry in entries], [_ends(entry) for entry in entries]
     for name, values, usual in (("roles_to_train", roles, ["assistant"]), ("train_on_eos", ends, "turn")):
         if any(value != values[0] for value in values):
             entries[-1].refuse(name, "differs between data sets", "say the same of all of them")
@@ -78,14 +78,6 @@ def _of_messages(said: Said, entries: Sequence[Said], beside_others: bool, *, ev
         which = "learned"
     if which != "turn":
         entries[0].put("data.learn_ends", which, "train_on_eos", "train_on_eot")
-
-
-def _roles(entry: Said) -> list[str]:
-    """Of an entry, in our words. An empty list is not the default: it leaves all to the flags of the messages."""
-    if entry.values.get("roles_to_train") == []:
-        entry.raw("roles_to_train")
-        return []
-    return [_THEIRS.get(role, role) for role in entry.items("roles_to_train", str)] or ["assistant"]
 
 
 def _ends(entry: Said) -> str:

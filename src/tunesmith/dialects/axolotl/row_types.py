@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunesmith.dialects.axolotl.types import ASKED, INSTRUCT, JUDGED, PAIRS, REWARDED, UNWORDED, Rows, jinja
+from tunesmith.dialects.axolotl.types import ASKED, INSTRUCT, JUDGED, PAIRS, REWARDED, UNWORDED, Rows, given_by, jinja
 from tunesmith.dialects.base import Said
 from tunesmith.dialects.columns import unnamed
 
@@ -57,6 +57,8 @@ _FIELDS = ("field_system", "field_instruction", "field_input", "field_output")
 _OF_PAIRS = ("field_system", "field_prompt", "field_chosen", "field_rejected", "field_completion", "field_label")
 
 
+_WORDS = {"format": "{instruction} {input} ", "no_input_format": "{instruction} ", "system_format": "{system}"}
+"""How Axolotl words the rows of a type of the user's that does not say it."""
 _BRACES = 'write it so: {}: "{}"; a brace that is to stand in the text is written twice'
 
 
@@ -83,25 +85,42 @@ def _user_defined(entry: Said, given: dict[str, Any], known: dict[str, Rows]) ->
     theirs = {name: str(given.get(f"field_{name}") or name) for name in ("instruction", "input", "system", "output")}
     hard = unnamed(theirs)
     columns = {name: name if name in hard else column for name, column in theirs.items()}
-    opens = given.get("system_format") or "{system}"
     try:
-        turn = jinja(given.get("format") or "{instruction}", columns)
-        bare = jinja(given.get("no_input_format") or given.get("format") or "{instruction}", columns)
-        opening = jinja(opens, columns)
-        if given.get("field_system"):
-            opening = f"{{% if {columns['system']} is defined and {columns['system']} %}}{opening}{{% endif %}}"
-        else:
-            prompt = str(given.get("system_prompt") or "")
-            opening = jinja(opens, columns, {"system": prompt}) if prompt else ""
+        prompt = _opening(given, columns["system"]) + _turn(given, columns)
     except (KeyError, ValueError, IndexError) as error:
         fix = _BRACES.format("format", "{instruction}\\n{input}")
-        expected = "{instruction}, {input}, {system}"
+        expected = "{instruction} in all but system_format, {input} in format, {system} in system_format"
         entry.refuse("type", f"has a format that cannot be filled: {error}", fix, expected=expected)
         return Rows("auto")
-    prompt = turn
-    if bare != turn or given.get("field_input"):
-        prompt = f"{{% if {columns['input']} is defined and {columns['input']} %}}{turn}{{% else %}}{bare}{{% endif %}}"
-    return Rows({"prompt": opening + prompt, "answer": f"{{{{ {columns['output']} }}}}"}, "plain", hard)
+    note = None
+    if given.get("format") is not None and given.get("no_input_format") is None:
+        note = (
+            f"type: {{format: …}} has no no_input_format: rows without an input are worded "
+            f'"{_WORDS["no_input_format"]}", as Axolotl words them; give no_input_format for other words'
+        )
+    return Rows({"prompt": prompt, "answer": f"{{{{ {columns['output']} }}}}"}, "plain", hard, note=note)
+
+
+def _said(given: Mapping[str, Any], name: str) -> str:
+    return _WORDS[name] if given.get(name) is None else str(given[name])
+
+
+def _turn(given: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    """Jinja of a row's instruction, with its input where it has one."""
+    asked = {name: columns[name] for name in ("instruction", "input")}
+    whole = jinja(_said(given, "format"), asked)
+    bare = jinja(_said(given, "no_input_format"), {"instruction": columns["instruction"]})
+    return f"{{% if {given_by(columns['input'])} %}}{whole}{{% else %}}{bare}{{% endif %}}"
+
+
+def _opening(given: Mapping[str, Any], column: str) -> str:
+    """Jinja of what a row says in its system column; of rows without the column, of the type's own system_prompt."""
+    form, usual = _said(given, "system_format"), str(given.get("system_prompt") or "")
+    own = jinja(form, {"system": column})
+    if not usual:
+        return f"{{% if {given_by(column)} %}}{own}{{% endif %}}"
+    words = jinja(form, {}, {"system": usual})
+    return f"{{% if {column} is not defined %}}{words}{{% elif {column} %}}{own}{{% endif %}}"
 
 
 def _user_defined_judged(entry: Said, given: dict[str, Any]) -> Rows:

@@ -14,6 +14,8 @@ _OPTIMIZERS = {
     **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "adamw_torch_8bit"), "adamw-8bit"),
 }
 _OF_DEVICES = ("deepspeed", "fsdp", "fsdp_config", "dp_shard_size", "dp_replicate_size")
+_WARMED, _MOST_WARMED = 0.03, 100
+"""Axolotl's warm-up where nothing is said: a share of the steps, and the most of them."""
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 
 
@@ -109,6 +111,22 @@ def _warmup(said: Said, schedule: str) -> None:
         left_over(said, "warmup_steps says it", "warmup_ratio")
     elif share is not None:
         said.put("train.warmup", share, "warmup_ratio")
+    else:
+        _usual_warmup(said)
+
+
+def _usual_warmup(said: Said) -> None:
+    """A share of the steps, and never more than so many; of one step Axolotl makes two."""
+    steps = said.take("max_steps", int)
+    if steps is not None and steps > 0:
+        count = min(int(_WARMED * steps), _MOST_WARMED)
+        said.put("train.warmup", float(2 if count == 1 else count))
+        return
+    said.put("train.warmup", _WARMED)
+    said.note(
+        f"a file that says nothing warms up for {_WARMED:.0%} of the steps, in Axolotl for {_MOST_WARMED} at most: "
+        f"where a run has more than {_MOST_WARMED / _WARMED:,.0f} steps, set warmup_steps={_MOST_WARMED}"
+    )
 
 
 def when(said: Said) -> None:
@@ -128,9 +146,11 @@ def when(said: Said) -> None:
         said.put("train.stop_after_no_gain", patience, "early_stopping_patience")
     elif patience is not None:
         said.idle("early_stopping_patience", "no rows are held out")
-    wanted = said.take("load_best_model_at_end", bool)
-    is_best = holds_out and (wanted is not False or patience is not None) and _falls_on(saves, evaluates)
+    wanted = said.take("load_best_model_at_end", bool, False)
+    is_best = holds_out and (wanted or patience is not None) and _falls_on(saves, evaluates)
     said.put("train.publish", "best" if is_best else "last", *there(said, "load_best_model_at_end"))
+    if wanted and not is_best:
+        said.note("load_best_model_at_end: not each checkpoint comes with an evaluation; as in Axolotl the last counts")
 
 
 def _falls_on(saves: int | str | None, evaluates: int | str | None) -> bool:

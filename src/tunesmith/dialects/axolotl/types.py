@@ -74,7 +74,7 @@ def _as_it_stands(text: str) -> str:
     return f"{{% raw %}}{text}{{% endraw %}}" if marked else text
 
 
-def _given(column: str) -> str:
+def given_by(column: str) -> str:
     return f"{column} is defined and {column}"
 
 
@@ -95,7 +95,7 @@ def instruct(
         return Rows({"prompt": bare, "answer": output}, "plain")
     whole = system + jinja(turn, columns)
     return Rows(
-        {"prompt": f"{{% if {_given(input)} %}}{whole}{{% else %}}{bare}{{% endif %}}", "answer": output}, "plain"
+        {"prompt": f"{{% if {given_by(input)} %}}{whole}{{% else %}}{bare}{{% endif %}}", "answer": output}, "plain"
     )
 
 
@@ -103,8 +103,8 @@ def _alpaca(instruction: str = "instruction", input: str | None = "input", outpu
     """Alpaca's words, as the template `alpaca` writes them: an input stands behind the instruction."""
     if input is None:
         return Rows({"system": _NO_INPUT, "prompt": f"{{{{ {instruction} }}}}", "answer": output}, "alpaca")
-    behind = f"{{% if {_given(input)} %}}\n\n### Input:\n{{{{ {input} }}}}{{% endif %}}"
-    opening = f"{{% if {_given(input)} %}}{_INPUT}{{% else %}}{_NO_INPUT}{{% endif %}}"
+    behind = f"{{% if {given_by(input)} %}}\n\n### Input:\n{{{{ {input} }}}}{{% endif %}}"
+    opening = f"{{% if {given_by(input)} %}}{_INPUT}{{% else %}}{_NO_INPUT}{{% endif %}}"
     return Rows({"system": opening, "prompt": f"{{{{ {instruction} }}}}{behind}", "answer": output}, "alpaca")
 
 
@@ -114,10 +114,10 @@ _TURN, _WITHOUT = (
 )
 _USER, _USER_WITHOUT = "USER: {instruction}\n{input}\nASSISTANT:", "USER: {instruction}\nASSISTANT:"
 _CHAT = {"turn": _USER, "without": _USER_WITHOUT}
-_SYSTEM = f"{{% if {_given('system')} %}}SYSTEM: {{{{ system }}}}\n{{% endif %}}"
+_SYSTEM = f"{{% if {given_by('system')} %}}SYSTEM: {{{{ system }}}}\n{{% endif %}}"
 _TURNS = ("messages", "conversations")
 _CHOICES = '{% for choice in choices %}{{ "" if loop.first else "\n" }}- "{{ choice }}"{% endfor %}'
-_SOLUTION = f"{{% if {_given('solution')} %}}{{{{ solution }}}}{{% else %}}{{{{ explanation }}}}{{% endif %}}"
+_SOLUTION = f"{{% if {given_by('solution')} %}}{{{{ solution }}}}{{% else %}}{{{{ explanation }}}}{{% endif %}}"
 
 
 def _choice(system: str, end: str) -> Rows:
@@ -141,13 +141,13 @@ INSTRUCT: dict[str, Rows] = {
         **_CHAT,
         system=f"SYSTEM: {_CONCISE}\n",
         system_without=f"SYSTEM: {_CONCISE_NO_INPUT}\n",
-        output=f"{{% if {_given('output')} %}}{{{{ output }}}}{{% else %}}{{{{ response }}}}{{% endif %}}",
+        output=f"{{% if {given_by('output')} %}}{{{{ output }}}}{{% else %}}{{{{ response }}}}{{% endif %}}",
     ),
     "alpaca_chat.load_camel_ai": Rows({"prompt": "{{ message_1 }} ", "answer": "{{ message_2 }}"}, "plain"),
     "alpaca:chatml": Rows(
         {
-            "system": f"{{% if {_given('input')} %}}{_INPUT}{{% else %}}{_NO_INPUT}{{% endif %}}",
-            "prompt": f"{{{{ instruction }}}}{{% if {_given('input')} %}}\n{{{{ input }}}}{{% endif %}}",
+            "system": f"{{% if {given_by('input')} %}}{_INPUT}{{% else %}}{_NO_INPUT}{{% endif %}}",
+            "prompt": f"{{{{ instruction }}}}{{% if {given_by('input')} %}}\n{{{{ input }}}}{{% endif %}}",
             "answer": "{{ output }}",
         },
         "chatml",
@@ -161,11 +161,11 @@ INSTRUCT: dict[str, Rows] = {
     "alpaca_w_system": instruct(**_CHAT, system=_SYSTEM),
     "alpaca_w_system.load_chat": instruct(**_CHAT, system=_SYSTEM),
     "alpaca_w_system.load_instruct": instruct(
-        _TURN, _WITHOUT, system=f"{{% if {_given('system')} %}}{{{{ system }}}}\n\n{{% endif %}}"
+        _TURN, _WITHOUT, system=f"{{% if {given_by('system')} %}}{{{{ system }}}}\n\n{{% endif %}}"
     ),
     "alpaca_w_system.load_open_orca": Rows(
         {
-            "prompt": f"{{% if {_given('system_prompt')} %}}### System:\n{{{{ system_prompt }}}}\n{{% endif %}}"
+            "prompt": f"{{% if {given_by('system_prompt')} %}}### System:\n{{{{ system_prompt }}}}\n{{% endif %}}"
             "### Human:\n{{ question }}\n### Assistant:\n",
             "answer": "{{ response }}",
         },
@@ -238,7 +238,7 @@ def _first(*columns: str) -> str:
     return "{{ " + "".join(f"{name} if {name} is defined else " for name in others) + last + " }}"
 
 
-_WITH_SYSTEM = f"{{% if {_given('system')} %}}{{{{ system }}}}{{% endif %}}"
+_WITH_SYSTEM = f"{{% if {given_by('system')} %}}{{{{ system }}}}{{% endif %}}"
 
 
 def _pair(prompt: str, chosen: str = "{{ chosen }}", rejected: str = "{{ rejected }}") -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.dialects.base import Said, of_one_process
-from tunesmith.dialects.hf_arguments import around, steps, when
+from tunesmith.dialects.hf_arguments import around, is_llama_factorys, steps, when
 from tunesmith.dialects.llama_factory.data import data
 from tunesmith.dialects.llama_factory.keys import KEYS as KEYS
 from tunesmith.dialects.llama_factory.method import method
@@ -21,12 +21,11 @@ from tunesmith.dialects.llama_factory.objective import STAGES, is_training, obje
 
 CALLED = "LLaMA-Factory"
 _OF_DEVICES = ("deepspeed", "fsdp", "fsdp_config", "ray_num_workers")
-_OWN = ("stage", "finetuning_type", "template", "cutoff_len", "dataset_dir")
 _OF_REWRITE = ("train_dataset", "micro_batch_size", "dist_config", "kernel_config", "quant_config", "peft_config")
 
 
 def is_mine(values: Mapping[str, Any]) -> bool:
-    older = "model_name_or_path" in values and any(key in values for key in _OWN)
+    older = "model_name_or_path" in values and is_llama_factorys(values)
     return older or ("stage" in values and "dataset" in values) or _is_rewrite(values)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunesmith.dialects import hf_arguments
-from tunesmith.dialects.base import Key, carried, idle, refused
+from tunesmith.dialects.base import WALKED, Key, carried, idle, refused
 
 _PREPARED = "rows are prepared in this process; what is large is kept in the cache, by all that changes a token of it"
 _ANSWERS = "of answering: `tunesmith chat` and `tunesmith generate` have their own"
@@ -66,7 +66,7 @@ KEYS: dict[str, Key] = {
     **carried("data.train", "mix_strategy"),
     **idle("rows are not interleaved", "interleave_probs"),
     **idle("the chat template writes thoughts as the model knows them", "enable_thinking", "preserve_thinking"),
-    **idle("rows are read as a whole", "streaming", "buffer_size"),
+    **idle(WALKED, "streaming", "buffer_size"),
     **idle(_PREPARED, "overwrite_cache", "preprocessing_batch_size", "preprocessing_num_workers"),
     **idle(_PREPARED, "data_shared_file_system"),
     **idle("rows are not padded", "ignore_pad_token_for_loss"),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.dialects.base import Said
+from tunesmith.dialects.hf_arguments import is_llama_factorys
 from tunesmith.dialects.trl.data import rows
 from tunesmith.dialects.trl.keys import HARMLESS
 from tunesmith.dialects.trl.keys import KEYS as KEYS
@@ -20,12 +21,10 @@ from tunesmith.dialects.trl.trainer import chosen
 from tunesmith.dialects.trl.training import training
 
 CALLED = "TRL"
-_OTHERS = ("stage", "finetuning_type", "template", "cutoff_len", "dataset_dir")
-"""Marks of LLaMA-Factory, which has TrainingArguments in its files too."""
 
 
 def is_mine(values: Mapping[str, Any]) -> bool:
-    return "model_name_or_path" in values and not any(key in values for key in _OTHERS)
+    return "model_name_or_path" in values and not is_llama_factorys(values)
 
 
 def translate(said: Said) -> None:

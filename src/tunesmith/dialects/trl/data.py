@@ -11,6 +11,8 @@ from tunesmith.dialects.trl.trainer import PAIRS, POLICY
 from tunesmith.notation import write_inline
 
 BUILDERS = ("json", "csv", "parquet", "text", "arrow")
+_NOT_READ = ("system", "system_prompt", "functions")
+"""Of columns beside a conversation, those that TRL passes over in any of its formats."""
 ENDLESS = 1 << 20
 """For no limit of length: the model's own is kept in any case."""
 _FORMATS: dict[str, tuple[tuple[str, frozenset[str]], ...]] = {
@@ -57,7 +59,7 @@ def _passed_over(trainer: str) -> dict[str, str | None]:
     if trainer in POLICY:
         return {}
     if trainer == "sft":
-        return {"system": None}
+        return dict.fromkeys(_NOT_READ)
     form = "unpaired" if trainer == "kto" else "preference"
     return unread(form, "prompt", "completion", "label", "chosen", "rejected", "tools", "margin")
 
@@ -163,7 +165,9 @@ def _sources(entry: Said, trainer: str) -> list[dict[str, Any]]:
             entry.refuse("columns", f"cannot be {write_inline(columns)} of {trainer}", fix, expected=expected)
         else:
             source["format"] = found
-            if trainer not in POLICY and (others := unread(found, *(name for name in columns if name != "system"))):
+            if trainer not in POLICY and (
+                others := unread(found, *(name for name in columns if name not in _NOT_READ))
+            ):
                 source["columns"] = others
     return [{"path": each, **source} for each in paths]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunesmith.dialects import hf_arguments
-from tunesmith.dialects.base import Key, carried, idle, refused
+from tunesmith.dialects.base import WALKED, Key, carried, idle, refused
 
 _ONE_PROCESS = "one process on one device does the work"
 _FUSED = "the kernels here are always the fused ones; the numbers are the same"
@@ -136,7 +136,7 @@ KEYS: dict[str, Key] = {
     **idle("batches are not padded, and the token is never read", "pad_token"),
     **idle("what is trained is seen from the trainer", "lora_task_type"),
     **idle("how the numbers of few bits are stored is bitsandbytes' own", "bnb_4bit_quant_storage"),
-    **idle("rows are read as a whole", "dataset_streaming", "streaming"),
+    **idle(WALKED, "dataset_streaming", "streaming"),
     **idle("it is for models of several processes", "ignore_bias_buffers"),
     **idle("TRL's scripts do not read it", "do_train", "do_eval", "do_predict"),
     **idle(_UNPADDED, "padding_free", "pad_to_multiple_of", "eval_packing", "label_pad_token_id", "padding_value"),

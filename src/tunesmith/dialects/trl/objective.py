@@ -17,6 +17,8 @@ _DPO = {
 _CPO = {"sigmoid": "cpo", "simpo": "simpo"}
 _KINDS = {"dpo": _DPO, "cpo": _CPO, "kto": {"kto": "kto"}, "orpo": {"orpo": "orpo"}}
 _TRLS_OWN = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
+_ADVANTAGES = {"group": "group", "none": "group_mean", "batch": "group_mean_batch_std"}
+"""By scale_rewards: by what a reward is divided, once the mean of its prompt is taken from it."""
 _AGGREGATIONS = {"grpo": "sequences", "dapo": "tokens", "bnpo": "tokens", "dr_grpo": "constant", "cispo": "tokens"}
 
 
@@ -136,10 +138,10 @@ def _grpo(said: Said, loss: str) -> None:
     _put(said, "importance_sampling_level", "objective.importance_sampling_level", str)
     scaled = str(said.raw("scale_rewards") if said.has("scale_rewards") else "group").lower()
     scaled = {"true": "group", "false": "none"}.get(scaled, scaled)
-    if scaled not in ("group", "none"):
-        fix = "take group, or none"
-        said.refuse("scale_rewards", f"cannot be {scaled}: rewards are divided within a prompt", fix)
-    said.put("objective.advantage", "group" if scaled == "group" else "group_mean", *there(said, "scale_rewards"))
+    if scaled not in _ADVANTAGES:
+        fix = instead("scale_rewards", scaled, _ADVANTAGES, "group")
+        said.refuse("scale_rewards", f"cannot be {scaled}", fix, expected=", ".join(_ADVANTAGES))
+    said.put("objective.advantage", _ADVANTAGES.get(scaled, "group"), *there(said, "scale_rewards"))
 
 
 def _rewards(said: Said) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tunesmith.dialects.base import Said, instead, left_over
+from tunesmith.dialects.columns import first_row
 from tunesmith.notation import write_inline
 
 TRAINERS = ("sft", "dpo", "kto", "orpo", "cpo", "reward", "grpo", "rloo")
@@ -38,6 +39,10 @@ _LOSSES: dict[str, tuple[str, ...]] = {
     "cpo": ("simpo", "alphapo"),
     "grpo": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo", "vespo"),
 }
+_OF_PAIRS = ("dpo", "orpo", "cpo", "reward")
+"""Who reads pairs of a chosen and a rejected answer, the usual one first."""
+_OF_SFT = {"messages", "conversations", "text"}
+"""Columns that sft reads, whatever stands beside them."""
 _SHARED = ("max_completion_length",)
 """Keys that older versions of other trainers had as well: they tell nothing."""
 
@@ -66,7 +71,11 @@ def chosen(said: Said) -> str:
         said.note(f"which trainer reads the file was seen from {key}: trainer={name}")
     else:
         name = "sft"
-        said.note(f"the file does not say which trainer reads it: trainer=sft was taken (of {', '.join(TRAINERS)})")
+        said.note(
+            "the file does not say which trainer reads it: trainer=sft was taken; rows of chosen and rejected answers "
+            "want trainer=dpo (or orpo, cpo, reward), answers with a label trainer=kto"
+        )
+        _refuse_judged(said)
     for key, trainers in OF.items():
         if name in trainers or not said.has(key):
             continue
@@ -79,6 +88,18 @@ def chosen(said: Said) -> str:
                 f"take it out, or say which trainer is meant: trainer={trainers[0]}",
             )
     return name
+
+
+def _refuse_judged(said: Said) -> None:
+    """Rows of answers under judgement are none of sft's, and which trainer they are for, its own keys say."""
+    holders = [(entry, "path") for entry in said.entries("datasets")] or [(said, "dataset_name")]
+    for holder, key in holders:
+        row = first_row(said, str(holder.values.get(key) or ""))
+        is_pair, is_labelled = row.keys() >= {"chosen", "rejected"}, isinstance(row.get("label"), bool)
+        if (is_pair or is_labelled) and _OF_SFT.isdisjoint(row):
+            rows, trainers = ("pairs of answers", _OF_PAIRS) if is_pair else ("answers with a label", ("kto",))
+            what = f"has {rows}, and the file does not say which trainer reads them"
+            holder.refuse(key, what, f"say which: {', or '.join(f'trainer={name}' for name in trainers)}")
 
 
 def _guesses(said: Said) -> dict[str, str]:
