@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith.data.formats import FORMATS, convert
 from tunesmith.data.rows.beside import SYSTEMS, TOOLS
-from tunesmith.data.types import Conversation, Judged, Labelled, Origin, Preference, Row
+from tunesmith.data.types import Conversation, Judged, Labelled, Origin, Preference, Prompt, Row
 from tunesmith.errors import DataError
 
 ASKED = [{"role": "user", "content": "q"}]
@@ -87,3 +87,37 @@ def test_functions_that_are_no_tools_or_others_than_the_tools_are_named() -> Non
         read({**row, "functions": CALLED, "tools": [{"name": "g"}]})
     for tools_there in (CALLED, [], "", None):
         assert len(read({**row, "functions": CALLED, "tools": tools_there}).rows[0].tools) == 1
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_column_against_the_first_turn_is_named_and_its_text_is_cut_short(system: str) -> None:
+    row = {"messages": [{"role": "system", "content": "in turn " * 500}, *ASKED, *ANSWER], system: "aside " * 500}
+    with pytest.raises(DataError, match="two system turns") as caught:
+        read(row)
+    told = str(caught.value)
+    assert f"data.columns={{{system}: null}}" in told
+    assert "aside aside" in told
+    assert "in turn in turn" in told
+    assert len(told) < 500
+    unread = convert([(Origin("rows", 1), row)], "auto", {system: None}, (Conversation,))
+    assert turns(unread.rows[0])[0] == ("system", "in turn " * 500, False)
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ({"prompt": "q"}, []),
+        ({"question": "q"}, []),
+        ({"messages": ASKED}, ["f"]),
+        ({"conversations": [{"from": "human", "value": "q"}]}, ["f"]),
+    ],
+)
+def test_what_stands_beside_a_prompt_is_the_rewards_and_functions_are_tools_beside_turns(
+    row: dict[str, Any], names: list[str]
+) -> None:
+    beside = {"system": "s", "system_prompt": "t", "functions": CALLED}
+    (made,) = convert([(Origin("rows", 1), {**row, **beside})], "auto", {}, (Prompt,)).rows
+    assert isinstance(made, Prompt)
+    assert [(turn.role, turn.content) for turn in made.messages] == [("user", "q")]
+    assert [tool["function"]["name"] for tool in made.tools] == names
+    assert made.columns == beside

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tunesmith.data.cache.large import Survey
 from tunesmith.data.check.findings import findings
 from tunesmith.data.formats import LEARNABLE, convert, recognise
 from tunesmith.data.prepare import Task, prepare
+from tunesmith.data.reading.empty_cells import is_filled
 from tunesmith.data.reading.sources import read
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.types import Conversation, Document, Judged, Labelled, Origin, Preference, Row
@@ -107,3 +110,12 @@ def test_what_a_row_may_do_without_is_no_finding(rows: list[dict[str, str]], tmp
     takes = (Labelled,) if "labels" in rows[0] else LEARNABLE
     path = table(tmp_path / "rows.csv", rows)
     assert prepare(DataSettings(train=str(path)), TOKENIZER, seed=0, takes=takes).shapes == {}
+
+
+def test_all_empty_cells_are_one_object_and_their_copies_are_as_empty(tmp_path: Path) -> None:
+    rows = read(table(tmp_path / "rows.csv", [{"a": "x", "b": "", "c": ""}] * 50))
+    cells = {id(value): value for _, row in rows for name, value in row.items() if name != "a"}
+    (cell,) = cells.values()
+    for other in (copy.copy(cell), copy.deepcopy(rows)[0][1]["b"], pickle.loads(pickle.dumps(rows))[0][1]["b"]):
+        assert other == ""
+        assert not is_filled(other)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_tokenizers import CHATML, HEADER_ENDS_IN_SPACE, LLAMA2, NEVER_ENDS, byte_level
 
+from tunesmith.data.cache.laid import Table
+from tunesmith.data.cache.laying import Laying
 from tunesmith.data.check import findings as module
 from tunesmith.data.check.findings import Finding, findings
 from tunesmith.data.masking.answering import answers_of, learned_runs
@@ -299,6 +303,23 @@ def test_each_row_is_looked_at_once_and_remembered_by_sixteen_bytes(
     assert len({id(example) for example in seen}) == len(seen) == 40
     assert {len(digest) for digest in digests} == {16}
     assert held_out is not None or len(digests) == 40, "questions are not remembered where nobody asks"
+
+
+@pytest.mark.parametrize("takes", [None, (Preference,)])
+def test_the_arrays_of_a_kept_row_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes: Any) -> None:
+    side = {"chosen": "yes", "rejected": "no"}
+    rows = [talk(*["what", "it"] * 8) if takes is None else {"prompt": "what", **side} for _ in range(4)]
+    settings = DataSettings(train="rows", learn_ends="all" if takes is None else "turn")
+    more = {} if takes is None else {"takes": takes}
+    made = prepare(settings, byte_level(CHATML), seed=0, rows=rows, **more)
+    with Laying(tmp_path) as laying:
+        laying.add(made.train)
+    kept = Table(tmp_path, laying.described()).examples()
+    made_of: list[int] = []
+    signed = Table.signed
+    monkeypatch.setattr(Table, "signed", lambda table, place: made_of.append(place) or signed(table, place))
+    assert findings(replace(made, train=kept)) == findings(made)
+    assert all(count == 2 for count in Counter(made_of).values()), "its tokens, and its weights"
 
 
 def test_learned_runs_are_where_the_weights_are() -> None:

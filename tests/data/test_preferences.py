@@ -112,6 +112,17 @@ def test_columns_that_are_passed_over_are_told():
     assert convert(rows, "auto", {}, PAIRS).notes == ("columns not used: label, input, question",)
 
 
+@pytest.mark.parametrize("left", [{"chosen": None}, {"chosen": "x", "rejected": None, "rejected_response": "no"}])
+def test_two_answers_that_are_there_go_before_one_beside_a_null(left):
+    row = one({"question": "q", "response": "yes", "rejected": "no", **left})
+    assert (row.prompt, row.chosen, row.rejected) == ((USER,), (GOOD,), (BAD,))
+
+
+def test_of_pairs_that_all_lack_an_answer_the_null_of_the_first_is_named():
+    with pytest.raises(DataError, match="'chosen' is null"):
+        one({"prompt": "q", "chosen": None, "rejected": "no", "response": None})
+
+
 def test_answers_that_go_on_over_several_turns():
     chosen = [said("user", "q"), said("assistant", "a"), said("user", "more"), said("assistant", "yes")]
     rejected = [said("user", "q"), said("assistant", "a"), said("user", "more"), said("assistant", "no")]

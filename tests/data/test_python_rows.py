@@ -11,6 +11,8 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from tunesmith.data.reading.sources import read
+from tunesmith.data.reading.strict_json import DEEPEST, is_deep
+from tunesmith.data.types import Origin
 from tunesmith.errors import DataError
 
 TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -66,3 +68,31 @@ def test_neither_package_is_imported_for_dictionaries():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda v: [v], lambda v: (v,), lambda v: {"a": 1, "b": v}, lambda v: [1, "x", v, None]]
+)
+@pytest.mark.parametrize("inmost", [1, "x", None, [], {}, [1, 2.5, True, "x", None]])
+def test_rows_may_be_as_deep_as_the_limit_and_no_deeper(wrap, inmost):
+    value = inmost
+    for _ in range(DEEPEST - 1 - isinstance(inmost, list | dict)):
+        value = wrap(value)
+    assert read([{"x": value}]) == [(Origin("rows", 1), {"x": value})]
+    with pytest.raises(DataError, match="nested too deeply"):
+        read([{"x": wrap(value)}])
+
+
+def test_long_lists_of_plain_values_are_passed_over_without_a_look_at_each():
+    def calls(count):
+        """How many functions are called, Python's own among them."""
+        row, seen = {"input_ids": list(range(count)), "words": ["x"] * count}, []
+        before = sys.getprofile()
+        sys.setprofile(lambda frame, event, arg: seen.append(event))
+        try:
+            assert not is_deep(row)
+        finally:
+            sys.setprofile(before)
+        return len(seen)
+
+    assert calls(4096) == calls(16)

@@ -71,9 +71,60 @@ def test_what_it_makes_of_the_rows_leaves_no_note_of_its_own() -> None:
     assert [note for note in made(tiny.NEVER_ENDS).notes if " words " not in note] == list(plain)
 
 
-def test_the_date_that_the_other_writes_is_left_out() -> None:
-    [note] = told(made("{{ strftime_now('%H:%M:%S:%f') }}" + tiny.CHATML))
-    assert "(the date)" in note
+DATED = "{{ strftime_now('%H:%M:%S:%f') }}" + tiny.CHATML
+DATES = {
+    "a form": DATED,
+    "a named form": DATED.replace("('%H", "(format='%H"),
+    "a form that is kept": "{% set now = strftime_now('%H:%M:%S:%f') %}{{ now }}" + tiny.CHATML,
+    "where there is a clock": (
+        "{% if strftime_now is defined %}{{ strftime_now('%f') }}{% else %}{{ 'no' }}{% endif %}" + tiny.CHATML
+    ),
+}
+
+
+@pytest.mark.parametrize("dated", DATES)
+def test_the_date_that_either_writes_is_left_out(dated: str) -> None:
+    [of_other] = told(made(DATES[dated]))
+    [of_own] = told(made(tiny.CHATML, template=DATES[dated]))
+    assert "(the date as %" in of_other.split("where that one has")[1]
+    assert "(the date as %" in of_own.split("where that one has")[0]
+
+
+@pytest.mark.parametrize("dated", DATES)
+@pytest.mark.parametrize("added", ["{{ '' }}", "{% set none_reads = 1 %}", "\n{#- nothing #}"])
+def test_a_copy_of_a_template_that_writes_the_date_words_nothing_otherwise(dated: str, added: str) -> None:
+    assert told(made(DATES[dated], template=DATES[dated] + added)) == []
+
+
+def test_a_copy_that_says_what_is_learned_words_nothing_otherwise() -> None:
+    date = "{{ strftime_now(format='%f') }}"
+    assert told(made(date + tiny.CHATML, template=date + tiny.GENERATION_TAG)) == []
+
+
+@pytest.mark.parametrize("dated", DATES)
+def test_a_difference_behind_the_date_is_shown(dated: str) -> None:
+    boss = DATES[dated].replace("+ m['role']", "+ ('boss' if m['role'] == 'system' else m['role'])")
+    [note] = told(made(DATES[dated], template=boss))
+    assert "words 3 of the first 9 conversations otherwise" in note
+    assert "boss" in note
+
+
+def test_another_form_of_the_date_is_another_wording() -> None:
+    [note] = told(made("{{ strftime_now('%d') }}" + tiny.CHATML, template="{{ strftime_now('%m') }}" + tiny.CHATML))
+    assert "words 9 of the first 9 conversations otherwise" in note
+
+
+def test_white_space_at_the_beginning_of_a_dated_template_is_kept() -> None:
+    for space in (" ", "\n", "\n\n  "):
+        [note] = told(made(space + DATED, template=DATED))
+        assert "words 9 of the first 9 conversations otherwise" in note
+        assert told(made(space + DATED, template=space + DATED + "{{ '' }}")) == []
+
+
+def test_a_template_that_cannot_do_without_the_date_is_compared_with_it() -> None:
+    months = ", ".join(f"'{month:02d}': 'month'" for month in range(1, 13))
+    dated = "{{ {" + months + "}[strftime_now('%m')] + ' ' }}" + tiny.CHATML
+    assert told(made(dated, template=dated + "{{ '' }}")) == []
 
 
 def test_a_run_says_it_of_the_template_that_its_recipe_sets(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from their_files import entry_of, file, notes_of, refusal
 from their_files import trl_settings as made
 
 from tunesmith.dialects.base import Fate
+from tunesmith.dialects.columns import MOST_BYTES
 from tunesmith.dialects.read import load_any
 from tunesmith.errors import TunesmithError
 
@@ -81,7 +83,7 @@ PAIR = {"prompt": "Hi", "chosen": "Ho", "rejected": "Hu"}
 JUDGED = {"prompt": "Hi", "completion": "Ho", "label": True}
 
 
-@pytest.mark.parametrize(("row", "trainer"), [(PAIR, "dpo"), (PAIR, "reward"), (JUDGED, "kto")])
+@pytest.mark.parametrize(("row", "trainer"), [(PAIR, "dpo"), (PAIR, "reward"), (JUDGED, "kto"), (JUDGED, "sft")])
 @pytest.mark.parametrize("values", [{}, {"dataset_name": None, "datasets": [{"path": "pairs.jsonl"}]}])
 def test_judged_answers_want_a_trainer_that_is_named(
     row: dict[str, Any], trainer: str, values: dict[str, Any], tmp_path: Path
@@ -91,7 +93,7 @@ def test_judged_answers_want_a_trainer_that_is_named(
     said = refusal(path)
     assert "the file does not say which trainer reads them" in said
     assert f"trainer={trainer}" in said
-    kind = {"reward": "reward"}.get(trainer, "preference")
+    kind = {"reward": "reward", "sft": "sft"}.get(trainer, "preference")
     assert load_any(path, [f"trainer={trainer}"]).resolved.recipe.objective.kind == kind
 
 
@@ -102,6 +104,38 @@ def test_rows_that_sft_reads_want_none(row: dict[str, Any], tmp_path: Path) -> N
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     read = load_any(file(tmp_path, {**BASE, "trainer": None, "dataset_name": "pairs.jsonl"}))
     assert read.resolved.recipe.objective.kind == "sft"
+
+
+def test_labelled_rows_without_a_completion_are_none_of_sft(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "Hi", "response": "Ho", "label": True}) + "\n")
+    said = refusal(file(tmp_path, {**BASE, "trainer": None, "dataset_name": "pairs.jsonl"}))
+    assert "trainer=kto" in said
+    assert "trainer=sft" not in said
+
+
+def test_empty_cells_of_a_table_are_no_columns_of_its_rows(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected,messages\nHi,Ho,Hu,\n")
+    assert "has pairs of answers" in refusal(file(tmp_path, {**BASE, "trainer": None, "dataset_name": "pairs.csv"}))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_large_file_is_not_read_whole_to_see_its_first_row(packed: bool, tmp_path: Path) -> None:
+    """A list is read row by row, whatever its size; an object that holds the list is not."""
+    name = "pairs.json.gz" if packed else "pairs.json"
+    path = file(tmp_path, {**BASE, "trainer": None, "dataset_name": name})
+
+    def write(value: Any, before: str = "") -> None:
+        text = (before + json.dumps(value)).encode()
+        (tmp_path / name).write_bytes(gzip.compress(text, 1) if packed else text)
+
+    long = [PAIR, {**PAIR, "prompt": "x" * MOST_BYTES}]
+    for seen in ([PAIR], {"data": [PAIR]}, long):
+        write(seen, "\ufeff \n")
+        assert "has pairs of answers" in refusal(path)
+    write({"data": long}, "\ufeff \n")
+    assert load_any(path).resolved.recipe.objective.kind == "sft"
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:200])
+    assert load_any(path).resolved.recipe.objective.kind == "sft"
 
 
 def test_where_the_rows_are_not_seen_the_note_names_the_trainers_of_judged_answers(tmp_path: Path) -> None:

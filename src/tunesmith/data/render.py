@@ -231,12 +231,12 @@ class Renderer:
         marked = [] if row.is_whole else [(at, turn) for at, turn in enumerate(messages) if isinstance(turn, Marked)]
         marks = {at: Marks(turn.spans, turn.learns_rest) for at, turn in marked if not turn.is_learned_whole}
         text, spans = learned_spans(self.chat, turns, learned, tools, marks)
+        answers = answer_spans(row, messages, turns, tools, self.chat, text, spans, self.learn_ends)
         is_hidden = not all(_is_written(turn, text, reasoning=self.chat.traits.reasoning) for turn in messages)
         ends_open = bool(spans) and learned[-1] and is_open
         if ends_open:
             self._notes[f"the chat template never ends an answer: {self._remedy()}"] = None
             text = text[: spans[-1].end]
-        answers = answer_spans(row, messages, turns, tools, self.chat, spans, self.learn_ends)
         which = self.learn_ends
         last_is_other = bool(spans) and not spans[-1].is_answer
         spans = with_ends(self.chat, text, spans, which)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.formats import FORMATS
-from tunesmith.data.reading.files import READERS, ending, told_rows
+from tunesmith.data.reading.empty_cells import is_filled
+from tunesmith.data.reading.files import READERS, told_rows
+from tunesmith.data.reading.opened import UTF8_MARK, ending, opened
 from tunesmith.dialects.base import Said
 from tunesmith.errors import TunesmithError
 
@@ -18,6 +21,8 @@ _JINJA = frozenset(
     ]
 )
 """Names that mean something else in a template."""
+MOST_BYTES = 2**22
+"""Of a JSON text that is read whole for the sake of its first row, each time that the config is loaded."""
 
 
 def unread(format: str, *read: str) -> dict[str, str | None]:
@@ -31,12 +36,24 @@ def unnamed(columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def first_row(said: Said, path: str) -> dict[str, Any]:
-    """What the first row of a file here holds, less its nulls; nothing where the file is not here, or not readable."""
+    """What the first row of a file here holds, less its nulls and empty cells; nothing where the file is not here, not
+    readable, or would be read whole for it and is large."""
     for file in (said.folder / path, Path(path).expanduser()):
         if ending(file) in READERS and file.is_file():
             try:
+                if _is_read_whole(file):
+                    return {}
                 _, row = next(told_rows(file, 1))
-            except (TunesmithError, OSError, StopIteration):
+            except (TunesmithError, OSError, EOFError, zlib.error, StopIteration):
                 return {}
-            return {name: value for name, value in row.items() if value is not None}
+            return {name: value for name, value in row.items() if is_filled(value)}
     return {}
+
+
+def _is_read_whole(file: Path) -> bool:
+    """Whether a file is large, and no list of JSON, which alone of `.json` is read row by row."""
+    if ending(file) not in (".json", ".json.gz"):
+        return False
+    with opened(file) as stream:
+        start = stream.read(MOST_BYTES + 1)
+    return len(start) > MOST_BYTES and not start.removeprefix(UTF8_MARK).lstrip().startswith(b"[")

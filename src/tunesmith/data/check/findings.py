@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -81,6 +81,7 @@ class _Walk:
     pairs: list[_Pair] = field(default_factory=list)
 
     def look(self, unit: tuple[Example, ...]) -> None:
+        unit = tuple(replace(example) for example in unit)  # a kept row makes its arrays each time they are asked for
         for example in unit:
             answers = answers_of(example)
             for start, end in answers:

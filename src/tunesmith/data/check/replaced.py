@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -19,8 +20,10 @@ LOOKED_AT = 32
 """Conversations that are worded twice, of each template."""
 BEFORE, SHOWN = 10, 50
 """Characters that are shown: before the first difference, and with them."""
-_NO_CLOCK = "{%- macro strftime_now(form) -%}(the date){%- endmacro -%}\n"
-"""In front of a template, so that what is said of it is the same on another day."""
+_CLOCK = "strftime_now"
+_NO_CLOCK = "{%- macro strftime_now(format) -%}(the date as {{ format }}){%- endmacro %}\n"
+"""In front of a template, so that what is said of it is the same on another day. Of the line break nothing is written,
+and the first line of the template is as it was."""
 
 
 class Replacing(Renderer):
@@ -48,8 +51,19 @@ class Replacing(Renderer):
 
     @cached_property
     def _other(self) -> Renderer:
+        return self._by(self.replaced)
+
+    @cached_property
+    def _without_clock(self) -> tuple[Renderer, Renderer] | None:
+        """Its own template and the other, neither of which writes the date; None where neither ever does."""
+        own = self.tokenizer.chat_template
+        if not any(_CLOCK in template for template in (own, self.replaced)):
+            return None
+        return self._by(_without_clock(own)), self._by(_without_clock(self.replaced))
+
+    def _by(self, template: str) -> Renderer:
         tokenizer = copy.copy(self.tokenizer)
-        tokenizer.chat_template = _NO_CLOCK + self.replaced if "strftime_now" in self.replaced else self.replaced
+        tokenizer.chat_template = template
         return Renderer(tokenizer, system_turn=self.system_turn, learn_ends=self.learn_ends)
 
     def render_all(self, rows: Sequence[Text]) -> Rendering:
@@ -64,18 +78,30 @@ class Replacing(Renderer):
 
     def _compare(self, row: Conversation, example: Example) -> None:
         try:
-            other = self._other.render(row)
+            own, other = self._wordings(row, example)
         except DataError as error:
             self._count(f"{row.origin} has no wording by that one ({error.what})")
             return
-        if not np.array_equal(other.token_ids, example.token_ids):
-            ours, theirs = (self.tokenizer.decode(one.token_ids) for one in (example, other))
+        if not np.array_equal(other.token_ids, own.token_ids):
+            ours, theirs = (self.tokenizer.decode(one.token_ids) for one in (own, other))
             at = max(len(common_prefix(ours, theirs)) - BEFORE, 0)
             self._count(f"{row.origin} has {_part(ours, at)} where that one has {_part(theirs, at)}")
+
+    def _wordings(self, row: Conversation, example: Example) -> tuple[Example, Example]:
+        """The row by its own template and by the other: without the date, but where a template cannot do without."""
+        if self._without_clock:
+            with suppress(DataError):
+                own, other = self._without_clock
+                return own.render(row), other.render(row)
+        return example, self._other.render(row)
 
     def _count(self, what: str) -> None:
         self._num_otherwise += 1
         self._first = self._first or what
+
+
+def _without_clock(template: str) -> str:
+    return _NO_CLOCK + template if _CLOCK in template else template
 
 
 def _part(text: str, start: int) -> str:

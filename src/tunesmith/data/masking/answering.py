@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.masking.mask import MaskUnknown, Span, learned_spans
+from tunesmith.data.masking.places import answer_places
 from tunesmith.data.settings import Ends
 from tunesmith.data.templating.chat import ChatTemplate, TemplateFailed, Turn
 from tunesmith.data.types import Conversation, Example, Marked, Message, Runs
@@ -29,6 +30,7 @@ def answer_spans(
     turns: Sequence[Turn],
     tools: Sequence[dict[str, Any]],
     chat: ChatTemplate,
+    text: str,
     spans: Sequence[Span],
     learn_ends: Ends,
 ) -> list[Span] | None:
@@ -36,10 +38,14 @@ def answer_spans(
     nothing else is. Of a row that is learned whole, whose template may hide its turns, there are none then.
 
     messages, turns, tools   what the template is given of `row`
+    text                     what it writes of them
     spans                    what of them is learned, before `data.learn_ends` changes it
     """
     if row.is_whole or any(isinstance(turn, Marked) for turn in messages):
         answers = [turn.role == "assistant" and turn.is_learned for turn in messages]
+        found = answer_places(chat, text, turns, answers, tools)
+        if found is not None:
+            return found
         try:
             return learned_spans(chat, turns, answers, tools)[1]
         except (MaskUnknown, TemplateFailed):
@@ -55,7 +61,8 @@ def answers_of(example: Example) -> Runs:
     if example.answers is None:
         runs = learned_runs(example)
         return () if not runs or runs[0][0] <= 1 else tuple(runs)
-    return tuple((start, end) for start, end in example.answers if example.loss_weights[start:end].any())
+    weights = example.loss_weights
+    return tuple((start, end) for start, end in example.answers if weights[start:end].any())
 
 
 def cut(answers: Runs | None, start: int, end: int) -> Runs | None:

@@ -272,19 +272,14 @@ def _end(
     ends = chat.traits.ends
     if not ends and not turns[index].get("tool_calls"):
         return max(start, _content_place(chat, text, turns, index, tools)[1])
+    behind = end_behind(chat, text, turns[index]["content"], start)
+    if behind is not None:
+        return behind
     is_last = index == len(turns) - 1
-    content = turns[index]["content"].strip()
-    at = _past_spaces(text, start)
-    if text.startswith(content, at):
-        at += len(content)
-        behind = _past_spaces(text, at)
-        for end in ends:
-            if text.startswith(end, behind):
-                return behind + len(end)
     limit = len(text) if is_last else _words_start(chat, text, turns, index + 1, tools)
     start = max(start, min(limit, _behind_calls(chat, text, turns, index, tools)))
-    found = max((text.rfind(end, start, limit) + len(end) for end in ends if end in text[start:limit]), default=0)
-    if found:
+    found = last_end(chat, text, start, limit)
+    if found is not None:
         return found
     if is_last:
         return len(text.rstrip())
@@ -293,6 +288,21 @@ def _end(
     if len(whole) > start and text.startswith(whole):
         return len(whole)
     raise MaskUnknown(f"where turn {index + 1} ends")
+
+
+def end_behind(chat: ChatTemplate, text: str, content: str, start: int) -> int | None:
+    """The end of the end token right behind a content that begins at `start`; white space around it may go."""
+    content, at = content.strip(), _past_spaces(text, start)
+    if not text.startswith(content, at):
+        return None
+    behind = _past_spaces(text, at + len(content))
+    return next((behind + len(end) for end in chat.traits.ends if text.startswith(end, behind)), None)
+
+
+def last_end(chat: ChatTemplate, text: str, start: int, limit: int) -> int | None:
+    """The end of the last end token within [start, limit)."""
+    ends = [end for end in chat.traits.ends if end in text[start:limit]]
+    return max((text.rfind(end, start, limit) + len(end) for end in ends), default=None)
 
 
 def _behind_calls(

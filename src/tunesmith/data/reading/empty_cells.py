@@ -14,6 +14,10 @@ class EmptyCell(str):
     __slots__ = ()
 
 
+EMPTY_CELL = EmptyCell()
+"""Stands in every cell that a file leaves empty: a table may have millions of them."""
+
+
 def is_filled(value: Any) -> bool:
     """Whether a column holds anything: neither null nor an empty cell."""
     return value is not None and not isinstance(value, EmptyCell)

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.problems import Problems, counted, listed, shown
-from tunesmith.data.reading.empty_cells import EmptyCell
+from tunesmith.data.reading.empty_cells import EMPTY_CELL
 from tunesmith.data.reading.json_rows import read_json, read_jsonl
 from tunesmith.data.reading.opened import LONGEST_BYTES, RawRow, checked_head, decoded, ending, lines, too_long
 from tunesmith.data.reading.quiet import quiet_datasets
@@ -135,7 +135,7 @@ def _read_csv(path: Path, problems: Problems) -> Iterator[RawRow]:
 def _cell(value: str) -> str:
     """Windows' line ends inside quotes become plain ones, which the model should learn to write, as in plain text."""
     if not value:
-        return EmptyCell()
+        return EMPTY_CELL
     return value.replace("\r\n", "\n") if "\r" in value else value
 
 

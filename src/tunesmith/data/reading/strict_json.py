@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ _MOST_DIGITS = 4000
 
 DEEPEST = 200
 """Lists and objects in one another. Python's parser takes some 900, and what walks over them afterwards fewer."""
+
+_FLAT = frozenset({int, float, bool, str, type(None)})
+"""Types of values that hold no others."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,19 @@ def _opens_many(text: str, start: int, end: int) -> bool:
 
 def is_deep(value: Any) -> bool:
     """Whether more than `DEEPEST` lists and objects stand in one another."""
-    level = [value]
-    for _ in range(DEEPEST + 1):
-        level = [item for item in level if isinstance(item, (dict, list, tuple))]
+    level = _nested([value])
+    for _ in range(DEEPEST):
         if not level:
             return False
-        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
-    return True
+        level = [inner for item in level for inner in _nested(item.values() if isinstance(item, dict) else item)]
+    return bool(level)
+
+
+def _nested(items: Collection[Any]) -> list[Any]:
+    """The lists and objects among `items`. Thousands of token ids are passed over by their types alone."""
+    if _FLAT.issuperset(map(type, items)):
+        return []
+    return [item for item in items if isinstance(item, (dict, list, tuple))]
 
 
 def _strictly() -> tuple[list[Fault], dict[str, Any]]:

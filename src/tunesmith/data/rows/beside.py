@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tunesmith.data.problems import shown
 from tunesmith.data.reading.empty_cells import is_filled
 from tunesmith.data.rows.messages import Unreadable, read_tools, text_of
 from tunesmith.data.types import Message
@@ -19,24 +20,34 @@ TOOLS = ("tools", "functions")
 
 def one_of(row: RawColumns, names: Sequence[str]) -> str:
     """The text of the one of these columns that holds any; of none, nothing. `Unreadable` where two do."""
+    name = _one_filled(row, names)
+    return text_of(row, name) if name else ""
+
+
+def _one_filled(row: RawColumns, names: Sequence[str]) -> str | None:
     there = [name for name in names if row.get(name) not in (None, "")]
     if len(there) > 1:
         fix = (
             f"have one of them not read: data.columns={{{there[1]}: null}}; or word the rows by a template, data.format"
         )
         raise Unreadable(f"the row has both {there[0]} and {there[1]}", fix=fix)
-    return text_of(row, there[0]) if there else ""
+    return there[0] if there else None
 
 
 def with_system(turns: tuple[Message, ...], row: RawColumns) -> tuple[Message, ...]:
     """The turns behind the row's system turn, where it has one in a column; no turns stay none."""
-    said = one_of(row, SYSTEMS)
-    if not said or not turns:
+    name = _one_filled(row, SYSTEMS)
+    if name is None or not turns:
         return turns
+    said = text_of(row, name)
     if turns[0].role != "system":
         return (Message("system", said), *turns)
     if turns[0].content != said:
-        raise Unreadable("the row has two system turns: that of its column, and the first of its turns", found=said)
+        raise Unreadable(
+            f"the row has two system turns: its column {name!r}, and the first of its turns",
+            found=f"{shown(said, 40)!r} and {shown(turns[0].content, 40)!r}",
+            fix=f"have the column not read: data.columns={{{name}: null}}",
+        )
     return turns
 
 

@@ -85,7 +85,11 @@ def alpaca(row: RawColumns, origin: Origin) -> Conversation:
 
 
 def prompt(row: RawColumns, origin: Origin, names: Names | None = None) -> Prompt:
-    """A question alone: text or messages, of which an answer at the end is left off."""
+    """A question alone: text or messages, of which an answer at the end is left off.
+
+    All columns beside it are the rewards', so few are read: `tools`, and `functions` beside a conversation alone, where
+    hardly anything else can be meant. A system turn stands among the messages.
+    """
     there = [key for key in ("prompt", "messages", "conversations", "question") if key in row]
     key = next((key for key in there if is_filled(row[key])), there[0] if there else "prompt")
     given = turns_in(need(row, key), key, names)

@@ -81,10 +81,12 @@ def _whole(row: RawColumns) -> list[str]:
 
 
 def _answers(row: RawColumns) -> tuple[str, str]:
-    """The columns of the two answers: the first two that the row has, and does not leave empty both."""
+    """The columns of the two answers: the first two that the row fills; else of which it fills one; else has."""
     there = [names for names in ANSWERS if row.keys() >= set(names)]
-    filled = (names for names in there if any(is_filled(row[name]) for name in names))
-    return next(filled, None) or next((names for names in ANSWERS if names in there or names[0] in row), ANSWERS[0])
+    filled = [names for most in (all, any) for names in there if most(is_filled(row[name]) for name in names)]
+    return next(iter(filled), None) or next(
+        (names for names in ANSWERS if names in there or names[0] in row), ANSWERS[0]
+    )
 
 
 def _said_in_common(

@@ -91,13 +91,15 @@ def chosen(said: Said) -> str:
 
 
 def _refuse_judged(said: Said) -> None:
-    """Rows of answers under judgement are none of sft's, and which trainer they are for, its own keys say."""
+    """Rows of answers under judgement are for other trainers than sft, which can only learn them all as they stand: of
+    a prompt and its completion it passes over the label."""
     holders = [(entry, "path") for entry in said.entries("datasets")] or [(said, "dataset_name")]
     for holder, key in holders:
         row = first_row(said, str(holder.values.get(key) or ""))
         is_pair, is_labelled = row.keys() >= {"chosen", "rejected"}, isinstance(row.get("label"), bool)
         if (is_pair or is_labelled) and _OF_SFT.isdisjoint(row):
-            rows, trainers = ("pairs of answers", _OF_PAIRS) if is_pair else ("answers with a label", ("kto",))
+            of_labels = ("kto", "sft") if "completion" in row else ("kto",)
+            rows, trainers = ("pairs of answers", _OF_PAIRS) if is_pair else ("answers with a label", of_labels)
             what = f"has {rows}, and the file does not say which trainer reads them"
             holder.refuse(key, what, f"say which: {', or '.join(f'trainer={name}' for name in trainers)}")
 
