@@ -19,6 +19,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.templating.chat import ChatTemplate, TemplateFailed, as_turn
 from tunesmith.data.types import Conversation, Marked, Message
 
+SOME = ((0, 2, True),)
 WITHOUT_HEADER = ("eos behind all", "plain")
 """Of these templates nothing that generation shows opens an answer, and the search is needed."""
 
@@ -97,20 +98,31 @@ def test_what_one_walk_leaves_to_guess_is_searched_for(template: str, said: str)
 
 @pytest.mark.parametrize("is_marked", [False, True])
 @pytest.mark.parametrize("template", ["chatml", "llama2", "llama3", "never ends"])
-def test_the_template_is_asked_once_however_many_turns_a_row_has(
+def test_the_template_is_asked_once_however_many_turns_and_rows_there_are(
     template: str, is_marked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    renderer, asked = renderer_of("GPT-2", template), []
-    row = talk(40)
-    if is_marked:
-        marked = tuple(Marked(turn.role, turn.content, spans=((0, 2, True),)) for turn in row.messages)
-        row = replace(row, messages=marked)
-    row = replace(row, is_whole=not is_marked)
-    messages, turns, tools = given_to(renderer, row)
-    text = renderer.chat.render(turns, tools)
+    renderer, asked = Renderer(renderer_of("GPT-2", template).tokenizer), []
     assert renderer.chat.traits
     render = ChatTemplate.render
-    monkeypatch.setattr(ChatTemplate, "render", lambda *given, **how: asked.append(1) or render(*given, **how))
-    found = answer_spans(row, messages, turns, tools, renderer.chat, text, [], "turn")
-    assert len(found or ()) == 20
+    for num_turns in (40, 8, 60):
+        row = talk(num_turns)
+        if is_marked:
+            row = replace(row, messages=tuple(Marked(one.role, one.content, spans=SOME) for one in row.messages))
+        row = replace(row, is_whole=not is_marked)
+        messages, turns, tools = given_to(renderer, row)
+        text = renderer.chat.render(turns, tools)
+        with monkeypatch.context() as patched:
+            patched.setattr(ChatTemplate, "render", lambda *given, **how: asked.append(1) or render(*given, **how))
+            found = answer_spans(row, messages, turns, tools, renderer.chat, text, [], "turn")
+        assert len(found or ()) == num_turns // 2
     assert len(asked) == 1
+
+
+def test_what_another_row_left_between_its_turns_is_not_taken_for_this_ones() -> None:
+    renderer = Renderer(renderer_of("GPT-2", "shows the last thought").tokenizer)
+    plain = talk(4)
+    *before, last = plain.messages
+    thoughts = [replace(plain, messages=(*before, replace(last, reasoning=said))) for said in ("so", "thus")]
+    for row in (plain, thoughts[0], plain, thoughts[1], thoughts[0]):
+        walked, searched = both(renderer, row)
+        assert walked == searched is not None

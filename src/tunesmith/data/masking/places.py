@@ -2,7 +2,8 @@
 
 `learned_spans` asks the template anew for every turn, which takes time by the square of their number. Here it is asked
 once, with another word for every content: what stands between those words stands between the contents too, if they
-put in their places make up the text. Where they do not, or something is left to guess, nothing is said.
+put in their places make up the text. Mostly that is known from an earlier conversation, and the template need not be
+asked at all. Where they do not make up the text, or something is left to guess, nothing is said.
 """
 
 from __future__ import annotations
@@ -43,18 +44,32 @@ def _contents(
     chat: ChatTemplate, text: str, turns: Sequence[Turn], tools: Sequence[dict[str, Any]]
 ) -> list[tuple[int, int]] | None:
     """[start, end) of each content, which may have lost the white space around it."""
-    worded = chat.tried([turn | {"content": _WORD.format(index)} for index, turn in enumerate(turns)], tools)
-    parts = _WORDS.split(worded)
-    if parts[1::2] != [str(index) for index in range(len(turns))] or not text.startswith(parts[0]):
+    roles = ["", *(turn["role"] for turn in turns), ""]
+    kinds = [(*roles[place : place + 2], place == len(turns) - 1) for place in range(len(turns) + 1)]
+    known = [chat.between.get(kind) for kind in kinds]
+    found = _placed(text, turns, [gap for gap in known if gap is not None])
+    if found is None:
+        worded = chat.tried([turn | {"content": _WORD.format(index)} for index, turn in enumerate(turns)], tools)
+        parts = _WORDS.split(worded)
+        if parts[1::2] == [str(index) for index in range(len(turns))]:
+            found = _placed(text, turns, parts[::2])
+            chat.between.update({} if found is None else zip(kinds, parts[::2], strict=True))
+    return found
+
+
+def _placed(text: str, turns: Sequence[Turn], between: Sequence[str]) -> list[tuple[int, int]] | None:
+    """[start, end) of each content, where `text` is these with `between` before the first, between any two, and behind
+    the last."""
+    if len(between) != len(turns) + 1 or not text.startswith(between[0]):
         return None
-    places, at = [], len(parts[0])
-    for turn, mark in zip(turns, parts[2::2], strict=True):
+    places, at = [], len(between[0])
+    for turn, behind in zip(turns, between[1:], strict=True):
         said = (turn["content"], turn["content"].strip())
-        written = next((one for one in said if text.startswith(one + mark, at)), None)
+        written = next((one for one in said if text.startswith(one + behind, at)), None)
         if not written:
             return None
         places.append((at, at + len(written)))
-        at += len(written + mark)
+        at += len(written + behind)
     return places if at == len(text) else None
 
 

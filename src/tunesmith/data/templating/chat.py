@@ -79,6 +79,9 @@ class ChatTemplate:
         self.token_pattern = _any_of([*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens])
         marked = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.special_pattern = _any_of([*marked, *tokenizer.all_special_tokens])
+        self.between: dict[tuple[str, str, bool], str] = {}
+        """What was last written between the contents of two turns, by their roles, nothing before the first and behind
+        the last, and by whether the second is the last."""
 
     def render(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] = (), *, open_answer: bool = False) -> str:
         """The text of `turns`; `open_answer` adds what comes before an answer."""
