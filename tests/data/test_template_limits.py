@@ -3,8 +3,8 @@ writes what transformers writes."""
 
 from __future__ import annotations
 
+import sys
 import threading
-import time
 import tracemalloc
 from typing import Any
 
@@ -174,7 +174,6 @@ def _of_chat(text: str) -> None:
 @pytest.mark.parametrize("fill", [_of_column, _of_chat])
 @pytest.mark.parametrize("name", GROWS)
 def test_what_would_be_too_large_is_refused_before_it_is_made(name, fill):
-    begun = time.monotonic()
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match=r"letters|too large"):
@@ -184,7 +183,6 @@ def test_what_would_be_too_large_is_refused_before_it_is_made(name, fill):
         tracemalloc.stop()
     most = limits.MOST_IN_ALL if name.startswith("keeps") or name == "format, often" else 8 * limits.MOST_LETTERS
     assert peak < 1.2 * most
-    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.parametrize("in_a_thread", [False, True])
@@ -207,6 +205,26 @@ def test_what_does_not_end_is_ended_in_any_thread(name, in_a_thread, monkeypatch
     else:
         render()
     assert told == ["no end after 0.3 seconds"]
+
+
+def test_an_alarm_that_python_swallows_comes_again(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda said: told.append(said.exc_type))
+    monkeypatch.setattr(limits, "AGAIN_SECONDS", 0.1)
+
+    class Held:
+        def __del__(self):  # what is raised in here ends here
+            while True:
+                pass
+
+    def endless():
+        Held()
+        while True:
+            pass
+
+    with pytest.raises(TimeoutError), limits._alarm(0.1):
+        endless()
+    assert told == [TimeoutError]
 
 
 def test_a_row_may_be_as_long_as_it_is():

@@ -18,6 +18,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 SECONDS = 5.0
+AGAIN_SECONDS = 0.5
+"""After which the alarm comes again: Python swallows an error that strikes in a callback of its own."""
 MOST_LETTERS = 2**24
 """A template may write so many letters more than it is given: a row of that length would take minutes to tokenise."""
 MOST_IN_ALL = 2**29
@@ -95,13 +97,17 @@ def _alarm(seconds: float) -> Iterator[None]:
         yield
         return
 
+    is_over = False
+
     def expired(number: int, frame: object) -> None:
-        raise TimeoutError(f"no end after {seconds:g} seconds")
+        if not is_over:
+            raise TimeoutError(f"no end after {seconds:g} seconds")
 
     previous = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
     try:
         yield
     finally:
+        is_over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
