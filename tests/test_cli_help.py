@@ -105,14 +105,14 @@ def test_debug_shows_the_traceback(how):
     environment = {key: value for key, value in os.environ.items() if key != "TUNESMITH_DEBUG"}
     plain = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert plain.returncode == 2
-    assert plain.stderr.startswith("RecipeError: command line: give one prompt")
+    assert plain.stderr.startswith("RecipeError: command line: there is no prompt")
     assert "Traceback" not in plain.stderr
     if how == "option":
         debugged = subprocess.run([*command, "--debug"], capture_output=True, text=True, env=environment)
     else:
         debugged = subprocess.run(command, capture_output=True, text=True, env={**environment, "TUNESMITH_DEBUG": "1"})
     assert "Traceback" in debugged.stderr
-    assert "RecipeError: command line: give one prompt" in debugged.stderr
+    assert "RecipeError: command line: there is no prompt" in debugged.stderr
 
 
 def test_overrides_reach_the_recipe(monkeypatch, tmp_path):

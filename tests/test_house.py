@@ -79,6 +79,21 @@ def test_a_file_is_one_thing(path: Path) -> None:
     assert not set(path.relative_to(PACKAGE).parts) & {"utils.py", "helpers.py", "common.py", "core.py"}
 
 
+ERRORS = {"RecipeError", "DataError", "ModelError", "CheckpointError", "MachineError", "AdapterError"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_an_error_says_what_to_do_or_what_was_expected(path: Path) -> None:
+    bare = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)):
+            continue
+        named = {keyword.arg for keyword in node.exc.keywords}  # None: handed on as **more
+        if getattr(node.exc.func, "id", "") in ERRORS and not named & {"fix", "expected", None}:
+            bare.append(node.lineno)
+    assert not bare, f"{path.relative_to(PACKAGE)}, lines {bare}"
+
+
 def test_every_method_has_its_header() -> None:
     from tunesmith.adapters import METHODS
 

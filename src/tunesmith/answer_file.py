@@ -22,7 +22,7 @@ from tunesmith.data.rows.messages import Names, Unreadable, read_messages, read_
 from tunesmith.data.rows.template_rows import prompt_template
 from tunesmith.data.settings import DataSettings, TemplateFormat
 from tunesmith.data.types import Message, Origin
-from tunesmith.errors import DataError, MachineError, together
+from tunesmith.errors import AS_UTF8, ELSEWHERE, DataError, MachineError, together
 from tunesmith.models.generate import Generated
 from tunesmith.models.session import Params, Session
 
@@ -57,10 +57,10 @@ def read_prompts(path: Path | str, system: str | None = None, data: DataSettings
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError("there is no such file of prompts", where=str(path))
+        raise DataError("there is no such file of prompts", where=str(path), fix="check the spelling of --file")
     prompts = _read_prompts(path, system, data)
     if not prompts:
-        raise DataError("there is no prompt in this file", where=str(path))
+        raise DataError("there is no prompt in this file", where=str(path), fix="write one on each line")
     return prompts
 
 
@@ -70,7 +70,7 @@ def _read_prompts(path: Path, system: str | None, data: DataSettings | None) -> 
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")  # not at U+2028 and its like, inside a prompt
         except UnicodeDecodeError as error:
-            raise DataError("this file is not text in UTF-8", where=str(path), found=str(error)) from None
+            raise DataError("is not text in UTF-8", where=str(path), found=str(error), fix=AS_UTF8) from None
         return [Prompt(n, (*before, Message("user", line))) for n, line in enumerate(lines, 1) if line.strip()]
     if ending(path) not in READERS:
         raise DataError(
@@ -137,7 +137,7 @@ def refuse_unwritable(out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MachineError(f"the answers cannot be written: {error.strerror}", where=str(out)) from error
+        raise MachineError(f"the answers cannot be written: {error.strerror}", where=str(out), fix=ELSEWHERE) from error
     if not os.access(out if out.exists() else out.parent, os.W_OK):
         raise MachineError("the answers cannot be written: no permission", where=str(out), fix="--out elsewhere")
 
@@ -202,7 +202,7 @@ def answer_file(
         if not stopped:
             _put_in_order(out, [held[prompt.row] for prompt in prompts])
     except OSError as error:
-        raise MachineError(f"the answers cannot be written: {error.strerror}", where=str(out)) from error
+        raise MachineError(f"the answers cannot be written: {error.strerror}", where=str(out), fix=ELSEWHERE) from error
     return Done(len(held) - already, already, stopped)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import MachineError
+from tunesmith.errors import ELSEWHERE, MachineError
 
 _PARTIAL = "partial-"
 _LEFT_SECONDS = 24 * 3600
@@ -71,7 +71,9 @@ def guarded(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if not no_room(error):
-            raise MachineError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
+            raise MachineError(
+                f"cannot be written: {error.strerror or error}", where=str(path), fix=ELSEWHERE
+            ) from error
         existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
         free = shutil.disk_usage(existing).free / 1e6
         raise MachineError(

@@ -104,7 +104,9 @@ class Classifier:
                 given = turns_to_answer(given, f"text {number + 1}")
             ids, closing = self._ids(renderer, given)
             if not ids:
-                raise DataError("a text has no tokens", where=f"text {number + 1}", found="nothing to read")
+                raise DataError(
+                    "a text has no tokens", where=f"text {number + 1}", found="nothing to read", fix="leave it out"
+                )
             if most is not None and len(ids) > most:
                 ids = [*ids[: most - len(closing)], *closing]
                 cut += 1
@@ -144,7 +146,7 @@ def texts_of(path: Path, data: DataSettings | None) -> list[Text]:
     """The texts of a file: one a line, or rows with `text`, `messages` or `prompt`; or what the run's template makes of
     their columns. All broken rows at once."""
     if not path.is_file():
-        raise DataError("there is no such file of texts", where=str(path))
+        raise DataError("there is no such file of texts", where=str(path), fix="check the spelling of --file")
     if path.suffix.lower() == ".txt":
         lines = path.read_text(encoding="utf-8-sig").splitlines()
         return [Document(line, Origin(str(path), n)) for n, line in enumerate(lines, 1) if line.strip()]

@@ -250,7 +250,7 @@ def generate(
     if (prompt is None) == (file is None):
         from tunesmith.errors import RecipeError
 
-        raise RecipeError("give one prompt, or --file with prompts", where="command line")
+        raise RecipeError("there is no prompt", where="command line", fix="give one prompt, or --file with prompts")
     from tunesmith import inference
 
     inference.generate(

@@ -17,6 +17,10 @@ from __future__ import annotations
 
 from typing import Self
 
+ELSEWHERE = "see whether you may write there, or name another place"
+AS_UTF8 = "save it as UTF-8"
+"""What to do about a file that cannot be written, or read as text."""
+
 
 class TunesmithError(Exception):
     """An error a person can act on.

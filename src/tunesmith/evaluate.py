@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.types import Conversation, Message
-from tunesmith.errors import DataError, MachineError, RecipeError
+from tunesmith.errors import ELSEWHERE, DataError, MachineError, RecipeError
 from tunesmith.models.generate import Generated
 from tunesmith.models.session import Params, Session
 from tunesmith.score import SCORERS, Scorer
@@ -234,4 +234,6 @@ def write_answers(path: Path | str, items: Sequence[Item], evaluation: Evaluatio
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
     except OSError as error:
-        raise MachineError(f"the answers cannot be written: {error.strerror}", where=str(path)) from error
+        raise MachineError(
+            f"the answers cannot be written: {error.strerror}", where=str(path), fix=ELSEWHERE
+        ) from error

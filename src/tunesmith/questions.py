@@ -42,7 +42,8 @@ def questions(
     by_row: list[list[Item]] = []
     for row, (origin, values) in zip(rows, raw, strict=True):
         if gold is not None and gold not in values:
-            raise DataError(f"no column {gold!r} with the right answer", where=str(origin), found=", ".join(values))
+            what, fix = f"no column {gold!r} with the right answer", "name one that is there, or mend the row"
+            raise DataError(what, where=str(origin), found=", ".join(values), fix=fix)
         if not isinstance(row, Conversation) or not row.messages:
             continue
         if turns == ALL:
@@ -51,7 +52,8 @@ def questions(
             by_row.append([item_of(row, dict(values), None if gold is None else values[gold])])
     by_row = [items for items in by_row if items]
     if not by_row:
-        raise DataError("no row has an answer to compare with", where=settings.named)
+        fix = "name the column of the right answers: --gold, or test.gold in a study"
+        raise DataError("no row has an answer to compare with", where=settings.named, fix=fix)
     if left_out := len(rows) - len(by_row):
         say(f"{counted(left_out, 'row')} without an answer, left out")
     return [item for items in by_row[:limit] for item in items]
@@ -74,5 +76,7 @@ def refuse_unscorable(items: Sequence[Item], scorers: Sequence[str], where: str)
     """What a scorer reads of a row stands there before anything is answered."""
     if "sql" in scorers and any("databases" not in item.row for item in items):
         raise DataError(
-            "to run queries, every row needs the column databases: scripts that make and fill one each", where=where
+            "to run queries, every row needs the column databases: scripts that make and fill one each",
+            where=where,
+            fix="add it to the rows, or take another score (exact)",
         )

@@ -193,7 +193,8 @@ class _Scene:
         self.forecast = self._forecast()
         again = next((event.loss for event in self.steps if event.step == DIES_AT), None)
         if again is None:
-            raise CheckpointError(f"step {DIES_AT} was not taken again: nothing was saved after step {SAVED_AT}")
+            what = f"step {DIES_AT} was not taken again: nothing was saved after step {SAVED_AT}"
+            raise CheckpointError(what, fix="see whether the disk of output.folder can be written; then rehearse again")
         return taken_again(again, losses[DIES_AT], exact=trained.session.model.device.type == "cpu")
 
     def merge(self) -> str:

@@ -221,9 +221,10 @@ def refuse_impossible(params: Any, num_samples: int = 1, *, streamed: bool = Fal
         if params.num_beams > 1 and (num_samples > 1 or streamed):
             raise ValueError("num_beams looks for one answer, known at its end: it is neither streamed nor sampled")
     except ValueError as error:
-        raise RecipeError(str(error), where=where) from error
+        raise RecipeError(str(error), where=where, fix="give another value (docs/settings.md has them)") from error
     except TypeError as error:
-        raise RecipeError("a number is no number", where=where, found=f"{params}, {num_samples=}") from error
+        what, expected = "a number is no number", "whole numbers and shares, not text"
+        raise RecipeError(what, where=where, found=f"{params}, {num_samples=}", expected=expected) from error
 
 
 def _words_of(tokenizer: Any) -> list[Any]:

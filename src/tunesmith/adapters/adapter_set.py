@@ -117,6 +117,7 @@ class AdapterSet:
             raise AdapterError(
                 f"these tensors are not those of adapter {self.name}",
                 notes={word: ", ".join(names[:5]) for word, names in notes.items()},
+                fix="give the tensors of an adapter with the same settings on the same model",
             )
         for name, (buffer, dim) in grown.items():
             lengthen(buffer, dim, tensors[name].shape[dim])
@@ -309,7 +310,8 @@ def _build_tokens(body: Anatomy, token_rows: Mapping[str, Sequence[int]], built:
             )
         rows = body.rows(path)
         if max(ids) >= rows or min(ids) < 0:
-            raise AdapterError(f"{path} has no row for token {max(ids)}", found=f"{rows} rows")
+            what, fix = f"{path} has no row for token {max(ids)}", "add the tokens first: model.add_tokens"
+            raise AdapterError(what, found=f"{rows} rows", fix=fix)
         same = body.tied and path == body.head and list(ids) == list(token_rows.get(body.embedding or "", ()))
         built[path] = Tokens(base_of(body.modules[path]), ids, shared if same else None)
         shared = built[path].get_parameter("rows")  # type: ignore[assignment]
@@ -334,7 +336,8 @@ def place(model: PreTrainedModel, switch: Switch, adapter_set: AdapterSet) -> No
 def unload(model: PreTrainedModel, name: str) -> None:
     """Take the adapter called `name` out of `model`."""
     if not any(name in slot.adapters for slot in slots(model).values()):
-        raise AdapterError(f"the model has no adapter called {name}")
+        fix = "name one that is loaded: session.adapters has them"
+        raise AdapterError(f"the model has no adapter called {name}", fix=fix)
     remove(model, name)
 
 

@@ -70,9 +70,11 @@ def read_head(written: Any) -> ClassHead:
             tuple(map(float, written.get("weights", ()))),
         )
     except (KeyError, TypeError) as error:
-        raise AdapterError("what the adapter says of its head cannot be read", found=str(written)[:120]) from error
+        what, fix = "what the adapter says of its head cannot be read", "copy its folder again"
+        raise AdapterError(what, found=str(written)[:120], fix=fix) from error
     if found.meaning not in PROBLEMS:
-        raise AdapterError("what the adapter says of its head is not known here", found=str(found.meaning))
+        what = "what the adapter says of its head is not known here"
+        raise AdapterError(what, found=str(found.meaning), expected=", ".join(PROBLEMS))
     return found
 
 
@@ -103,7 +105,10 @@ def head_of_config(config: Any) -> ClassHead | None:
         return read_head(written)
     if config.problem_type == PROBLEMS["reward"] and config.num_labels > 1:
         raise ModelError(
-            "the model's head gives several numbers at once, which is not known here", found="a regression"
+            "the model's head gives several numbers at once, which is not known here",
+            found="a regression",
+            expected="classes, or one number (a reward)",
+            fix="take a model without a head, or with a head for classes",
         )
     names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
     if config.problem_type == PROBLEMS["reward"] or config.num_labels == 1:

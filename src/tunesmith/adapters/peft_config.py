@@ -235,7 +235,8 @@ def _method(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         fields = method.from_peft(config)  # type: ignore[attr-defined]
         if fields is not None:
             return method, fields
-    raise AdapterError(f"no method here reads peft_type {config['peft_type']} as it is set")
+    what = f"no method here reads peft_type {config['peft_type']} as it is set"
+    raise AdapterError(what, fix="run it with PEFT")
 
 
 def _refusals(config: dict[str, Any], body: Anatomy) -> Iterable[TunesmithError]:

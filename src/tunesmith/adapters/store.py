@@ -36,11 +36,12 @@ from tunesmith.adapters.targets import Anatomy, Targets, anatomy
 from tunesmith.adapters.tokens import Tokens
 from tunesmith.adapters.virtual import Virtual
 from tunesmith.atomic import write_file
-from tunesmith.errors import AdapterError, MachineError, TunesmithError, together
+from tunesmith.errors import ELSEWHERE, AdapterError, MachineError, TunesmithError, together
 from tunesmith.quant.dense import dense_weight
 from tunesmith.quant.quantised import storage_name
 
 CONFIG, TENSORS, SIDE = "adapter_config.json", "adapter_model.safetensors", "tunesmith.json"
+AGAIN = "copy the folder again from where it was saved"
 PREFIX = "base_model.model."
 OUTPUTS = ("score", "classifier", "classifier.out_proj")
 """Where PEFT's sequence classifiers keep the last matrix of their heads."""
@@ -70,7 +71,9 @@ def save(folder: Path | str, adapter_set: AdapterSet, base: BaseIdentity) -> Pat
         for name, data in (*files.items(), (SIDE, _json(side))):
             write_file(folder / name, data)
     except OSError as error:
-        raise MachineError(f"the adapter cannot be written: {error.strerror}", where=str(folder)) from error
+        raise MachineError(
+            f"the adapter cannot be written: {error.strerror}", where=str(folder), fix=ELSEWHERE
+        ) from error
     return folder
 
 
@@ -190,7 +193,8 @@ def _head_of(tensors: dict[str, Tensor]) -> ClassHead:
     """By the last matrix of PEFT's head: one number is a reward."""
     found = [tensor for name, tensor in tensors.items() if name.rpartition(".")[0] in OUTPUTS]
     if len({len(tensor) for tensor in found}) != 1:
-        raise AdapterError("how many classes the adapter tells apart cannot be seen")
+        what = "how many classes the adapter tells apart cannot be seen"
+        raise AdapterError(what, expected="one head among its tensors (score, classifier)")
     count = len(found[0])
     return ClassHead("reward") if count == 1 else ClassHead("one", tuple(f"LABEL_{index}" for index in range(count)))
 
@@ -260,9 +264,10 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"{path.name} is no JSON: {error}", where=str(path.parent)) from error
+        raise AdapterError(f"{path.name} is no JSON: {error}", where=str(path.parent), fix=AGAIN) from error
     if not isinstance(value, dict):
-        raise AdapterError(f"{path.name} holds no JSON object", where=str(path.parent), found=type(value).__name__)
+        what = f"{path.name} holds no JSON object"
+        raise AdapterError(what, where=str(path.parent), found=type(value).__name__, fix=AGAIN)
     return value
 
 
@@ -296,7 +301,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
                     errors.append(AdapterError(f"{key} holds NaN or infinity", fix="use an earlier checkpoint"))
                 tensors[key.removeprefix(PREFIX)] = tensor
     except SafetensorError as error:
-        raise AdapterError(f"{TENSORS} is damaged: {error}") from error
+        raise AdapterError(f"{TENSORS} is damaged: {error}", fix=AGAIN) from error
     if errors:
         raise together(errors)
     return tensors
@@ -375,7 +380,8 @@ def _own_settings(side: dict[str, Any]) -> AdapterSettings:
     try:
         return METHODS[stored["method"]].Settings.model_validate(stored)
     except (KeyError, ValueError) as error:
-        raise AdapterError(f"the settings in {SIDE} cannot be read: {error}") from error
+        fix = f"use the version that wrote it, or delete {SIDE}: the adapter is then read as PEFT's"
+        raise AdapterError(f"the settings in {SIDE} cannot be read: {error}", fix=fix) from error
 
 
 def _with_odd(settings: AdapterSettings, odd: dict[str, Any]) -> AdapterSettings:

@@ -205,7 +205,8 @@ def choose(model: PreTrainedModel, settings: AdapterSettings) -> Targets:
         raise together(errors)
     adapted = [path for path in adapted if path not in set(in_full)]
     if not adapted and not (settings.targets == NONE and in_full and settings.whole):
-        raise AdapterError(f"adapter.targets {settings.targets!r} reaches no matrix of this model")
+        what = f"adapter.targets {settings.targets!r} reaches no matrix of this model"
+        raise AdapterError(what, fix="name layers that it has, or all-linear")
     reached = set(adapted) | set(in_full)
     missed = [path for path in body.matrices if path not in reached]
     missed += [path for path in body.stacks if path.rpartition(".")[0] not in reached]

@@ -119,6 +119,7 @@ def located(study: Study, text: str, *where: str) -> str:
             f"{'.'.join(where)}: there is no {text}",
             where=study.where(*where),
             notes={"looked for": " and ".join(dict.fromkeys(map(os.path.normpath, tried)))},
+            fix="give its path from the study's folder or the current one",
         )
     return text
 
@@ -214,8 +215,9 @@ def _read_all(
             check_optimizer(recipe.train)
         except TunesmithError as error:
             raise error.noted("arm", name) from None
-        own = [recipe.model.model_dump(mode="json"), recipe.adapter.model_dump(mode="json"), speaks(recipe)]
-        shape = digest(own)
+        served = getattr(recipe.objective, "sampler", None) is not None
+        own = [one.model_dump(mode="json") for one in (recipe.model, recipe.adapter)]
+        shape = digest([*own, speaks(recipe), served])
         if shape not in shapes:
             shapes.add(shape)
             try:

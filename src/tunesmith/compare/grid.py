@@ -154,6 +154,7 @@ def resolve(study: Planned[Any], arm: Arm, changes: Iterable[Change] = ()) -> Re
                 f"there is no recipe {recipe}",
                 where=study.where("recipe"),
                 notes={"looked for": " and ".join(dict.fromkeys(map(str, tried)))},
+                fix="give its path from the study's folder or the current one",
             )
         return load(found, changes=every)
     sources = {place[1:]: line for place, line in study.lines.items() if place[:1] == ("recipe",) and place[1:]}

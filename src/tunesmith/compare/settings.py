@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, create_model, model_validator
 
 from tunesmith.data.settings import HeldOut
-from tunesmith.errors import RecipeError, TunesmithError, together
+from tunesmith.errors import AS_UTF8, RecipeError, TunesmithError, together
 from tunesmith.notation import Path, dotted, read, read_scalar
 from tunesmith.recipe import SECTIONS
 from tunesmith.recipe import json_schema as recipe_schema
@@ -183,9 +183,10 @@ def read_plan(
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         name = called.removeprefix("a ")
-        raise RecipeError(f"the {name} cannot be read: {error.strerror}", where=str(path)) from None
+        fix = "check the spelling, and whether you may read it"
+        raise RecipeError(f"the {name} cannot be read: {error.strerror}", where=str(path), fix=fix) from None
     except UnicodeDecodeError as error:
-        raise RecipeError("is not text in UTF-8", where=str(file), found=str(error)) from None
+        raise RecipeError("is not text in UTF-8", where=str(file), found=str(error), fix=AS_UTF8) from None
     lined = read(text, str(file))
     if lined.errors:
         raise together(lined.errors)
@@ -255,7 +256,10 @@ def _override(kind: type[PlanSettings], called: str, values: dict[str, Any], tex
     if path[0] in SECTIONS and path[0] not in kind.model_fields:
         meant = f"shared.{key}"
         raise RecipeError(
-            f"{dotted(path)} is not a setting of {called}", where="command line", notes={"did you mean": meant}
+            f"{dotted(path)} is not a setting of {called}",
+            where="command line",
+            notes={"did you mean": meant},
+            fix="say what every arm has by shared",
         )
     if path[0] in BY_SETTING and len(path) > 1:
         path = (path[0], ".".join(path[1:]))
@@ -284,5 +288,6 @@ def baseline_of(study: Study, names: Sequence[str]) -> str:
     raise RecipeError(
         f"baseline: there is no arm {wanted!r}",
         where=study.where("baseline"),
-        notes={"arms": ", ".join(names)} | ({"did you mean": meant} if meant else {}),
+        notes={"did you mean": meant} if meant else {},
+        expected=", ".join(names),
     )

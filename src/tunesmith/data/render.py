@@ -146,7 +146,8 @@ class Renderer:
             text = self.chat.render([as_turn(turn) for turn in messages], tools, open_answer=add_generation_prompt)
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise DataError("the prompt holds half of a UTF-16 pair, which is no character") from error
+            what = "the prompt holds half of a UTF-16 pair, which is no character"
+            raise DataError(what, fix="take it out, or write the whole character") from error
         except TemplateFailed as error:
             fix = _INTO_USER if isinstance(error, NoSystemTurn) else None
             raise DataError(f"the chat template refuses the prompt: {error}", fix=fix) from error
@@ -160,7 +161,8 @@ class Renderer:
             whole, _ = self._fitted([Message("user", USER), Message("assistant", ANSWER), *turns], ())
             text = self.chat.render([as_turn(turn) for turn in whole], open_answer=True)
         except TemplateFailed as error:
-            raise DataError(f"the chat template refuses what follows an answer: {error}") from error
+            what = f"the chat template refuses what follows an answer: {error}"
+            raise DataError(what, fix="set model.template to one that takes such turns (chatml)") from error
         behind = text.partition(ANSWER)[2]
         start = len(behind) - len(behind.lstrip())
         end = next((end for end in self.chat.traits.ends if behind.startswith(end, start)), None)

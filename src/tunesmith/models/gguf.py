@@ -95,7 +95,8 @@ def _write(gguf: Path, folder: Path, adjust: Adjust) -> None:
             )
         except (ValueError, KeyError, NotImplementedError) as error:
             found = str(error).splitlines()[0][:200]
-            raise ModelError("this GGUF file cannot be read", where=str(gguf), found=found) from error
+            fix = "fetch it again if it is cut off, or take the model's safetensors"
+            raise ModelError("this GGUF file cannot be read", where=str(gguf), found=found, fix=fix) from error
         refuse_partial(model, told, gguf.name, say=warnings.warn)
         adjust(model, tokenizer)
         if getattr(model.config, "quantization_config", None) is not None:

@@ -320,7 +320,11 @@ class Classification:
             self._check_apart(counted, several)
         if len(self.labels) < (1 if several else 2):
             found = ", ".join(self.labels) or "none"
-            raise DataError("there is nothing to tell apart: the training rows have one class", found=found)
+            raise DataError(
+                "there is nothing to tell apart: the training rows have one class",
+                found=found,
+                fix="add rows of another class, or look at data.columns: is labels the right one?",
+            )
 
     def _check_apart(self, counted: Mapping[str, int], several: bool) -> None:
         """What is fitted at once needs rows of each class; of each of several labels, some with and some without it."""

@@ -119,10 +119,12 @@ class Episode:
         name, where = self.world.name, str(self.asked.origin)
         if not isinstance(found, tuple) or len(found) != 3:
             what = f"the environment {name} gave no (what the world says, what was earned, whether it is over)"
-            raise DataError(what, where=where, found=f"{found!r:.80}")
+            fix = 'return ("text or messages", 0.0, False), as docs/policy.md shows'
+            raise DataError(what, where=where, found=f"{found!r:.80}", fix=fix)
         says, earned, is_over = found
         if not is_number(earned) or not math.isfinite(float(earned)):
-            raise DataError(f"the environment {name} gave no finite number", where=where, found=f"{earned!r:.60}")
+            what = f"the environment {name} gave no finite number"
+            raise DataError(what, where=where, found=f"{earned!r:.60}", fix="mend its step: what is earned is a number")
         return says, float(earned), bool(is_over)
 
     def heard(self, said: Any) -> list[Message]:
@@ -133,7 +135,8 @@ class Episode:
             return list(read_messages(said, "what the world says"))
         except Unreadable as error:
             what = f"the environment {self.world.name}: {error.what}"
-            raise DataError(what, where=str(self.asked.origin), found=error.found) from None
+            fix = "mend what it says: text, or messages of role and content"
+            raise DataError(what, where=str(self.asked.origin), found=error.found, fix=fix) from None
 
     def follow(self, renderer: Renderer, turns: Sequence[Message]) -> list[int]:
         """Ids of what the world says behind an answer."""

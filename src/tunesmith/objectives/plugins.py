@@ -51,7 +51,7 @@ def imported(name: str, setting: str, kind: str) -> Any:
     if not callable(found):
         is_kind = inspect.isclass if kind == "class" else inspect.isfunction
         there = ", ".join(key for key, value in vars(module).items() if is_kind(value)) or f"no {kind}"
-        raise RecipeError(f"{setting}: {head} has no {kind} {rest!r}", found=there)
+        raise RecipeError(f"{setting}: {head} has no {kind} {rest!r}", found=there, fix="name one that is there")
     return found
 
 
@@ -61,14 +61,15 @@ def _module(head: str, name: str, setting: str) -> Any:
             return importlib.import_module(head)
         path = Path(head)
         if not path.is_file():
-            raise RecipeError(f"{setting}: there is no file {head}", where=name)
+            fix = "give its path from the recipe's folder or the current one, as file.py:name"
+            raise RecipeError(f"{setting}: there is no file {head}", where=name, fix=fix)
         mark = hashlib.blake2b(str(path.resolve()).encode() + path.read_bytes(), digest_size=8).hexdigest()
         called = f"tunesmith_user_{path.stem}_{mark}"
         if called in sys.modules:  # one file is one module, whoever names it
             return sys.modules[called]
         spec = importlib.util.spec_from_file_location(called, path)
         if spec is None or spec.loader is None:
-            raise RecipeError(f"{setting}: {head} is no Python file", where=name)
+            raise RecipeError(f"{setting}: {head} is no Python file", where=name, fix="name a file that ends in .py")
         module = importlib.util.module_from_spec(spec)
         if str(path.parent.resolve()) not in sys.path:
             sys.path.append(str(path.parent.resolve()))  # for files beside it
@@ -82,7 +83,9 @@ def _module(head: str, name: str, setting: str) -> Any:
     except RecipeError:
         raise
     except (Exception, SystemExit) as error:
-        raise RecipeError(f"{setting}: {head} cannot be imported", found=f"{type(error).__name__}: {error}") from error
+        found = f"{type(error).__name__}: {error}"
+        fix = f"mend it: python -c 'import {Path(head).stem}' should say the same"
+        raise RecipeError(f"{setting}: {head} cannot be imported", found=found, fix=fix) from error
 
 
 @contextlib.contextmanager

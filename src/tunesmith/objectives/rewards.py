@@ -156,7 +156,8 @@ def _function(name: str, gold: str) -> Function:
         try:
             return WITH_ARGUMENT[head](rest)
         except ValueError as error:
-            raise RecipeError(f"objective.rewards: {name!r} cannot be read: {error}") from None
+            what = f"objective.rewards: {name!r} cannot be read: {error}"
+            raise RecipeError(what, fix=f"mend what stands behind {head}: (docs/policy.md has examples)") from None
     if not head.endswith(".py") and "." not in head and importlib.util.find_spec(head) is None:
         raise _unknown(name, head)
     return _reward(name, any_columns=True)

@@ -130,7 +130,8 @@ def _json_schema(file: str) -> Function:
         validator.check_schema(schema)
     except (OSError, ValueError, jsonschema.SchemaError) as error:
         said = str(error).partition("\n")[0]
-        raise RecipeError("objective.rewards: the JSON schema cannot be read", where=file, found=said) from None
+        what, fix = "objective.rewards: the JSON schema cannot be read", "give a file that holds a JSON schema"
+        raise RecipeError(what, where=file, found=said, fix=fix) from None
     check = validator(schema)
 
     def allows(text: str) -> float:

@@ -254,7 +254,8 @@ class Server:
         (choice,) = self._choices(self._asked("/v1/completions", body), 1)
         given = choice.get("prompt_logprobs")
         if not given or len(given) != len(self.probe):
-            raise MachineError("the sampler does not say how likely a prompt's tokens are", where=self.url)
+            what = "the sampler does not say how likely a prompt's tokens are"
+            raise MachineError(what, where=self.url, fix="start a server that knows prompt_logprobs, as vLLM does")
         pairs = zip(given[1:], self.probe[1:], strict=True)
         theirs = np.array([one[str(token)]["logprob"] for one, token in pairs])
         ours = said_of(policy, self.probe)

@@ -159,7 +159,9 @@ def _quantised_paths(files: Sequence[str]) -> dict[str, bool]:
     missing = sorted(f"{path}.{name}" for path in paths for name in TENSORS if f"{path}.{name}" not in keys)
     if missing or not paths:
         raise ModelError(
-            "the checkpoint calls itself GPTQ, but tensors are missing", found=", ".join(missing[:5]) or "no qweight"
+            "the checkpoint calls itself GPTQ, but tensors are missing",
+            found=", ".join(missing[:5]) or "no qweight",
+            fix="fetch it again; one in another format than GPTQ's says so in quantization_config",
         )
     return {path: f"{path}.bias" in keys for path in paths}
 
@@ -171,10 +173,12 @@ def put_layers(model: nn.Module, config: Mapping[str, Any], paths: Mapping[str, 
     for path, biased in paths.items():
         old = model.get_submodule(path)
         if not isinstance(old, nn.Linear | Conv1D):
-            raise ModelError(f"{path} is quantised in the files but no linear layer", found=type(old).__name__)
+            what, fix = f"{path} is quantised in the files but no linear layer", "take the model's unquantised files"
+            raise ModelError(what, found=type(old).__name__, fix=fix)
         out, in_ = old.weight.shape if isinstance(old, nn.Linear) else old.weight.shape[::-1]
         if in_ * bits % 32 or out * bits % 32:
-            raise ModelError(f"{path} cannot be held in GPTQ's words of 32 bits", found=f"{out} x {in_}, {bits} bits")
+            what, fix = f"{path} cannot be held in GPTQ's words of 32 bits", "take the model's unquantised files"
+            raise ModelError(what, found=f"{out} x {in_}, {bits} bits", fix=fix)
         bias = torch.zeros(out, dtype=old.weight.dtype, device=old.weight.device) if biased else None
         new = GPTQLinear((out, in_), bits, group, offset, bias, old.weight.dtype, old.weight.device)
         new.turned = isinstance(old, Conv1D)

@@ -159,18 +159,22 @@ def execution_match(answer: str, gold: str, databases: Sequence[str], *, max_sec
 def execution_score(answer: str, gold: object, databases: object) -> float:
     """1 if the answer's query returns what `gold` returns. What cannot be scored is refused, whatever the answer."""
     if not isinstance(gold, str) or not gold.strip():
-        raise DataError("the right answer is no query", found=f"{type(gold).__name__} {str(gold)[:80]}")
+        found = f"{type(gold).__name__} {str(gold)[:80]}"
+        raise DataError("the right answer is no query", found=found, expected="one query of SQL, as text")
     if not isinstance(databases, list | tuple) or not databases or not all(isinstance(one, str) for one in databases):
         raise DataError(
             "the row's databases are no list of scripts that make and fill one each",
             found=f"{type(databases).__name__} {str(databases)[:80]}",
+            expected='["CREATE TABLE …; INSERT …;", …]',
         )
     try:
         return float(execution_match(answer, gold, databases).correct)
     except GoldFailed as failure:
-        raise DataError(f"the right query does not run: {failure}", found=gold[:200]) from failure
+        what, fix = f"the right query does not run: {failure}", "mend it, or the row's databases"
+        raise DataError(what, found=gold[:200], fix=fix) from failure
     except sqlite3.Error as error:
-        raise DataError(f"a database's script does not run: {error}", found=str(databases)[:200]) from error
+        what, fix = f"a database's script does not run: {error}", "mend the script: SQLite runs it"
+        raise DataError(what, found=str(databases)[:200], fix=fix) from error
 
 
 @lru_cache(maxsize=256)

@@ -114,7 +114,8 @@ def _wanted_number(gold: Gold) -> float:
     except OverflowError:
         wanted = None
     if wanted is None or not math.isfinite(wanted):
-        raise DataError("the right answer holds no number to compare with", found=str(gold)[:80])
+        what, fix = "the right answer holds no number to compare with", "mend it, or take another score (exact)"
+        raise DataError(what, found=str(gold)[:80], fix=fix)
     return wanted
 
 

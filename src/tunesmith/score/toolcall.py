@@ -280,7 +280,9 @@ def tool_call(prediction: str, gold: Any, tools: Any = ()) -> float:
         truth = list(gold)
     else:
         raise DataError(
-            "the right answer is no list of function calls", found=f"{type(gold).__name__} {str(gold)[:80]}"
+            "the right answer is no list of function calls",
+            found=f"{type(gold).__name__} {str(gold)[:80]}",
+            expected='[{"name": "f", "arguments": {"x": 1}}], or BFCL\'s form',
         )
     for item in truth:
         _wanted(item)  # refused, if it is no call, whatever the answer
@@ -292,7 +294,9 @@ def _named(call: Call, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     order = list(_schema(call.name, tools).get("properties") or {})
     if len(call.positional) > len(order):
         raise DataError(
-            "the right answer's call does not name its arguments, and no tool describes them", found=str(call)[:80]
+            "the right answer's call does not name its arguments, and no tool describes them",
+            found=str(call)[:80],
+            fix="name the arguments, or give the row the column tools",
         )
     return dict(zip(order, call.positional, strict=False)) | call.arguments
 

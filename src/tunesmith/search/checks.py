@@ -252,11 +252,13 @@ def _earlier(search: Search, wanted: Space) -> list[Values]:
             f"warm_start: there is no search in {search.settings.warm_start}",
             where=where,
             notes={"looked for": " and ".join(dict.fromkeys(str(path / "results.json") for path in tried))},
+            fix="give the folder of a search that has ended, or take warm_start out",
         )
     try:
         trials = [trial["values"] for trial in json.loads(file.read_text())["trials"] if trial["failed"] is None]
     except (OSError, ValueError, KeyError, TypeError):
-        raise RecipeError("warm_start: these are no search's results", where=str(file)) from None
+        what, fix = "warm_start: these are no search's results", "give the folder of a search that has ended"
+        raise RecipeError(what, where=str(file), fix=fix) from None
     best = [_as_in(wanted, values) for values in trials if space.holds(wanted, values)][:3]
     if not best:
         raise RecipeError(
