@@ -50,7 +50,7 @@ def _of_the_machine(error: Exception) -> TunesmithError | None:
         )
     if not isinstance(error, RuntimeError | MemoryError):
         return None
-    from tunesmith.train.memory import is_out_of_memory
+    from tunesmith.models.room import is_out_of_memory
 
     if not is_out_of_memory(error):
         return None

@@ -35,6 +35,7 @@ from tunesmith.data.types import Classified, Conversation, Example, Message
 from tunesmith.errors import AdapterError, CheckpointError, Interrupted, MachineError, TunesmithError
 from tunesmith.events import Event, StepDone
 from tunesmith.models.load import stored_dtype
+from tunesmith.models.room import is_out_of_memory
 from tunesmith.models.session import Params
 from tunesmith.models.settings import ModelSettings
 from tunesmith.progress import seconds as in_words
@@ -43,7 +44,6 @@ from tunesmith.quant.quantised import storage_name
 from tunesmith.recipe import Change, Resolved, from_dict
 from tunesmith.session import Session, open_session
 from tunesmith.train.budget import Budget
-from tunesmith.train.memory import is_out_of_memory
 from tunesmith.train.settings import BUDGETS
 
 STEPS, SAVED_AT, DIES_AT = 4, 2, 3

@@ -34,6 +34,7 @@ from tunesmith.models.load import (
     settle,
 )
 from tunesmith.models.policy import Policy
+from tunesmith.models.room import is_out_of_memory
 from tunesmith.objectives.base import Objective
 from tunesmith.plan.advice import changed
 from tunesmith.plan.main import plan as planned
@@ -49,7 +50,7 @@ from tunesmith.train.budget import Budget
 from tunesmith.train.checkpoint import Checkpoints, Restored
 from tunesmith.train.frozen import store_frozen
 from tunesmith.train.loop import Job, Loop
-from tunesmith.train.memory import default_micro_batch_tokens, is_out_of_memory
+from tunesmith.train.memory import default_micro_batch_tokens
 from tunesmith.train.optim import check_optimizer
 from tunesmith.train.publish import Publisher, published_step, take
 from tunesmith.train.signals import Signals, watched

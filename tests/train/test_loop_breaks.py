@@ -12,7 +12,8 @@ from loops import Clock, bench, rows
 
 from tunesmith.errors import Interrupted, MachineError, NonFiniteError
 from tunesmith.events import BrokenOff, Ended, Evaluated, Noted, Saved, StepDone
-from tunesmith.train import checkpoint, memory
+from tunesmith.models.room import is_out_of_memory
+from tunesmith.train import checkpoint
 from tunesmith.train.budget import Budget
 from tunesmith.train.settings import TrainSettings
 from tunesmith.train.signals import Signals
@@ -40,10 +41,10 @@ def short_of_memory(made, most_tokens):
 def test_what_this_torch_says_when_memory_runs_out_is_understood():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert memory.is_out_of_memory(caught.value)
-    assert memory.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
-    assert not memory.is_out_of_memory(RuntimeError("shapes differ"))
-    assert not memory.is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+    assert not is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
 
 
 def test_out_of_memory_in_an_evaluation_halves_the_micro_batch_and_measures_all_of_it_again(tmp_path):

@@ -26,10 +26,10 @@ from tunesmith.adapters.virtual import Virtual
 from tunesmith.data.types import Batch, Segment
 from tunesmith.errors import ModelError
 from tunesmith.models import attention
+from tunesmith.models.room import is_out_of_memory
 from tunesmith.models.trial import (
     blamed,
     cause,
-    is_no_room,
     narrow_windows,
     refuse_broken,
     refuse_unlearnable,
@@ -418,7 +418,7 @@ def probe(model: PreTrainedModel, switch: Switch) -> tuple[Policy, str | None]:
             try:
                 gap = _gap_of_scores(policy, batch, alone) if is_classifier(model) else _gap(policy, batch, alone)
             except Exception as error:  # of a model's own code, which may not be made for this
-                if is_no_room(error):
+                if is_out_of_memory(error):
                     raise
                 reason = reason or cause(error)
                 continue

@@ -15,20 +15,12 @@ from tunesmith.adapters.attach import Slot, slots
 from tunesmith.adapters.heads import is_classifier
 from tunesmith.adapters.targets import anatomy
 from tunesmith.errors import ModelError, TunesmithError
+from tunesmith.models.room import is_out_of_memory
 from tunesmith.quant.dense import is_matrix
 
 if TYPE_CHECKING:
     from tunesmith.data.types import Batch
     from tunesmith.models.policy import Policy
-
-_SIGNS = ("out of memory", "not enough memory", "allocate memory")
-
-
-def is_no_room(error: BaseException) -> bool:
-    """Whether memory ran out, which says nothing of the architecture."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
 def cause(error: BaseException) -> str:
@@ -44,7 +36,7 @@ def blamed(model: PreTrainedModel, what: str, fix: str) -> Iterator[None]:
     except TunesmithError:
         raise
     except Exception as error:
-        if is_no_room(error):
+        if is_out_of_memory(error):  # which says nothing of the architecture
             raise
         name = type(model).__name__
         raise ModelError(f"{name} {what}", found=cause(error), fix=fix) from error

@@ -30,6 +30,7 @@ from tunesmith.errors import ModelError
 from tunesmith.models.generate import Generated
 from tunesmith.models.load import most_tokens
 from tunesmith.models.policy import Policy
+from tunesmith.models.room import by_less
 from tunesmith.objectives.base import Foreseen, Loss, Stage, Step
 from tunesmith.objectives.environment import Played, alone, load_environment, play
 from tunesmith.objectives.foreseen import written
@@ -396,13 +397,17 @@ class PolicyGradient:
         """With the reference's log-probabilities of their tokens."""
         found: dict[int, np.ndarray] = {}
         learned = [sample for sample in samples if sample.num_learned]
-        for batch in micro_batches(learned, self._max_tokens, share=self.share):
-            with policy.reference():
-                logps = token_logps(policy, batch.to(policy.device), self.settings.temperature)
-            values = logps.values.float().cpu().numpy()
-            row = logps.row.cpu().numpy()
-            for place, leaf in enumerate(batch.leaves):
-                found[cast(Sampled, batch.examples[leaf]).number] = values[row == place]
+
+        def referred(most: int) -> None:
+            for batch in micro_batches(learned, most, share=self.share):
+                with policy.reference():
+                    logps = token_logps(policy, batch.to(policy.device), self.settings.temperature)
+                values = logps.values.float().cpu().numpy()
+                row = logps.row.cpu().numpy()
+                for place, leaf in enumerate(batch.leaves):
+                    found[cast(Sampled, batch.examples[leaf]).number] = values[row == place]
+
+        by_less(referred, self._max_tokens, min(map(len, learned), default=1), policy.device)
         nothing = np.zeros(0, dtype=np.float32)
         return [replace(sample, reference=found.get(sample.number, nothing)) for sample in samples]
 

@@ -26,6 +26,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.types import CHOSEN, REJECTED, Answer, Batch, Example, Judged, Origin, Preference, Row
 from tunesmith.errors import RecipeError
 from tunesmith.models.policy import Policy
+from tunesmith.models.room import by_less
 from tunesmith.objectives.base import Foreseen, Loss, Stage, Step
 from tunesmith.objectives.cache_keys import row_digest
 from tunesmith.objectives.logprobs import RowLogps, row_logps
@@ -313,14 +314,18 @@ class PreferenceTuning:
         rows = [row for place in range(len(answers)) if (row := _swapped(answers, place)) is not None]
         if not rows:
             return 0.0
-        total = 0.0
-        for batch in self._cut([[row] for row in rows], max_tokens):
-            batch = batch.to(policy.device)
-            with policy.answering():
-                total += row_logps(policy, batch).sums.sum().item()
-            with policy.reference():
-                total -= row_logps(policy, batch).sums.sum().item()
-        return max(0.0, total / len(rows))
+
+        def summed(most: int) -> float:
+            total = 0.0
+            for batch in self._cut([[row] for row in rows], most):
+                batch = batch.to(policy.device)
+                with policy.answering():
+                    total += row_logps(policy, batch).sums.sum().item()
+                with policy.reference():
+                    total -= row_logps(policy, batch).sums.sum().item()
+            return total
+
+        return max(0.0, by_less(summed, max_tokens, min(map(len, rows)), policy.device) / len(rows))
 
     def _denominators(self, examples: Sequence[Example]) -> dict[str, float]:
         answers = cast(Sequence[Answer], examples)

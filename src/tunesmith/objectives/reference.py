@@ -21,6 +21,7 @@ from tunesmith.atomic import write_file
 from tunesmith.data.pack import micro_batches_of
 from tunesmith.data.types import Batch, Example
 from tunesmith.models.policy import Policy
+from tunesmith.models.room import by_less
 from tunesmith.objectives.cache_keys import row_digest, weights_key
 from tunesmith.objectives.logprobs import row_logps
 
@@ -76,16 +77,22 @@ def fill(
     share: bool,
     told: Callable[[float], None] = lambda share: None,
 ) -> None:
-    """Add the reference's sums for the rows of those `units` that are not whole in `sums`."""
-    missing = [unit for unit in units if any(row_digest(row) not in sums for row in unit)]
-    batches = micro_batches_of(missing, max_tokens, share=share)
-    total, done = sum(map(len, batches)), 0
-    for batch in batches:
-        with policy.reference():
-            found = row_logps(policy, batch.to(policy.device)).sums.tolist()
-        sums |= {row_digest(batch.examples[leaf]): value for leaf, value in zip(batch.leaves, found, strict=True)}
-        done += len(batch)
-        told(done / total)
+    """Add the reference's sums for the rows of those `units` that are not whole in `sums`; with smaller batches where
+    memory runs out."""
+
+    def filled(most: int) -> None:
+        missing = [unit for unit in units if any(row_digest(row) not in sums for row in unit)]
+        batches = micro_batches_of(missing, most, share=share)
+        total, done = sum(map(len, batches)), 0
+        for batch in batches:
+            with policy.reference():
+                found = row_logps(policy, batch.to(policy.device)).sums.tolist()
+            sums.update(zip((row_digest(batch.examples[leaf]) for leaf in batch.leaves), found, strict=True))
+            done += len(batch)
+            told(done / total)
+
+    shortest = min((len(row) for unit in units for row in unit), default=1)  # at that, every unit stands alone
+    by_less(filled, max_tokens, shortest, policy.device)
 
 
 def _read(path: Path, wanted: Sequence[bytes]) -> tuple[dict[bytes, float], float] | None:

@@ -34,8 +34,9 @@ from tunesmith.data.pack import collate
 from tunesmith.data.types import Example, Origin
 from tunesmith.errors import MachineError, ModelError
 from tunesmith.models.alone import told_alone
-from tunesmith.models.generate import Generated, generate
+from tunesmith.models.generate import MAX_ROWS, Generated, generate
 from tunesmith.models.policy import Policy
+from tunesmith.models.room import by_less
 from tunesmith.objectives.logprobs import token_logps
 
 AT_ONCE = 64
@@ -115,7 +116,7 @@ class InProcess:
         num_samples: int = 1,
         rows: Sequence[int] | None = None,
     ) -> list[Generated]:
-        with policy.answering():
+        def made(max_rows: int) -> list[Generated]:
             return generate(
                 policy.model,
                 prompts,
@@ -128,8 +129,12 @@ class InProcess:
                 switch=policy.switch,
                 adapters=[policy.switch.name] * len(prompts),
                 row_ids=rows,
+                max_rows=max_rows,
                 **drawing.plain,
             )
+
+        with policy.answering():
+            return by_less(made, min(MAX_ROWS, max(1, len(prompts) * num_samples)), 1, policy.device)
 
     def sync(self, policy: Policy) -> None:
         pass

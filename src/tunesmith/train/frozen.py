@@ -13,9 +13,10 @@ from tunesmith.errors import MachineError, ModelError
 from tunesmith.models.frozen import Activations, Blocks, distinct, fill, find
 from tunesmith.models.frozen_file import Folder, free_bytes, key
 from tunesmith.models.policy import Policy
+from tunesmith.models.room import is_out_of_memory
 from tunesmith.progress import Progress, size
 from tunesmith.train.budget import Budget
-from tunesmith.train.memory import default_micro_batch_tokens, is_out_of_memory
+from tunesmith.train.memory import default_micro_batch_tokens
 from tunesmith.train.settings import TrainSettings
 
 ROOM = "make room, set TUNESMITH_CACHE to a folder on another disk, or train.cache_frozen=false"

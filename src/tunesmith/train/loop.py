@@ -29,6 +29,7 @@ from tunesmith.data.types import Origin
 from tunesmith.errors import Interrupted, MachineError, NonFiniteError, TunesmithError
 from tunesmith.events import BrokenOff, Ended, Evaluated, Event, Listener, Noted, Saved, Started, StepDone
 from tunesmith.models.policy import Policy
+from tunesmith.models.room import free_cache, is_out_of_memory
 from tunesmith.objectives.base import Objective, Step
 from tunesmith.train import memory
 from tunesmith.train.budget import Budget, Progress
@@ -115,7 +116,7 @@ class Loop:
         """Train until the budget is spent; returns how it ended. What ends it early is raised after saving."""
         try:
             with self.signals.deferred():
-                memory.free_cache(self.policy.device)  # what loading left behind
+                free_cache(self.policy.device)  # what loading left behind
                 memory.reset_peak(self.policy.device)
                 at = self.at
                 self._tell(Started(self.budget.num_steps, self.settings.minutes, at.step, at.train_seconds))
@@ -236,7 +237,7 @@ class Loop:
         try:
             self.optimizer.step()
         except (RuntimeError, MemoryError) as error:
-            if not memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise MachineError(
                 f"out of memory in the update of step {self.at.step + 1}",
@@ -256,7 +257,7 @@ class Loop:
             try:
                 result = self._accumulate(step)
             except (RuntimeError, MemoryError) as error:
-                if not memory.is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._shrink_micro_batch(lengths, error, "the step")
             else:
@@ -267,7 +268,7 @@ class Loop:
                 self.at.loss_scale /= 2.0
                 self._tell(Noted(f"fp16 overflow: loss scale lowered to {self.at.loss_scale:g}, the step is redone"))
             self.optimizer.zero_grad(set_to_none=True)
-            memory.free_cache(self.policy.device)
+            free_cache(self.policy.device)
             self._restore_random(random)
 
     def _shrink_micro_batch(self, lengths: Sequence[int], error: BaseException, of: str) -> None:
@@ -380,10 +381,10 @@ class Loop:
                 with self.signals.immediate():
                     return self.objective.evaluate(self.policy, self.at.micro_tokens)
             except (RuntimeError, MemoryError) as error:
-                if not memory.is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._shrink_micro_batch(self.objective.held_out_lengths(), error, "the evaluation")
-            memory.free_cache(self.policy.device)
+            free_cache(self.policy.device)
 
     def _save_if_due(self) -> None:
         every, at = self.settings.save_every, self.at
