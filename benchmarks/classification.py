@@ -251,7 +251,9 @@ def main() -> None:
     print(f"{len(rows):,} rows to learn from, {len(tests):,} to report; the commonest class {majority:.1%}")
     found: dict[str, dict[str, Any]] = {}
     for number, (name, measure) in enumerate(every.items()):
-        if wanted is not None and not any(part.lower() in name.lower() for part in wanted):
+        if wanted is not None and not any(
+            part == name if part in every else part.lower() in name.lower() for part in wanted
+        ):
             continue
         one = measure(folder / str(number))
         right = one.pop("right")
