@@ -102,7 +102,8 @@ def _with_figures(study: Study, resolved: Sequence[Resolved], wanted: Wanted, sa
             where=study.where("test"),
             fix="give test.score, and test.gold with the column of the right answers",
         )
-    say("the test's rows hold no answers of their own: their loss is not measured")
+    told = "answers of their own: their loss is" if kinds <= OF_ANSWERS else "pairs: their order is"
+    say(f"the test's rows hold no {told} not measured")
     return replace(wanted, loss=False)
 
 
