@@ -1,8 +1,8 @@
 /* Causal attention of many documents in one flat row, forward and backward, in fp32 on a CPU.
  *
  * A unit of work is one head of one document; units go to threads longest first. Each copies its keys and values into
- * padded local tables, so that the products below run on whole tiles of 8 x 32 numbers held in registers, and skips the
- * keys that its rows may not see. Inputs and outputs are fp32 or bf16.
+ * padded local tables, so that the products below run on whole tiles of numbers held in registers, and skips the keys
+ * that its rows may not see. Inputs and outputs are fp32 or bf16.
  *
  *   q, out, dout, dq [tokens, heads, dim]   k, v [tokens, groups, dim]   dk, dv [tokens, heads, dim] (summed by the caller)
  *   lse [heads, tokens] natural logarithm of each row's sum      bounds [documents + 1]      window 0: none
@@ -19,30 +19,31 @@
 
 static inline int64_t round_up(int64_t n) { return (n + TILE - 1) / TILE * TILE; }
 
-/* c[8][32] = (add ? c : 0) + a[8][depth] b[depth][32]; a(i, p) = a[i * ai + p * ap]. */
+/* c[TILE_ROWS][2 * LANES] = (add ? c : 0) + a[.][depth] b[depth][.]; a(i, p) = a[i * ai + p * ap]. */
 static inline void tile(const float *a, int64_t ai, int64_t ap, const float *b, int64_t ldb, float *c, int64_t ldc,
                         int64_t depth, int add) {
-    v16 acc[8][2];
-    for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 2; j++) acc[i][j] = add ? *(const v16 *)(c + i * ldc + 16 * j) : (v16){0};
+    vec acc[TILE_ROWS][2];
+    for (int i = 0; i < TILE_ROWS; i++)
+        for (int j = 0; j < 2; j++) acc[i][j] = add ? *(const vec *)(c + i * ldc + LANES * j) : (vec){0};
     for (int64_t p = 0; p < depth; p++) {
-        v16 b0 = *(const v16 *)(b + p * ldb), b1 = *(const v16 *)(b + p * ldb + 16);
+        vec b0 = *(const vec *)(b + p * ldb), b1 = *(const vec *)(b + p * ldb + LANES);
 #pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
+        for (int i = 0; i < TILE_ROWS; i++) {
             float x = a[i * ai + p * ap];
             acc[i][0] += x * b0;
             acc[i][1] += x * b1;
         }
     }
-    for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 2; j++) *(v16 *)(c + i * ldc + 16 * j) = acc[i][j];
+    for (int i = 0; i < TILE_ROWS; i++)
+        for (int j = 0; j < 2; j++) *(vec *)(c + i * ldc + LANES * j) = acc[i][j];
 }
 
-/* c[m][n] (+)= a[m][depth] b[depth][n], m a multiple of 8 and n of 32. */
+/* c[m][n] (+)= a[m][depth] b[depth][n], m and n multiples of a tile's sides. */
 static void product(const float *a, int64_t ai, int64_t ap, const float *b, int64_t ldb, float *c, int64_t ldc,
                     int64_t m, int64_t n, int64_t depth, int add) {
-    for (int64_t j = 0; j < n; j += TILE)
-        for (int64_t i = 0; i < m; i += 8) tile(a + i * ai, ai, ap, b + j, ldb, c + i * ldc + j, ldc, depth, add);
+    for (int64_t j = 0; j < n; j += 2 * LANES)
+        for (int64_t i = 0; i < m; i += TILE_ROWS)
+            tile(a + i * ai, ai, ap, b + j, ldb, c + i * ldc + j, ldc, depth, add);
 }
 
 typedef struct {

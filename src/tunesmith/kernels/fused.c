@@ -145,10 +145,10 @@
                     __builtin_prefetch(g + i + AHEAD);                                                          \
                     __builtin_prefetch(v + i + AHEAD);                                                          \
                     __builtin_prefetch(out + i + AHEAD, 1);                                                     \
-                    for (int64_t j = i; j < i + 32; j += 16) {                                                  \
-                        v16 d = load16_##NAME(g + j);                                                           \
-                        *(v16 *)(sum + j) += d * load16_##NAME(v + j);                                          \
-                        store16_##NAME(out + j, d * *(const v16 *)(gain + j));                                  \
+                    for (int64_t j = i; j < i + 32; j += LANES) {                                               \
+                        vec d = load_vec_##NAME(g + j);                                                         \
+                        *(vec *)(sum + j) += d * load_vec_##NAME(v + j);                                        \
+                        store_vec_##NAME(out + j, d * *(const vec *)(gain + j));                                \
                     }                                                                                           \
                 }                                                                                               \
                 for (int64_t i = whole; i < dim; i++) {                                                         \
@@ -181,7 +181,7 @@ static inline uint32_t mix(uint32_t h) {
             mask[i] = mix(mix((uint32_t)i + low) ^ high) < below ? kept : (T)0;                                 \
     }
 
-static inline u32x16 mix16(u32x16 h) {
+static inline wide_bits mix_lanes(wide_bits h) {
     h = (h ^ (h >> 16)) * 0x85ebca6bu;
     h = (h ^ (h >> 13)) * 0xc2b2ae35u;
     return h ^ (h >> 16);
@@ -191,19 +191,20 @@ static inline u32x16 mix16(u32x16 h) {
 #define DROP(NAME, T)                                                                                           \
     void drop_##NAME(const T *x, T *y, int64_t n, int64_t seed, int64_t threshold, float value) {               \
         uint32_t low = (uint32_t)seed, high = (uint32_t)((uint64_t)seed >> 32), below = (uint32_t)threshold;    \
-        const u32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};                            \
+        wide_bits lanes;                                                                                        \
         float kept = LOAD_##NAME(STORE_##NAME(value));                                                          \
         uint32_t bits;                                                                                          \
         memcpy(&bits, &kept, 4);                                                                                \
-        int64_t whole = n / 16 * 16;                                                                            \
-        _Pragma("omp parallel for schedule(static) if (n > 16384)") for (int64_t i = 0; i < whole; i += 16) {   \
-            u32x16 keep = (u32x16)(mix16(mix16(lanes + ((uint32_t)i + low)) ^ high) < below) & bits;            \
-            v16 factor;                                                                                         \
+        for (int j = 0; j < LANES; j++) lanes[j] = j;                                                           \
+        int64_t whole = n / LANES * LANES;                                                                      \
+        _Pragma("omp parallel for schedule(static) if (n > 16384)") for (int64_t i = 0; i < whole; i += LANES) { \
+            wide_bits keep = (wide_bits)(mix_lanes(mix_lanes(lanes + ((uint32_t)i + low)) ^ high) < below) & bits; \
+            vec factor;                                                                                         \
             memcpy(&factor, &keep, sizeof(factor));                                                             \
-            store16_##NAME(y + i, load16_##NAME(x + i) * factor);                                               \
+            store_vec_##NAME(y + i, load_vec_##NAME(x + i) * factor);                                           \
         }                                                                                                       \
         for (int64_t i = whole; i < n; i++)                                                                     \
-            y[i] = STORE_##NAME(LOAD_##NAME(x[i]) * (mix(mix((uint32_t)i + low) ^ high) < below ? kept : 0.0f));\
+            y[i] = STORE_##NAME(LOAD_##NAME(x[i]) * (mix(mix((uint32_t)i + low) ^ high) < below ? kept : 0.0f)); \
     }
 
 RMS_NORM(f32, float)

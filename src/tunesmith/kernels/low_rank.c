@@ -7,28 +7,29 @@
  */
 #include "portable.h"
 
-#define ROWS 8  /* rows that share what is loaded of b */
-#define RANK 32 /* widest change; a wider one is left to the matrix product */
+#define ROWS TILE_ROWS /* rows that share what is loaded of b */
+#define RANK 32        /* widest change; a wider one is left to the matrix product */
 #define PART 2048
+#define MEET (TILE_ROWS / 2) /* rows of A that meet four rows of W at once */
 
-/* y[count][2 * 16] of rows that lie dim apart, h [count][rank], b [rank][2 * 16] whose rows lie dim apart. */
+/* y[count][2 * LANES] of rows that lie dim apart, h [count][rank], b [rank][2 * LANES] whose rows lie dim apart. */
 #define LOW_RANK_ADD(NAME, T)                                                                                   \
     static inline __attribute__((always_inline)) void low_rank_tile_##NAME(                                     \
         T *y, const float h[ROWS][RANK], const float *b, const float *gain, const float *shift, int64_t count,  \
         int64_t rank, int64_t dim) {                                                                            \
-        v16 acc[ROWS][2];                                                                                       \
+        vec acc[ROWS][2];                                                                                       \
         for (int64_t r = 0; r < count; r++)                                                                     \
-            for (int j = 0; j < 2; j++) acc[r][j] = (v16){0};                                                   \
+            for (int j = 0; j < 2; j++) acc[r][j] = (vec){0};                                                   \
         for (int64_t k = 0; k < rank; k++) {                                                                    \
-            v16 b0 = *(const v16 *)(b + k * dim), b1 = *(const v16 *)(b + k * dim + 16);                        \
+            vec b0 = *(const vec *)(b + k * dim), b1 = *(const vec *)(b + k * dim + LANES);                     \
             for (int64_t r = 0; r < count; r++) acc[r][0] += h[r][k] * b0, acc[r][1] += h[r][k] * b1;           \
         }                                                                                                       \
         for (int64_t r = 0; r < count; r++)                                                                     \
             for (int j = 0; j < 2; j++) {                                                                       \
-                v16 out = load16_##NAME(y + r * dim + 16 * j) + acc[r][j];                                      \
-                out *= *(const v16 *)(gain + 16 * j);                                                           \
-                if (shift) out += *(const v16 *)(shift + 16 * j);                                               \
-                store16_##NAME(y + r * dim + 16 * j, out);                                                      \
+                vec out = load_vec_##NAME(y + r * dim + LANES * j) + acc[r][j];                                 \
+                out *= *(const vec *)(gain + LANES * j);                                                        \
+                if (shift) out += *(const vec *)(shift + LANES * j);                                            \
+                store_vec_##NAME(y + r * dim + LANES * j, out);                                                 \
             }                                                                                                   \
     }                                                                                                           \
     int low_rank_add_##NAME(T *y, const T *h, const float *b, const float *gain, const float *shift,            \
@@ -42,7 +43,7 @@
             T *to = y + row * dim;                                                                              \
             for (int64_t r = 0; r < count; r++)                                                                 \
                 for (int64_t k = 0; k < rank; k++) wide[r][k] = LOAD_##NAME(h[(row + r) * rank + k]);           \
-            for (; i + 32 <= dim; i += 32) {                                                                    \
+            for (; i + 2 * LANES <= dim; i += 2 * LANES) {                                                      \
                 const float *g = gain + i, *s = shift ? shift + i : 0;                                          \
                 if (count == ROWS)                                                                              \
                     low_rank_tile_##NAME(to + i, wide, b + i, g, s, ROWS, rank, dim);                           \
@@ -62,18 +63,18 @@
     }
 
 static inline float dot(const float *a, const float *b, int64_t n) {
-    v16 lanes = {0};
+    vec lanes = {0};
     float sum = 0.0f;
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) lanes += *(const v16 *)(a + i) * *(const v16 *)(b + i);
+    for (; i + LANES <= n; i += LANES) lanes += *(const vec *)(a + i) * *(const vec *)(b + i);
     for (; i < n; i++) sum += a[i] * b[i];
-    for (int j = 0; j < 16; j++) sum += lanes[j];
+    for (int j = 0; j < LANES; j++) sum += lanes[j];
     return sum;
 }
 
 /* out[j] = squares[j] + 2 s b.(A w) + s^2 b.(G b): w [rows, dim], a [rank, dim], b [rows, rank]; the Gram matrix
-   G = A A^T goes into gram [rank, 16 * ceil(rank / 16)]. Four rows of w are widened a part at a time and meet four of a;
-   what they give is summed over the sixteen lanes once a row. Nothing comes out below 0; returns whether something is 0. */
+   G = A A^T goes into gram [rank, 16 * ceil(rank / 16)]. Four rows of w are widened a part at a time and meet MEET of a;
+   what they give is summed over the lanes once a row. Nothing comes out below 0; returns whether something is 0. */
 #define ROW_SQUARES(NAME, T)                                                                                    \
     int row_squares_##NAME(const T *w, const float *squares, const float *a, float *gram, const float *b,       \
                            float *out, int64_t rows, int64_t dim, int64_t rank, float scale) {                  \
@@ -84,28 +85,28 @@ static inline float dot(const float *a, const float *b, int64_t n) {
         _Pragma("omp parallel for schedule(static)") for (int64_t row = 0; row < rows; row += 4) {              \
             int64_t count = rows - row < 4 ? rows - row : 4;                                                    \
             float wide[4][PART] __attribute__((aligned(64)));                                                   \
-            v16 cross[4] = {{0}};                                                                               \
+            vec cross[4] = {{0}};                                                                               \
             if (count < 4) memset(wide, 0, sizeof(wide));                                                       \
             for (int64_t from = 0; from < dim; from += PART) {                                                  \
-                int64_t n = from + PART < dim ? PART : dim - from, whole = n / 16 * 16;                         \
+                int64_t n = from + PART < dim ? PART : dim - from, whole = n / LANES * LANES;                   \
                 for (int64_t r = 0; r < count; r++) {                                                           \
                     const T *wr = w + (row + r) * dim + from;                                                   \
-                    for (int64_t i = 0; i < whole; i += 16) *(v16 *)(wide[r] + i) = load16_##NAME(wr + i);      \
+                    for (int64_t i = 0; i < whole; i += LANES) *(vec *)(wide[r] + i) = load_vec_##NAME(wr + i); \
                     for (int64_t i = whole; i < n; i++) wide[r][i] = LOAD_##NAME(wr[i]);                        \
                 }                                                                                               \
-                for (int64_t k = 0; k < rank; k += 4) {                                                         \
-                    const float *ak[4];                                                                         \
-                    v16 acc[4][4] = {{{0}}};                                                                    \
-                    for (int j = 0; j < 4; j++) ak[j] = a + (k + j < rank ? k + j : k) * dim + from;            \
-                    for (int64_t i = 0; i < whole; i += 16)                                                     \
-                        for (int j = 0; j < 4; j++) {                                                           \
-                            v16 x = *(const v16 *)(ak[j] + i);                                                  \
-                            for (int r = 0; r < 4; r++) acc[j][r] += x * *(const v16 *)(wide[r] + i);           \
+                for (int64_t k = 0; k < rank; k += MEET) {                                                      \
+                    const float *ak[MEET];                                                                      \
+                    vec acc[MEET][4] = {{{0}}};                                                                 \
+                    for (int j = 0; j < MEET; j++) ak[j] = a + (k + j < rank ? k + j : k) * dim + from;         \
+                    for (int64_t i = 0; i < whole; i += LANES)                                                  \
+                        for (int j = 0; j < MEET; j++) {                                                        \
+                            vec x = *(const vec *)(ak[j] + i);                                                  \
+                            for (int r = 0; r < 4; r++) acc[j][r] += x * *(const vec *)(wide[r] + i);           \
                         }                                                                                       \
                     for (int64_t i = whole; i < n; i++)                                                         \
-                        for (int j = 0; j < 4; j++)                                                             \
+                        for (int j = 0; j < MEET; j++)                                                          \
                             for (int r = 0; r < 4; r++) acc[j][r][0] += ak[j][i] * wide[r][i];                  \
-                    for (int j = 0; j < 4; j++)                                                                 \
+                    for (int j = 0; j < MEET; j++)                                                              \
                         for (int r = 0; r < 4; r++)                                                             \
                             cross[r] += acc[j][r] * (k + j < rank && r < count ? b[(row + r) * rank + k + j] : 0.0f); \
                 }                                                                                               \
@@ -113,14 +114,14 @@ static inline float dot(const float *a, const float *b, int64_t n) {
             for (int64_t r = 0; r < count; r++) {                                                               \
                 const float *br = b + (row + r) * rank;                                                         \
                 float own = 0.0f, met = 0.0f;                                                                   \
-                for (int64_t l = 0; l < rank; l += 16) {                                                        \
-                    v16 mixed = {0}, some = {0};                                                                \
-                    for (int64_t k = 0; k < rank; k++) mixed += br[k] * *(const v16 *)(gram + k * wide_rank + l); \
-                    for (int64_t i = 0; i < 16 && l + i < rank; i++) some[i] = br[l + i];                       \
+                for (int64_t l = 0; l < rank; l += LANES) {                                                     \
+                    vec mixed = {0}, some = {0};                                                                \
+                    for (int64_t k = 0; k < rank; k++) mixed += br[k] * *(const vec *)(gram + k * wide_rank + l); \
+                    for (int64_t i = 0; i < LANES && l + i < rank; i++) some[i] = br[l + i];                    \
                     some *= mixed;                                                                              \
-                    for (int i = 0; i < 16; i++) own += some[i];                                                \
+                    for (int i = 0; i < LANES; i++) own += some[i];                                             \
                 }                                                                                               \
-                for (int i = 0; i < 16; i++) met += cross[r][i];                                                \
+                for (int i = 0; i < LANES; i++) met += cross[r][i];                                             \
                 double square = squares[row + r] + 2.0 * scale * met + (double)scale * scale * own;             \
                 out[row + r] = square <= 0.0 ? 0.0 : square;                                                    \
             }                                                                                                   \

@@ -45,44 +45,51 @@ static inline float fast_exp(float x) {
     return p * scale;
 }
 
-/* Sixteen numbers at once, widened to fp32 and rounded back; the addresses need no alignment. The processor's own
-   rounding to bf16 makes 0 of numbers below 1.2e-38, the others do not. */
-typedef float v16 __attribute__((vector_size(64), aligned(4)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-typedef uint16_t u16x16 __attribute__((vector_size(32), aligned(2)));
-
-static inline v16 load16_f32(const float *x) { return *(const v16 *)x; }
-static inline void store16_f32(float *to, v16 x) { *(v16 *)to = x; }
-
-#ifdef __AVX512F__
-static inline v16 load16_b16(const bf16 *x) {
-    __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
-    return (v16)_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
-}
+/* As many numbers at once as a register of the processor holds, widened to fp32 and rounded back; the addresses need no
+   alignment. A wider vector would be cut into pieces that pass through memory. The processor's own rounding to bf16 makes
+   0 of numbers below 1.2e-38, the others do not. */
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
 #else
-static inline v16 load16_b16(const bf16 *x) {
-    u32x16 bits = __builtin_convertvector(*(const u16x16 *)x, u32x16) << 16;
-    v16 out;
-    memcpy(&out, &bits, sizeof(out));
-    return out;
-}
+#define LANES 4
 #endif
+/* Rows of a tile of sums, each of two registers: the sums, what they meet and a factor fit into 32 registers, or 16. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define TILE_ROWS 8
+#else
+#define TILE_ROWS 4
+#endif
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t wide_bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t narrow_bits __attribute__((vector_size(2 * LANES), aligned(2)));
 
+static inline vec load_vec_f32(const float *x) { return *(const vec *)x; }
+static inline void store_vec_f32(float *to, vec x) { *(vec *)to = x; }
+
+static inline vec load_vec_b16(const bf16 *x) {
+#ifdef __AVX512F__
+    __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
+    return (vec)_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+#else
+    wide_bits bits = __builtin_convertvector(*(const narrow_bits *)x, wide_bits) << 16;
+    return (vec)bits;
+#endif
+}
+
+static inline void store_vec_b16(bf16 *to, vec x) {
 #ifdef __AVX512BF16__
-static inline void store16_b16(bf16 *to, v16 x) {
     __m256bh out = _mm512_cvtneps_pbh((__m512)x);
     memcpy(to, &out, sizeof(out));
-}
 #else
-static inline void store16_b16(bf16 *to, v16 x) {
-    u32x16 bits;
-    memcpy(&bits, &x, sizeof(bits));
-    u32x16 nan = (u32x16)((bits & 0x7fffffffu) > 0x7f800000u);
-    u32x16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    wide_bits bits = (wide_bits)x;
+    wide_bits nan = (wide_bits)((bits & 0x7fffffffu) > 0x7f800000u);
+    wide_bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     rounded = (nan & ((bits >> 16) | 0x40u)) | (~nan & rounded);
-    *(u16x16 *)to = __builtin_convertvector(rounded, u16x16);
-}
+    *(narrow_bits *)to = __builtin_convertvector(rounded, narrow_bits);
 #endif
+}
 
 #define LOAD_f32(x) (x)
 #define STORE_f32(x) (x)
