@@ -1,4 +1,4 @@
-"""The compiled kernels are right for processors with narrow registers and few of them, not for the one at hand alone."""
+"""The compiled kernels are right for processors with few and narrow registers, not for the one at hand alone."""
 
 from __future__ import annotations
 
