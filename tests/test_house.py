@@ -38,7 +38,7 @@ LAYERS: list[set[str]] = [
     {"doctor", "progress", "reporters"},
     {"record"},
     {"card", "plot", "strict"},
-    {"atomic", "machine", "notation", "pages"},
+    {"atomic", "heap", "machine", "notation", "pages"},
     {"events", "settings", "ghost"},
     {"errors"},
 ]

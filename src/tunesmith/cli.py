@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tunesmith import heap
 from tunesmith.cli_options import (
     SCORERS,
     Base,
@@ -49,6 +50,7 @@ def main() -> None:
     if "--debug" in sys.argv[1:]:
         sys.argv.remove("--debug")
         os.environ["TUNESMITH_DEBUG"] = "1"
+    heap.keep()
     app()
 
 

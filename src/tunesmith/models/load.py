@@ -27,6 +27,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as hf_logging
 
+from tunesmith import heap
 from tunesmith.adapters.heads import ClassHead, drawn, say_in_config
 from tunesmith.adapters.targets import anatomy
 from tunesmith.data.reading.hub import hub_answers
@@ -322,6 +323,7 @@ def load_model(
     `head`: it ends in a classification head, which is drawn by `seed` where the model's files have none. Files that
     lack anything else are refused; `say` gets what they hold beyond the model.
     """
+    heap.keep()
     device = pick_device(settings.device)
     dtype = dtype or pick_dtype(settings.dtype, device)
     attention.register()
