@@ -27,6 +27,8 @@ from typing import Any
 from prepare import WORDS, make_model
 from result import Result, load_average, warn_if_busy
 
+from tunesmith import heap
+
 STEPS, ROWS = 4, 16
 
 
@@ -231,6 +233,7 @@ LASTING = ("weights", "adapter", "gradients", "optimizer")
 
 
 def main() -> int:
+    heap.keep()  # as the command line does, before torch makes its first tensor
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
     parser.add_argument("--fit", action="store_true")

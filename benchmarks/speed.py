@@ -106,7 +106,7 @@ def final_loss(run: dict[str, Any]) -> float:
     return weighted / sum(learned[half:])
 
 
-def summary(name: str, runs: list[dict[str, Any]], flops_per_token: float, bf16_rate: float) -> dict[str, Any]:
+def summary(name: str, runs: list[dict[str, Any]], flops_per_token: float, products: float) -> dict[str, Any]:
     rate = median(tokens_per_second(run) for run in runs)
     return {
         "note": CONTENDERS[name].note,
@@ -120,7 +120,7 @@ def summary(name: str, runs: list[dict[str, Any]], flops_per_token: float, bf16_
         "first_loss": runs[0]["losses"][0],
         "final_loss": median(final_loss(run) for run in runs),
         "smallest_grad_norm": min(norm for run in runs for norm in run["grad_norms"]),
-        "useful_share_of_bf16_products": rate * flops_per_token / bf16_rate,
+        "useful_share_of_products": rate * flops_per_token / products,
         "others_cpu_share": max(run["others_cpu_share"] for run in runs),
         "trainable_parameters": runs[0]["trainable_parameters"],
         "runs": runs,
@@ -166,7 +166,7 @@ def print_table(data: str, table: dict[str, dict[str, Any]], result: Result) -> 
             f"{versus['memory_share']:8.2f}" if versus else f"{'':8}",
             f"{row['final_loss']:9.4f}",
             f"{versus['final_loss_apart']:8.2%}" if versus else f"{'':8}",
-            f"{row['useful_share_of_bf16_products']:8.1%}",
+            f"{row['useful_share_of_products']:8.1%}",
             f"{row['others_cpu_share']:8.1%}",
         ]
         print("".join(cells))
@@ -265,8 +265,8 @@ def collect(
     config = json.loads((model / "config.json").read_text())
     flops = useful_flops(config, lengths, sum(measured(first, "learned_tokens")))
     per_token = sum(flops.values()) / sum(lengths)
-    bf16 = rates["bfloat16"]["flop_per_second"]
-    table = {name: summary(name, answers, per_token, bf16) for name, answers in answered.items()}
+    products = max(rate["flop_per_second"] for rate in rates.values())
+    table = {name: summary(name, answers, per_token, products) for name, answers in answered.items()}
     reference = OURS if OURS in table else next(iter(table))
     versus = {name: against(table[reference], row) for name, row in table.items() if name != reference}
     best_of = fastest_settings(table)
