@@ -147,6 +147,7 @@ def test_plain_text_of_a_base_without_a_template_is_gone_on_with(tmp_path: Path)
     assert [phase.result for phase in result.phases] == ["ok"] * 4, result
 
 
+@pytest.mark.slow
 def test_a_merged_model_that_says_something_else_fails(
     place: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

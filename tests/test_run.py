@@ -77,11 +77,18 @@ MOMENTS = {
     "publishing": ("tunesmith.train.publish:Publisher.__call__", 21),
 }
 QUICK = ("reading the data", "a step of epoch 0", "a step of epoch 1", "an evaluation", "a save")
+ASKED = ("a step of epoch 0", "a save")
+"""Of these, the moments at which a signal that asks is tried too."""
 
 
 def moments(numbers):
     return [
-        pytest.param(name, number, marks=() if name in QUICK else pytest.mark.slow, id=f"{name}-{number.name}")
+        pytest.param(
+            name,
+            number,
+            marks=() if name in (QUICK if number == signal.SIGKILL else ASKED) else pytest.mark.slow,
+            id=f"{name}-{number.name}",
+        )
         for name in MOMENTS
         for number in numbers
     ]

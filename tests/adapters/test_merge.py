@@ -120,7 +120,7 @@ def test_one_wrong_layer_of_all_is_caught_whichever_it_is(dtype, share, tmp_path
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma3", "mixtral"])
 def test_a_right_merge_passes_whatever_the_numbers(arch, tmp_path):
-    for seed in range(12):
+    for seed in range(6):
         for size in (0.01, 0.1):
             model, adapter_set = adapted(arch, dtype=torch.bfloat16, seed=seed, size=size)
             before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

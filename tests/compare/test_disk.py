@@ -69,7 +69,9 @@ def test_of_a_cell_the_adapter_stays_and_of_a_trial_words_and_numbers(folder):
     assert not (stale / "adapter").exists()
 
 
-@pytest.mark.parametrize("struck", ["before", "amid", "after"])
+@pytest.mark.parametrize(
+    "struck", ["amid", *(pytest.param(when, marks=pytest.mark.slow) for when in ("before", "after"))]
+)
 def test_a_study_that_is_killed_while_it_tidies_redoes_nothing(folder, monkeypatch, struck):
     given = values(folder, f"killed-{struck}", learning_rates=[1e-2, 3e-2], arms={"lora": {}})
     original, count = disk.tidy, [0]

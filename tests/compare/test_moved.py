@@ -53,6 +53,7 @@ def turn_a_byte(path):
     path.write_bytes(bytes(held))
 
 
+@pytest.mark.slow
 def test_what_moves_or_is_touched_is_done_and_what_changes_by_a_byte_is_not(home):
     first, asked = compare(values(home, home / "study"))
     assert len(asked) == 3

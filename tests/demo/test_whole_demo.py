@@ -55,12 +55,7 @@ MOMENTS = {
 }
 
 
-SEEN_OFTEN = (
-    "the base is scored",
-    "the run has said it",
-    "the first checkpoint is written",
-    "the tuned model is scored",
-)
+SEEN_OFTEN = ("the run has said it", "the first checkpoint is written")
 
 
 @pytest.mark.parametrize("moment", [m if m in SEEN_OFTEN else pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS])

@@ -29,24 +29,7 @@ def _forget() -> None:
         found.cache_clear()
 
 
-@pytest.fixture(params=list(NEEDS))
-def level(request, monkeypatch, tmp_path):
-    needed = NEEDS[request.param]
-    if needed is not None and needed not in cpu_flags():
-        pytest.skip(f"this processor has no {needed}")
-    flags = tuple(f"-march={request.param}" if flag == "-march=native" else flag for flag in native.FLAGS)
-    assert flags != native.FLAGS
-    monkeypatch.setattr(native, "FLAGS", flags)
-    monkeypatch.setattr(native, "cache_folder", lambda: tmp_path)
-    _forget()
-    assert native.why_not() is None
-    assert list(tmp_path.glob("kernels/*.so"))
-    yield request.param
-    _forget()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention(level, dtype):
+def attention(dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
     inputs = [torch.randn(75, n, 32, generator=g).to(dtype).requires_grad_() for n in (4, 2, 2)]
     wide = [x.detach().double().requires_grad_() for x in inputs]
@@ -61,8 +44,7 @@ def test_attention(level, dtype):
         torch.testing.assert_close(mine.double(), exact, rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gain_and_its_gradients(level, dtype):
+def gain_and_its_gradients(dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
     z, dy = (torch.randn(70, 75, generator=g).to(dtype) for _ in range(2))
     gain = torch.randn(75, generator=g)
@@ -91,8 +73,7 @@ class Base:
         return self._weight
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_change_with_its_gain(level, dtype):
+def change_with_its_gain(dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
     x, w = torch.randn(37, 20, generator=g).to(dtype), torch.randn(75, 20, generator=g).to(dtype)
     a, b = torch.randn(5, 20, generator=g), torch.randn(75, 5, generator=g)
@@ -103,8 +84,7 @@ def test_a_change_with_its_gain(level, dtype):
     torch.testing.assert_close(found.double(), wanted, rtol=bound, atol=bound * wanted.abs().max().item())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_row_norms(level, dtype):
+def norms_of_rows(dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
     w, a, b = (torch.randn(shape, generator=g) * by for shape, by in (((45, 75), 1.0), ((5, 75), 0.3), ((45, 5), 0.3)))
     w = w.to(dtype)
@@ -114,8 +94,29 @@ def test_row_norms(level, dtype):
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_mask_is_the_same_in_one_pass_and_in_two(level, dtype):
+def mask(dtype: torch.dtype) -> None:
+    """Drawn in one pass or in two, it is the same."""
     keep = KeepMask(0.3, seed=5)
     x = torch.randn(50, 75, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert torch.equal(keep.on(x), x * keep.like(x))
+
+
+@pytest.mark.parametrize("level", NEEDS)
+def test_every_kernel(level, monkeypatch, tmp_path):
+    """One test a level: to compile takes longer than all of them."""
+    needed = NEEDS[level]
+    if needed is not None and needed not in cpu_flags():
+        pytest.skip(f"this processor has no {needed}")
+    flags = tuple(f"-march={level}" if flag == "-march=native" else flag for flag in native.FLAGS)
+    assert flags != native.FLAGS
+    monkeypatch.setattr(native, "FLAGS", flags)
+    monkeypatch.setattr(native, "cache_folder", lambda: tmp_path)
+    _forget()
+    assert native.why_not() is None
+    assert list(tmp_path.glob("kernels/*.so"))
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            for check in (attention, gain_and_its_gradients, change_with_its_gain, norms_of_rows, mask):
+                check(dtype)
+    finally:
+        _forget()

@@ -130,7 +130,8 @@ def plain(kind: str, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.T
 def test_1_a_neutral_method_starts_as_the_base_bit_for_bit(method, kind, storage):
     """What is added is 0 and what is multiplied by is 1, in whatever dtype, a start of W's own not excepted.
 
-    Beside a base in fp64 DoRA's m, held in fp32, is the norm to within its rounding alone.
+    Beside a base in fp64 DoRA's m, held in fp32, is the norm to within its rounding alone. The head's rows of a few
+    tokens are a product of their own, which on some processors is rounded otherwise than among all rows.
     """
     dtype, _ = STORAGES[storage]
     _, slot, switch = host(kind, method, dtype, move=False)
@@ -140,6 +141,9 @@ def test_1_a_neutral_method_starts_as_the_base_bit_for_bit(method, kind, storage
         y, wanted = slot(x), layer_of(kind, dtype)(x)
     if (method, dtype) == ("dora", torch.float64):
         torch.testing.assert_close(y, wanted, rtol=1e-7, atol=1e-7 * wanted.abs().max().item())
+    elif (method, kind.startswith("linear")) == ("tokens", True):
+        bound = 4 * torch.finfo(dtype).eps
+        torch.testing.assert_close(y, wanted, rtol=bound, atol=bound * wanted.abs().max().item())
     else:
         assert torch.equal(y, wanted)
 

@@ -76,7 +76,7 @@ def test_of_two_classes_it_does_not_matter_which_is_the_second(seed):
         (threshold,) = best_thresholds(shares[:, order][:, 1:], wanted[:, order][:, 1:], both=True)
         found = decided(shares[:, order], False, (threshold,))[:, order]
         said.append(f1_score(truth, found[:, 1], average="macro"))
-    every = [f1_score(truth, second >= t, average="macro", zero_division=0) for t in np.linspace(0, 1, 2001)]
+    every = [f1_score(truth, second >= t, average="macro", zero_division=0) for t in (*second, 2.0)]
     assert said == pytest.approx([max(every)] * 2, abs=1e-9)
     assert said[0] >= f1_score(truth, second >= 0.5, average="macro", zero_division=0)
 
@@ -85,7 +85,7 @@ def test_the_best_threshold_is_the_best_of_all():
     shares, wanted, _ = made(classes=2)
     (threshold,) = best_thresholds(shares[:, 1:], wanted[:, 1:])
     truth = wanted[:, 1].astype(bool)
-    every = [f1_score(truth, shares[:, 1] >= t, zero_division=0) for t in np.linspace(0, 1, 2001)]
+    every = [f1_score(truth, shares[:, 1] >= t, zero_division=0) for t in (*shares[:, 1], 2.0)]
     assert f1_score(truth, shares[:, 1] >= threshold) == pytest.approx(max(every), abs=1e-9)
     assert best_thresholds(np.array([[0.2], [0.7]]), np.array([[0], [1]])) == (0.5,)
     assert best_thresholds(np.array([[0.2], [0.3]]), np.array([[0], [1]])) == (pytest.approx(0.25),)

@@ -337,6 +337,7 @@ def test_a_value_that_goes_with_no_other_is_refused_before_any_work(home):
         tunesmith.search(asked, runner=Counting(), quiet=True)
 
 
+@pytest.mark.slow
 def test_a_range_is_proposed_only_where_a_run_can_have_it(home):
     pytest.importorskip("optuna")
     space = {"adapter.restart_every": {"low": 3, "high": 8}, "adapter.rewarm": {"low": 1, "high": 5}}

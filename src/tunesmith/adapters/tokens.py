@@ -2,7 +2,8 @@
 
 Maths   E'[t] = R[i] where t is the i-th trained token, E[t] for all others; the head's rows alike
 Shapes  E [vocabulary, hidden]   R [n, hidden], fp32
-Init    R = E[t]: the first forward equals the base model
+Init    R = E[t]: the first forward equals the base model, bit for bit in the embedding; in the head as far as a product
+        with n rows rounds as one with all of them, which not every processor does
 Merge   the rows written into the table
 Departs from PEFT's trainable tokens in that the head keeps its bias, and no copy of the table is made per call
 """
