@@ -1,8 +1,8 @@
 """How this process asks for memory: what a step frees is kept for the next, and large tensors lie on large pages.
 
 The C library hands the memory of a large tensor back when it is freed, and the system clears every page of the next
-one: 600,000 pages in a step of a small model. Nothing here changes a number, and nothing is done where the C library is
-not GNU's or the user has said otherwise in its own variables.
+one: 583,000 pages in a step of a small model and its embeddings. Nothing here changes a number, and nothing is done
+where the C library is not GNU's or the user has said otherwise in its own variables.
 """
 
 from __future__ import annotations
