@@ -25,8 +25,8 @@ pytestmark = [
 
 
 def _forget() -> None:
-    for found in (native._build, native.library, native.has_tiles):
-        found.cache_clear()
+    for name in ("_build", "library", "has_tiles"):
+        getattr(native, name).cache_clear()
 
 
 def attention(dtype: torch.dtype) -> None:
